@@ -1,0 +1,36 @@
+# A convenience over `osteojax <verb>`. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export PYTHONWARNINGS ?= default
+
+.PHONY: demo test test-slow lint lock clean
+
+demo: $(STAMP)            ## the whole main job on a small simulated cohort
+	$(BIN)/osteojax demo --out demo
+
+test: $(STAMP)            ## the fast test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)       ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)            ## lint, format check, type check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# uv lives inside the environment it builds, so nothing is installed outside this folder.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OsteoJAX needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python --quiet -r requirements.lock -e .
+	touch $(STAMP)
+
+lock:                     ## write requirements.lock anew from pyproject.toml
+	uv pip compile pyproject.toml --universal --extra dev --generate-hashes --no-emit-index-url -o requirements.lock
+
+clean:
+	rm -rf $(VENV) demo

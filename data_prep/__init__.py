@@ -1,0 +1,1 @@
+"""The offline pipeline: CT + vertebra masks + DXA table -> texture-pool shards."""

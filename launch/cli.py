@@ -1,0 +1,92 @@
+"""`osteojax <verb>`: finds launch/<verb>.py and runs it.
+
+A verb's module has `add_arguments(parser)` and `run(args) -> exit status`; its docstring's first
+line is the help, the rest (an example) the epilogue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from osteojax import __version__
+from osteojax.errors import UserError
+
+VERBS = (
+    "simulate",
+    "prepare",
+    "inspect",
+    "train",
+    "evaluate",
+    "export",
+    "predict",
+    "benchmark",
+    "demo",
+)
+
+
+def _verb_help(verb: str) -> tuple[str, str]:
+    """First line and rest of a verb's docstring."""
+    doc = importlib.import_module(f"launch.{verb}").__doc__ or ""
+    head, _, rest = doc.strip().partition("\n")
+    return head, rest.strip("\n")
+
+
+def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="osteojax", description="CT + vertebra masks + DXA table -> a model of bone density."
+    )
+    parser.add_argument("--version", action="version", version=f"osteojax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    # Only the verb asked for is imported: `osteojax prepare` must not wait for flax.
+    asked = [argv[0]] if argv and argv[0] in VERBS else list(VERBS)
+    for verb in asked:
+        head, epilogue = _verb_help(verb)
+        sub = verbs.add_parser(
+            verb,
+            help=head,
+            description=head,
+            epilog=epilogue,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        importlib.import_module(f"launch.{verb}").add_arguments(sub)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb. Exit status: 0 done, 1 something failed, 2 a wrong command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    parser = _build_parser(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.verb != "train":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if args.verb == "train":
+        args.overrides = rest  # --config.key=value belongs to the config's own flags
+    try:
+        return importlib.import_module(f"launch.{args.verb}").run(args)
+    except UserError as error:
+        print(f"osteojax {args.verb}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"osteojax {args.verb}: interrupted; rerun the same command to go on", file=sys.stderr
+        )
+        return 130
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"osteojax {args.verb}: error: {where}{error.strerror}. What was finished is kept: make "
+            "room or access, then rerun the same command.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

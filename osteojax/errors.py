@@ -1,0 +1,24 @@
+"""Mistakes a user can make, told in one line."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake of the user's, not of the program's: printed as one line, never as a traceback.
+
+    The message names the case, the values and the way out.
+    """
+
+
+class CaseError(UserError):
+    """One case is unusable; the others go on. It becomes a row of `failures.csv`.
+
+    Attributes:
+      case: the user's own id of the case (`scan_id`, or `scan_id/L1` for one vertebra).
+      reason: what is wrong, with the values.
+      remedy: what the user can do about it.
+    """
+
+    def __init__(self, case: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{case}: {reason} {remedy}")
+        self.case, self.reason, self.remedy = case, reason, remedy

@@ -1,0 +1,27 @@
+"""Eight fake CPU devices for every test, and the place of the real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real CTs with masks; OSTEOJAX_TEST_DATA overrides where it is looked for."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("OSTEOJAX_TEST_DATA", default))
+    if not (folder / "totalsegmentator").is_dir():
+        pytest.skip(f"real CTs not found at {folder}; set OSTEOJAX_TEST_DATA to their folder")
+    return folder
