@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"osteojax {args.verb}: error: {where}{error.strerror}. What was finished is kept: make "
-            "room or access, then rerun the same command.",
+            f"osteojax {args.verb}: error: {where}{error.strerror}. What was finished is kept: "
+            "make room or access, then rerun the same command.",
             file=sys.stderr,
         )
         return 1

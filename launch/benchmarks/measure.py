@@ -1,0 +1,70 @@
+"""What every benchmark shares: warm up, block, median and spread, environment, JSON."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from osteojax.files import write_json
+
+
+def seconds(run: Callable[[], Any], repeats: int, warmup: int = 1) -> dict[str, float]:
+    """Wall seconds of `run()`, blocked until its arrays are ready.
+
+    Returns {"median", "min", "max"} over `repeats` runs after `warmup` uncounted ones (compilation).
+    """
+    for _ in range(warmup):
+        jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+
+
+def environment(*packages: str) -> dict[str, Any]:
+    """Hardware, versions and date, to stand beside every number."""
+    versions = {}
+    for package in ("jax", "jaxlib", "numpy", *packages):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    device = jax.devices()[0]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": _cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def write_results(path: str | Path, env: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes {"environment", "rows"} as JSON, atomically."""
+    write_json(path, {"environment": env, "rows": rows})
