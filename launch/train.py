@@ -1,0 +1,67 @@
+"""Train, or resume: self-supervised pre-training and fine-tuning alike.
+
+The config says which. Any of its fields can be set as --config.FIELD=VALUE. Rerunning the same
+command resumes where the run was.
+
+Examples:
+  osteojax train --config configs/tp_swav_resnet34.py --workdir pretrain --data pool
+  osteojax train --config configs/moe_multitask_resnet34.py --workdir finetune --data pool \\
+      --config.init_from=pretrain --config.batch_size=64
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from osteojax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, help="a file of configs/, FILE.py or FILE.py:smoke"
+    )
+    parser.add_argument("--workdir", required=True, help="where the run lives; rerun to resume")
+    parser.add_argument("--data", required=True, help="folder that `osteojax prepare` wrote")
+
+
+def load_config(path: str, overrides: list[str]) -> ConfigDict:
+    """A config file with `--config.key=value` applied; types and names are checked.
+
+    A wrong file, key or value exits with status 2, as every wrong command line does.
+    """
+    file = Path(path.partition(":")[0])
+    if not file.is_file():
+        _exit(f"--config {file}: no such file. The configs are in configs/.")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        rest = values(["osteojax train", f"--config={path}", *overrides])
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _exit(str(error).strip().splitlines()[0])
+    if rest[1:]:
+        _exit(f"unknown arguments: {' '.join(rest[1:])}")
+    return values.config
+
+
+def _exit(message: str) -> None:
+    print(f"osteojax train: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run(args: argparse.Namespace) -> int:
+    # Imported late: a wrong command line must not wait for jax.
+    from osteojax.train.loop import train
+
+    config = load_config(args.config, args.overrides)
+    if config.get("init_from") and not Path(config.init_from).is_dir():
+        raise UserError(f"config.init_from {config.init_from}: no such workdir.")
+    best = train(config, args.workdir, args.data)
+    if best:
+        name = config.checkpoint.best_metric
+        print(f"best {name} {best[name]:.4f} at step {int(best['step'])}, in {args.workdir}/best")
+    return 0

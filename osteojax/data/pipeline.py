@@ -1,0 +1,110 @@
+"""Grain input: global shuffle, exact per-process sharding, resumable at any step.
+
+The order of examples is a function of (seed, position in the endless stream) alone; process p of n
+takes positions p, p + n, ... So a batch holds the same examples for any number of processes, epochs
+follow each other without a short batch, and a resumed run needs only the number of steps it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.views import Example
+from osteojax.errors import UserError
+
+READ_THREADS = 16
+PREFETCH_EXAMPLES = 128
+
+
+class _Rows:
+    """Grain source: row numbers of the cohort; volumes are read later, in its threads."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> int:
+        return int(self._rows[position])
+
+
+class _Read(grain.transforms.RandomMap):
+    """Row number -> example, with Grain's generator for this position of the stream."""
+
+    def __init__(self, cohort: PreparedCohort, view) -> None:
+        self._cohort, self._view = cohort, view
+
+    def random_map(self, row: int, rng: np.random.Generator) -> Example:
+        return self._view(self._cohort, row, rng)
+
+
+def training_batches(
+    cohort: PreparedCohort,
+    rows: np.ndarray,
+    view,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+) -> Iterator[Example]:
+    """Endless shuffled batches of this process's share.
+
+    Args:
+      cohort: where volumes are read from.
+      rows: which vertebrae take part.
+      view: `(cohort, row, rng) -> example` (views.py).
+      batch_size: global; must divide by the number of processes.
+      seed: of the shuffle and of the views' choices.
+      first_step: steps already done; the stream goes on from there, exactly.
+
+    Yields:
+      examples stacked along a new first axis of batch_size / processes.
+    """
+    processes = jax.process_count()
+    if batch_size % processes:
+        raise UserError(f"batch_size {batch_size} does not divide by {processes} processes.")
+    if len(rows) == 0:
+        raise UserError(
+            f"{cohort.directory}: no vertebra to train on after the config's selection. The "
+            f"manifest counts {cohort.manifest.counts}."
+        )
+    local = batch_size // processes
+    stream = (
+        grain.MapDataset.source(_Rows(rows))
+        .seed(seed)
+        .shuffle()
+        .repeat(None)
+        .random_map(_Read(cohort, view))[jax.process_index() :: processes]
+    )
+    reading = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=PREFETCH_EXAMPLES)
+    iterator = iter(stream.to_iter_dataset(reading).batch(local, drop_remainder=True))
+    iterator.set_state({"next_index": first_step * local})
+    return iterator
+
+
+def evaluation_batches(
+    cohort: PreparedCohort, rows: np.ndarray, view, *, batch_size: int, seed: int = 0
+) -> Iterator[tuple[np.ndarray, Example]]:
+    """Every row once, in order; the last batch is padded by repeating its last example.
+
+    All processes read the same batches and each device takes its share, so no patient is dropped
+    whatever the device count.
+
+    Yields:
+      (rows of this batch without padding, examples with leading axis batch_size).
+    """
+    generators = np.random.default_rng(seed).spawn(len(rows))
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        examples = [
+            view(cohort, int(row), rng)
+            for row, rng in zip(chosen, generators[start : start + batch_size], strict=True)
+        ]
+        examples += [examples[-1]] * (batch_size - len(examples))
+        yield chosen, {key: np.stack([e[key] for e in examples]) for key in examples[0]}

@@ -1,0 +1,47 @@
+"""From vertebrae to patients.
+
+Truth and prediction of a patient use the same vertebrae: the labelled ones. An unlabelled vertebra
+has a probability but no truth; letting it decide would compare a patient's answer about one set of
+bones with a truth about another.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from osteojax.evaluation.predictions import labelled
+
+RULES = ("any", "mean")
+"""A patient's probability: "any" is the largest of the vertebrae (the paper: positive if any
+vertebra is), "mean" their mean. The truth is "any vertebra is positive" under both."""
+
+
+def aggregate(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """One row per patient with at least one labelled vertebra, in order of patient_id.
+
+    Args:
+      table: a checked predictions table.
+      rule: member of `RULES`.
+
+    Returns:
+      patient_id, site, split, sex, age, device ("mixed" for several DXA devices), vertebrae (how
+      many labelled), osteoporosis int64, probability float64.
+    """
+    if rule not in RULES:
+        raise ValueError(f"patient rule {rule!r}; rules are {', '.join(RULES)}")
+    groups = labelled(table).groupby("patient_id", sort=True)
+    return groups.agg(
+        site=("site", _one_or_mixed),
+        split=("split", "first"),
+        sex=("sex", _one_or_mixed),
+        age=("age", "min"),
+        device=("device", _one_or_mixed),
+        vertebrae=("level", "size"),
+        osteoporosis=("osteoporosis", "max"),
+        probability=("probability", "max" if rule == "any" else "mean"),
+    ).reset_index()
+
+
+def _one_or_mixed(values: pd.Series) -> str:
+    unique = values.unique()
+    return str(unique[0]) if len(unique) == 1 else "mixed"

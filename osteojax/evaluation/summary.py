@@ -1,0 +1,342 @@
+"""From a predictions table to the content of `metrics.json`.
+
+Two steps, so that nothing is tuned on what is reported: `fit_on_validation` makes thresholds and
+temperatures from the validation split, `summarise` applies them to the test and external splits.
+Every number that does not exist is None with its reason under the `notes` beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from osteojax.data.schema import LEVELS, UNKNOWN_DEVICE
+from osteojax.evaluation import bootstrap, calibration, delong, metrics
+from osteojax.evaluation.metrics import attempt
+from osteojax.evaluation.patients import aggregate
+from osteojax.evaluation.predictions import gate_columns, labelled
+
+UNITS = ("vertebra", "patient", "patient_mean")
+"""What is diagnosed: a vertebra; a patient by any-positive (the paper's); a patient by the mean
+probability of the same vertebrae."""
+
+NO_DEVICE = "no DXA"
+"""How rows with an empty device are called in tables."""
+
+AGE_BANDS = ((0, 50, "under 50"), (50, 60, "50-59"), (60, 70, "60-69"), (70, 80, "70-79"))
+"""From (inclusive), to (exclusive) years; older is "80 and over"."""
+
+RESIDUAL_QUANTILES = (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)
+
+
+def cases_of(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """The labelled cases of a checked table: vertebrae or patients.
+
+    Returns columns patient_id, osteoporosis int64, probability, site, device, sex, age, ...
+    """
+    if unit == "vertebra":
+        return labelled(table)
+    return aggregate(table, "any" if unit == "patient" else "mean")
+
+
+def fit_on_validation(valid_table: pd.DataFrame) -> dict[str, Any]:
+    """Thresholds (Youden) and temperatures of each of `UNITS`, and BMD residual quantiles.
+
+    Args:
+      valid_table: checked predictions of the validation split.
+
+    Returns:
+      unit -> n, patients, positives, threshold, temperature, notes; and `bmd_residual_g_cm2` ->
+      n, quantiles of (measured - predicted), notes.
+    """
+    fitted: dict[str, Any] = {}
+    for unit in UNITS:
+        cases = cases_of(valid_table, unit)
+        labels, probabilities = _arrays(cases)
+        notes: dict[str, str] = {}
+        fitted[unit] = {
+            "n": len(cases),
+            "patients": int(cases["patient_id"].nunique()),
+            "positives": int(labels.sum()),
+            "threshold": attempt(
+                notes, "threshold", metrics.youden_threshold, labels, probabilities
+            ),
+            "temperature": attempt(
+                notes, "temperature", calibration.fit_temperature, labels, probabilities
+            ),
+            "notes": notes,
+        }
+    measured = valid_table[valid_table["bmd_g_cm2"].notna()]
+    residual = (measured["bmd_g_cm2"] - measured["bmd_pred_g_cm2"]).to_numpy()
+    enough = len(residual) >= 2
+    fitted["bmd_residual_g_cm2"] = {
+        "n": len(residual),
+        "quantiles": {str(q): float(np.quantile(residual, q)) for q in RESIDUAL_QUANTILES}
+        if enough
+        else None,
+        "notes": {} if enough else {"quantiles": f"needs 2 measured, has {len(residual)}"},
+    }
+    return fitted
+
+
+def summarise(
+    table: pd.DataFrame,
+    fitted: dict[str, Any],
+    training_devices: Sequence[str] | None = None,
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The content of `metrics.json`, JSON safe (no NaN, no NumPy).
+
+    Args:
+      table: checked predictions of the split that is reported, and of the external split.
+      fitted: of `fit_on_validation`.
+      training_devices: DXA devices of the training split, to name devices never seen; None where
+        that is not known.
+      resamples, seed: of the patient bootstrap.
+
+    Returns:
+      cohort, fitted, diagnosis (unit -> internal | external | sites), subgroups, bmd, position,
+      gates, warnings (what a reader must know before the numbers), bootstrap settings.
+    """
+    settings = {"resamples": resamples, "seed": seed}
+    internal, external = _groups(table)
+    summary: dict[str, Any] = {
+        "cohort": cohort(table),
+        "fitted": fitted,
+        "diagnosis": {
+            unit: _by_group(
+                table, lambda rows, unit=unit: diagnosis(rows, unit, fitted[unit], settings)
+            )
+            for unit in UNITS
+        },
+        "subgroups": {
+            unit: _subgroups(internal, unit, fitted[unit], settings)
+            for unit in ("vertebra", "patient")
+        },
+        "bmd": {
+            "internal": _bmd(internal, settings),
+            "external": _bmd(external, settings),
+        },
+        "position": _by_group(table, lambda rows: _position(rows, settings)),
+        "gates": gate_usage(table),
+        "bootstrap": {**settings, "confidence": bootstrap.CONFIDENCE, "drawn": "patients"},
+    }
+    summary["warnings"] = _warnings(summary, table, training_devices)
+    return summary
+
+
+def cohort(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Per split and site: patients, vertebrae, labelled vertebrae, positives, devices."""
+    rows = []
+    for (split, site), part in table.groupby(["split", "site"], sort=True):
+        known = cases_of(part, "vertebra")
+        people = cases_of(part, "patient")
+        devices = sorted(set(part["device"]) - {""})
+        rows.append(
+            {
+                "split": str(split),
+                "site": str(site),
+                "patients": int(part["patient_id"].nunique()),
+                "vertebrae": len(part),
+                "labelled_patients": len(people),
+                "positive_patients": int(people["osteoporosis"].sum()),
+                "labelled_vertebrae": len(known),
+                "positive_vertebrae": int(known["osteoporosis"].sum()),
+                "measured_vertebrae": int(part["bmd_g_cm2"].notna().sum()),
+                "devices": devices,
+            }
+        )
+    return rows
+
+
+def diagnosis(
+    rows: pd.DataFrame, unit: str, fitted: dict[str, Any], settings: dict[str, int]
+) -> dict[str, Any]:
+    """One group of the diagnosis table: both thresholds with intervals, DeLong, calibration."""
+    cases = cases_of(rows, unit)
+    labels, probabilities = _arrays(cases)
+    patients = cases["patient_id"].to_numpy()
+    notes: dict[str, str] = {}
+    result: dict[str, Any] = {
+        "patients": int(cases["patient_id"].nunique()),
+        "n": len(cases),
+        "positives": int(labels.sum()),
+        "AUROC_delong": attempt(
+            notes, "AUROC_delong", delong.auroc_interval, labels, probabilities, patients
+        ),
+    }
+    for name, threshold in (("at_validation_threshold", fitted["threshold"]), ("at_0.5", 0.5)):
+        values = metrics.classification(labels, probabilities, threshold)
+        intervals, why = bootstrap.classification_intervals(
+            labels, probabilities, patients, threshold, **settings
+        )
+        result[name] = {**values, "intervals": intervals, "interval_notes": why}
+    result["calibration"] = calibration.calibration(labels, probabilities)
+    temperature = fitted["temperature"]
+    result["calibration_after_temperature"] = None
+    if temperature is None:
+        notes["calibration_after_temperature"] = fitted["notes"]["temperature"]
+    else:
+        scaled = calibration.apply_temperature(probabilities, temperature)
+        result["calibration_after_temperature"] = calibration.calibration(labels, scaled)
+    result["notes"] = notes
+    return result
+
+
+def age_band(age: float) -> str:
+    """The age band's name; "unknown" for NaN."""
+    if np.isnan(age):
+        return "unknown"
+    for low, high, name in AGE_BANDS:
+        if low <= age < high:
+            return name
+    return "80 and over"
+
+
+def gate_usage(table: pd.DataFrame) -> dict[str, Any]:
+    """Mean weight of each expert and mean entropy (nats; ln experts = all alike) by DXA device."""
+    gates = gate_columns(table)
+    if not gates:
+        return {"experts": 0, "devices": {}, "notes": {"gates": "the model has no experts"}}
+    devices = {}
+    for device, part in table.assign(device=device_names(table)).groupby("device", sort=True):
+        weights = part[gates].to_numpy()
+        entropy = -np.sum(weights * np.log(np.maximum(weights, 1e-12)), axis=1)
+        devices[str(device)] = {
+            "n": len(part),
+            "mean": [float(value) for value in weights.mean(axis=0)],
+            "entropy": float(entropy.mean()),
+        }
+    return {"experts": len(gates), "devices": devices, "notes": {}}
+
+
+def device_names(table: pd.DataFrame) -> pd.Series:
+    """The device column with a name for the empty one."""
+    return table["device"].where(table["device"] != "", NO_DEVICE)
+
+
+def _groups(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    external = table["split"] == "external"
+    return table[~external], table[external]
+
+
+def _by_group(
+    table: pd.DataFrame, measure: Callable[[pd.DataFrame], dict[str, Any]]
+) -> dict[str, Any]:
+    """internal, external and each site (a site with rows in both is split in two)."""
+    internal, external = _groups(table)
+    sites = {str(site): measure(rows) for site, rows in internal.groupby("site", sort=True)}
+    for site, rows in external.groupby("site", sort=True):
+        sites[f"{site} (external)"] = measure(rows)
+    return {"internal": measure(internal), "external": measure(external), "sites": sites}
+
+
+def _subgroups(
+    internal: pd.DataFrame, unit: str, fitted: dict[str, Any], settings: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """sex, age band and device, and level of vertebrae: group -> value -> diagnosis."""
+    columns = {
+        "sex": internal["sex"].where(internal["sex"] != "", "unknown"),
+        "age": internal["age"].map(age_band),
+        "device": device_names(internal),
+    }
+    if unit == "vertebra":
+        columns["level"] = internal["level"]
+    order = {name: number for number, name in enumerate(LEVELS)}
+    order |= {name: number for number, (_, _, name) in enumerate(AGE_BANDS)}
+    result: dict[str, dict[str, Any]] = {}
+    for name, values in columns.items():
+        with_labels = set(values[internal["osteoporosis"].notna()])
+        result[name] = {
+            str(value): diagnosis(internal[values == value], unit, fitted, settings)
+            for value in sorted(with_labels, key=lambda value: (order.get(value, 99), value))
+        }
+    return result
+
+
+def _bmd(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
+    """overall, by device and by site; vertebrae with a DXA result only."""
+    measured = rows[rows["bmd_g_cm2"].notna()]
+    measured = measured.assign(device=device_names(measured))
+
+    def entry(part: pd.DataFrame) -> dict[str, Any]:
+        truth, predicted = part["bmd_g_cm2"].to_numpy(), part["bmd_pred_g_cm2"].to_numpy()
+        intervals, why = bootstrap.bmd_intervals(truth, predicted, part["patient_id"], **settings)
+        return {
+            "patients": int(part["patient_id"].nunique()),
+            **metrics.bmd_regression(truth, predicted),
+            "intervals": intervals,
+            "interval_notes": why,
+        }
+
+    return {
+        "overall": entry(measured),
+        "devices": {str(key): entry(part) for key, part in measured.groupby("device", sort=True)},
+        "sites": {str(key): entry(part) for key, part in measured.groupby("site", sort=True)},
+    }
+
+
+def _position(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
+    truth, predicted = rows["level_class"].to_numpy(), rows["level_pred"].to_numpy()
+    error = np.abs(truth - predicted)
+    intervals, why = bootstrap.mean_intervals(
+        {"accuracy": error == 0, "within_one": error <= 1, "mean_absolute_error": error},
+        rows["patient_id"],
+        **settings,
+    )
+    return {
+        "patients": int(rows["patient_id"].nunique()),
+        **metrics.position(truth, predicted),
+        "intervals": intervals,
+        "interval_notes": why,
+    }
+
+
+def _arrays(cases: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return cases["osteoporosis"].to_numpy(np.int64), cases["probability"].to_numpy(np.float64)
+
+
+def _warnings(
+    summary: dict[str, Any], table: pd.DataFrame, training_devices: Sequence[str] | None
+) -> list[str]:
+    """Sentences that a reader needs before the numbers."""
+    warnings = []
+    for unit in UNITS:
+        for what, why in summary["fitted"][unit]["notes"].items():
+            warnings.append(f"Validation, {_unit_name(unit)}: no {what} could be fitted: {why}.")
+    for unit in ("vertebra", "patient"):
+        groups = summary["diagnosis"][unit]
+        for name, entry in [("internal test", groups["internal"]), *_site_names(groups["sites"])]:
+            reason = entry["at_0.5"]["notes"].get("AUROC")
+            if reason:
+                warnings.append(f"{name}, {_unit_name(unit)}: no AUROC: {reason}.")
+            elif entry["patients"] < bootstrap.MIN_PATIENTS:
+                warnings.append(
+                    f"{name}, {_unit_name(unit)}: {entry['patients']} patients only; no interval, "
+                    "and the numbers mean little."
+                )
+    if training_devices is not None:
+        known = {*training_devices, UNKNOWN_DEVICE, ""}
+        for device in sorted(set(table["device"]) - known):
+            n = int((table["device"] == device).sum())
+            warnings.append(
+                f"DXA device {device} ({n} vertebrae) was never seen in training: its embedding "
+                "is untrained and its results are not to be trusted."
+            )
+    return warnings
+
+
+def _site_names(sites: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(f"Site {name}", entry) for name, entry in sites.items()]
+
+
+def _unit_name(unit: str) -> str:
+    return {
+        "vertebra": "vertebrae",
+        "patient": "patients (any vertebra positive)",
+        "patient_mean": "patients (mean probability)",
+    }[unit]

@@ -1,0 +1,148 @@
+"""Is pre-training learning bone, or the easy things? (method.md, "SSL diagnostics")
+
+The SwAV loss cannot say: telling maps, scanners or poses apart lowers it too. These numbers can.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import normalized_mutual_info_score, r2_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.schema import POOL
+from osteojax.ops.sinkhorn import sinkhorn
+
+log = logging.getLogger(__name__)
+
+NMI_MAP_LIMIT = 0.2
+"""Above it, prototypes sort the maps by type instead of the bones."""
+
+
+def assignment_metrics(
+    cohort: PreparedCohort, pairs: dict[str, np.ndarray], settings: ConfigDict
+) -> dict[str, float]:
+    """What the prototypes encode, from validation pairs.
+
+    Args:
+      pairs: rows i64[N], map_ids i32[N, 2], scores f32[N, 2, K].
+      settings: `config.objective`.
+
+    Returns:
+      prototype_perplexity (1 to K), assignment_entropy (nats), swapped_prediction (per view) and
+      the same per map pair (`pair/a+b`), ln_k, and normalised mutual information `nmi_*` of the
+      hard assignment with map, site, level, patient and label.
+    """
+    scores_NVK = jnp.asarray(pairs["scores"])
+    log_p_NVK = np.asarray(jax.nn.log_softmax(scores_NVK / settings.temperature, axis=-1))
+    p_NVK = np.exp(log_p_NVK)
+    targets_NVK = np.stack(
+        [
+            np.asarray(
+                sinkhorn(
+                    scores_NVK[:, v],
+                    epsilon=settings.sinkhorn_epsilon,
+                    num_iterations=settings.sinkhorn_iterations,
+                )
+            )
+            for v in range(scores_NVK.shape[1])
+        ],
+        axis=1,
+    )
+    losses_N = -np.sum(targets_NVK[:, ::-1] * log_p_NVK, axis=(1, 2)) / 2
+    share_K = p_NVK.mean(axis=(0, 1))
+    metrics = {
+        "prototype_perplexity": float(np.exp(-np.sum(share_K * np.log(share_K + 1e-30)))),
+        "assignment_entropy": float(-np.mean(np.sum(p_NVK * log_p_NVK, axis=-1))),
+        "swapped_prediction": float(losses_N.mean()),
+        "ln_k": float(np.log(settings.num_prototypes)),
+    }
+    return metrics | _pair_losses(pairs["map_ids"], losses_N) | _mutual_information(cohort, pairs)
+
+
+def _pair_losses(map_ids_N2: np.ndarray, losses_N: np.ndarray) -> dict[str, float]:
+    ordered = np.sort(map_ids_N2, axis=1)
+    return {
+        f"pair/{POOL[s]}+{POOL[t]}": float(losses_N[(ordered == (s, t)).all(axis=1)].mean())
+        for s, t in np.unique(ordered, axis=0)
+    }
+
+
+def _mutual_information(cohort: PreparedCohort, pairs: dict[str, np.ndarray]) -> dict[str, float]:
+    assignment = pairs["scores"].argmax(axis=-1).reshape(-1)
+    rows = np.repeat(pairs["rows"], pairs["map_ids"].shape[1])
+    table = cohort.table
+    factors = {
+        "map": pairs["map_ids"].reshape(-1),
+        "site": table["site"].to_numpy()[rows],
+        "level": table["level"].to_numpy()[rows],
+        "patient": table["patient_id"].to_numpy()[rows],
+    }
+    metrics = {
+        f"nmi_{name}": float(normalized_mutual_info_score(factor, assignment))
+        for name, factor in factors.items()
+    }
+    label = cohort.labels.osteoporosis[rows]
+    known = label >= 0
+    if known.any():
+        nmi = normalized_mutual_info_score(label[known], assignment[known])
+        metrics["nmi_label"] = float(nmi)
+    return metrics
+
+
+def probe_metrics(
+    cohort: PreparedCohort,
+    train_rows: np.ndarray,
+    train_NF: np.ndarray,
+    valid_rows: np.ndarray,
+    valid_NF: np.ndarray,
+) -> dict[str, float]:
+    """Frozen linear probes, fitted on labelled training vertebrae, scored on validation.
+
+    Returns:
+      label_probe_auroc (logistic regression; absent where a split has one class only),
+      hu_probe_r2 (mean HU inside the mask) and volume_probe_r2 (mask volume), by ridge regression.
+    """
+    metrics: dict[str, float] = {}
+    if len(train_rows) == 0 or len(valid_rows) == 0:
+        return metrics
+    label = cohort.labels.osteoporosis
+    train_known, valid_known = label[train_rows] >= 0, label[valid_rows] >= 0
+    train_label, valid_label = label[train_rows][train_known], label[valid_rows][valid_known]
+    if len(set(train_label)) == 2 and len(set(valid_label)) == 2:
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=0.1))
+        probe.fit(train_NF[train_known], train_label)
+        predicted = probe.predict_proba(valid_NF[valid_known])[:, 1]
+        metrics["label_probe_auroc"] = float(roc_auc_score(valid_label, predicted))
+    for name, column in (("hu", "mean_hu"), ("volume", "mask_volume_mm3")):
+        values = cohort.table[column].to_numpy(np.float64)
+        ridge = make_pipeline(StandardScaler(), Ridge(alpha=10.0))
+        ridge.fit(train_NF, values[train_rows])
+        score = r2_score(values[valid_rows], ridge.predict(valid_NF))
+        metrics[f"{name}_probe_r2"] = float(score)
+    return metrics
+
+
+def warn(metrics: dict[str, float], initial_hu_probe: float) -> None:
+    """Logs a warning where the encoder learns map types, or forgets bone density."""
+    if metrics.get("nmi_map", 0.0) > NMI_MAP_LIMIT:
+        log.warning(
+            "prototypes sort maps by type: NMI %.2f > %.2f. Try data.pairs=cross_group or "
+            "model.norm=per_map.",
+            metrics["nmi_map"],
+            NMI_MAP_LIMIT,
+        )
+    if metrics.get("hu_probe_r2", np.inf) < initial_hu_probe:
+        log.warning(
+            "the encoder predicts mean HU worse (R2 %.2f) than at initialisation (%.2f): it is "
+            "forgetting bone density.",
+            metrics["hu_probe_r2"],
+            initial_hu_probe,
+        )

@@ -1,0 +1,90 @@
+"""Running a model over many vertebrae, and the running statistics it does that with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.pipeline import evaluation_batches
+
+if TYPE_CHECKING:
+    from osteojax.train.parallel import DataParallel
+
+NORM_MOMENTUM = 0.9
+"""Of every normalisation layer's running average."""
+
+
+def run_over(
+    cohort: PreparedCohort,
+    rows: np.ndarray,
+    view: Callable,
+    forward: Callable,
+    variables: Any,
+    devices: DataParallel,
+    batch_size: int,
+    title: str,
+) -> dict[str, np.ndarray]:
+    """Outputs of `forward` for every row, in order; padding is cut off.
+
+    Args:
+      forward: from `DataParallel.map_forward`.
+      title: of the progress bar.
+
+    Returns:
+      outputs concatenated along the first axis, [len(rows), ...].
+    """
+    collected: list[dict[str, np.ndarray]] = []
+    batches = evaluation_batches(cohort, rows, view, batch_size=batch_size)
+    with tqdm(total=len(rows), desc=title, unit="vertebra", leave=False, delay=2) as bar:
+        for chosen, batch in batches:
+            outputs = forward(variables, devices.put_whole(batch))
+            collected.append({key: out[: len(chosen)] for key, out in outputs.items()})
+            bar.update(len(chosen))
+    return {key: np.concatenate([c[key] for c in collected]) for key in collected[0]}
+
+
+def image_batch_statistics(
+    apply: Callable,
+    params: Any,
+    batch_stats: Any,
+    cohort: PreparedCohort,
+    rows: np.ndarray,
+    view: Callable,
+    devices: DataParallel,
+    batch_size: int,
+    max_batches: int = 32,
+) -> Any:
+    """Running statistics of the image member alone.
+
+    Pre-training normalises by statistics of all five maps; fine-tuning and prediction see the image
+    only. Statistics of whole batches of images are averaged, without moving any parameter.
+
+    Args:
+      apply: from `DataParallel.map_reduce`: (variables, batch) -> updated batch_stats, in
+        training mode.
+      rows: training vertebrae; an evenly spaced sample of them is read.
+
+    Returns:
+      like `batch_stats`.
+    """
+    count = min(len(rows), max_batches * batch_size)
+    sample = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+    # Evenly spaced rows of one patient would sit in one batch; spread them over all batches.
+    sample = np.random.default_rng(0).permutation(sample)
+    total, batches = None, 0
+    for chosen, batch in evaluation_batches(cohort, sample, view, batch_size=batch_size):
+        if len(chosen) < batch_size and batches:
+            break  # a padded batch would count its last vertebra many times
+        updated = apply({"params": params, "batch_stats": batch_stats}, devices.put_whole(batch))
+        total = updated if total is None else jax.tree.map(lambda a, b: a + b, total, updated)
+        batches += 1
+
+    def fresh(old: Any, summed: Any) -> Any:
+        return (summed / batches - NORM_MOMENTUM * old) / (1.0 - NORM_MOMENTUM)
+
+    return jax.tree.map(fresh, batch_stats, total)

@@ -1,0 +1,238 @@
+"""Fine-tuning: diagnosis, BMD and position through device-aware experts (paper, eq. 2-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from ml_collections import ConfigDict
+from sklearn.metrics import roc_auc_score
+
+from osteojax.data.augment import augment, network_input
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.views import Supervised
+from osteojax.models import build_backbone
+from osteojax.models.moe import MixtureOfExperts
+from osteojax.objectives.embedding import run_over
+from osteojax.types import AXIS, Batch, Metrics, ModelState, Params, TrainState
+
+if TYPE_CHECKING:
+    from osteojax.train.parallel import DataParallel
+
+
+class DiagnosisModel(nn.Module):
+    """Backbone -> mixture of experts. The one model that is exported."""
+
+    backbone: nn.Module
+    experts: nn.Module
+
+    def __call__(self, x: Array, device_B: Array, *, train: bool) -> dict[str, Array]:
+        """f32[B, *space, 1], i32[B] -> logits f32[B, 2], bmd f32[B] (z-scored), level_logits
+        f32[B, 18], gate f32[B, N], embedding f32[B, F]."""
+        image_maps = jnp.zeros(x.shape[0], jnp.int32)
+        embedding = self.backbone(x, train=train, map_id=image_maps)["pooled"]
+        return {**self.experts(embedding, device_B), "embedding": embedding}
+
+
+def build_model(config: ConfigDict, num_devices: int, axis_name: str | None) -> DiagnosisModel:
+    """The model that `config` describes, for a device table of `num_devices` entries."""
+    return DiagnosisModel(
+        backbone=build_backbone(config.model, axis_name),
+        experts=MixtureOfExperts(num_devices=num_devices, **config.moe.to_dict()),
+    )
+
+
+def masked_mean(values_B: Array, valid_B: Array, axis_name: str | None) -> Array:
+    """Sum over the global batch divided by its count of valid entries; 0 where there are none.
+
+    Dividing by the local count would weigh a device's few labels as much as another's many.
+    """
+    total = jnp.sum(jnp.where(valid_B, values_B, 0.0))
+    count = jnp.sum(valid_B.astype(jnp.float32))
+    if axis_name is not None:
+        total, count = lax.psum((total, count), axis_name)
+    return total / jnp.maximum(count, 1.0)
+
+
+def multitask_losses(
+    outputs: dict[str, Any], targets: dict[str, Any], axis_name: str | None
+) -> dict[str, Array]:
+    """The three terms of eq. 4, each over the vertebrae that have its label.
+
+    Args:
+      outputs: logits f32[B, 2], bmd f32[B] (z-scored), level_logits f32[B, 18].
+      targets: label i32[B] (-1 missing), bmd f32[B] (z-scored, NaN missing), level i32[B].
+
+    Returns:
+      diagnosis (cross-entropy), bmd (squared error), position (cross-entropy), f32[] each.
+    """
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    has_label, has_bmd = targets["label"] >= 0, ~jnp.isnan(targets["bmd"])
+    # where() before the square: the gradient of a masked NaN is NaN.
+    difference = outputs["bmd"] - jnp.where(has_bmd, targets["bmd"], 0.0)
+    everyone = jnp.ones_like(has_label)
+    diagnosis = cross_entropy(outputs["logits"], jnp.maximum(targets["label"], 0))
+    return {
+        "diagnosis": masked_mean(diagnosis, has_label, axis_name),
+        "bmd": masked_mean(difference**2, has_bmd, axis_name),
+        "position": masked_mean(
+            cross_entropy(outputs["level_logits"], targets["level"]), everyone, axis_name
+        ),
+    }
+
+
+class Multitask:
+    """The objective; see `osteojax.objectives` for its interface."""
+
+    def __init__(self, config: ConfigDict, cohort: PreparedCohort) -> None:
+        self.config, self.cohort = config, cohort
+        manifest = cohort.manifest
+        self.view: Callable = Supervised()
+        self.num_devices = len(manifest.devices)
+        self.model = build_model(config, self.num_devices, AXIS)
+        self._unknown = self.num_devices - 1
+        self._apply: Callable[..., Any] = self.model.apply
+        self._map_affine = jnp.asarray(manifest.map_affine())
+        self._bmd_affine = manifest.bmd_mean, manifest.bmd_std
+
+    def training_rows(self) -> np.ndarray:
+        """Labelled vertebrae of training patients; all of them with `data.unlabelled_too`."""
+        labelled = None if self.config.data.unlabelled_too else True
+        return self.cohort.rows("train", labelled=labelled)
+
+    def init(self, key: Array, batch: Batch) -> tuple[Params, ModelState]:
+        """Parameters and state for batches shaped like `batch` (its values are not used)."""
+        model = build_model(self.config, self.num_devices, None)
+        x = self._input(jnp.asarray(batch["codes"][:2, 0]))
+        variables = model.init(key, x, jnp.zeros(2, jnp.int32), train=False)
+        return variables["params"], {"batch_stats": variables["batch_stats"]}
+
+    def _input(self, codes_BDHW: Array) -> Array:
+        image_maps = jnp.zeros(codes_BDHW.shape[0], jnp.int32)
+        return network_input(codes_BDHW, image_maps, self._map_affine, self.config.model.rank)
+
+    def _targets(self, batch: Batch) -> dict[str, Array]:
+        mean, std = self._bmd_affine
+        return {**batch, "bmd": (batch["bmd"] - mean) / std}
+
+    def loss(
+        self, params: Params, model_state: ModelState, batch: Batch, key: Array, step: Array
+    ) -> tuple[Array, tuple[ModelState, Metrics]]:
+        """Eq. 4 over the global batch."""
+        codes = augment(batch["codes"], batch["index"], key, self.config.data.augment)[:, 0]
+        device_B = self._drop_device(batch["device"], batch["index"], key)
+        outputs, updated = self._apply(
+            {"params": params, "batch_stats": model_state["batch_stats"]},
+            self._input(codes),
+            device_B,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = multitask_losses(outputs, self._targets(batch), AXIS)
+        weights, gate_BN = self.config.objective, outputs["gate"]
+        total = (
+            weights.diagnosis_weight * losses["diagnosis"]
+            + weights.bmd_weight * losses["bmd"]
+            + weights.position_weight * losses["position"]
+        )
+        importance_N = lax.pmean(jnp.mean(gate_BN, axis=0), AXIS)
+        if weights.gate_balance_weight:
+            # CV^2 of importance (Shazeer et al. 2017, eq. 6); the paper has no such term.
+            spread = jnp.var(importance_N) / (jnp.mean(importance_N) ** 2 + 1e-10)
+            total = total + weights.gate_balance_weight * spread
+        entropy_B = -jnp.sum(jax.scipy.special.xlogy(gate_BN, gate_BN), axis=-1)
+        metrics = {
+            **losses,
+            "gate_entropy": lax.pmean(jnp.mean(entropy_B), AXIS),
+            **{f"gate_{i}": importance_N[i] for i in range(gate_BN.shape[1])},
+        }
+        return total, ({"batch_stats": updated["batch_stats"]}, metrics)
+
+    def _drop_device(self, device_B: Array, index_B: Array, key: Array) -> Array:
+        """Makes some devices unknown, so that the unknown device is a trained answer."""
+        probability = self.config.objective.device_dropout
+        device_key = jax.random.fold_in(key, 2**31 - 1)  # no record has this index
+
+        def drop(index: Array) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(device_key, index), probability)
+
+        return jnp.where(jax.vmap(drop)(index_B), self._unknown, device_B)
+
+    def optimizer(
+        self, direction: optax.GradientTransformation, schedule: optax.Schedule
+    ) -> optax.GradientTransformation:
+        return optax.chain(direction, optax.scale_by_learning_rate(schedule))
+
+    def check_devices(self, num_devices: int) -> None:
+        """Any number will do."""
+
+    def validate(
+        self, state: TrainState, devices: DataParallel
+    ) -> tuple[ModelState, dict[str, float]]:
+        """Losses and AUROC on labelled validation vertebrae, by the averaged parameters where the
+        run keeps them.
+
+        Returns:
+          (model state, metrics); auroc is absent where validation has one class only.
+        """
+        rows = self.cohort.rows("valid", labelled=True)
+        if len(rows) == 0:
+            return state.model_state, {}
+        params = state.params if state.ema_params is None else state.ema_params
+        predicted = self.predict(params, state.model_state, rows, devices)
+        labels = self.cohort.labels
+        targets = {
+            "label": jnp.asarray(labels.osteoporosis[rows]),
+            "bmd": jnp.asarray(labels.bmd_g_cm2[rows]),
+            "level": jnp.asarray(labels.level[rows]),
+        }
+        losses = multitask_losses(predicted, self._targets(targets), None)
+        metrics = {name: float(value) for name, value in losses.items()}
+        weights = self.config.objective
+        metrics["loss"] = sum(
+            weights[f"{name}_weight"] * metrics[name] for name in ("diagnosis", "bmd", "position")
+        )
+        mean, std = self._bmd_affine
+        error = np.abs(predicted["bmd"] * std + mean - labels.bmd_g_cm2[rows])
+        if not np.isnan(error).all():
+            metrics["bmd_mae_g_cm2"] = float(np.nanmean(error))
+        hits = predicted["level_logits"].argmax(-1) == labels.level[rows]
+        metrics["position_accuracy"] = float(hits.mean())
+        known = labels.osteoporosis[rows] >= 0
+        if len(set(labels.osteoporosis[rows][known])) == 2:
+            margin = predicted["logits"][known, 1] - predicted["logits"][known, 0]
+            metrics["auroc"] = float(roc_auc_score(labels.osteoporosis[rows][known], margin))
+        return state.model_state, metrics
+
+    def predict(
+        self, params: Params, model_state: ModelState, rows: np.ndarray, devices: DataParallel
+    ) -> dict[str, np.ndarray]:
+        """Outputs of `DiagnosisModel` for some rows, with each vertebra's own device."""
+        if not hasattr(self, "_mapped_forward"):
+            self._mapped_forward = devices.map_forward(self._forward)
+        variables = {"params": params, "batch_stats": model_state["batch_stats"]}
+        return run_over(
+            self.cohort,
+            rows,
+            self.view,
+            self._mapped_forward,
+            variables,
+            devices,
+            self.config.batch_size,
+            "predicting",
+        )
+
+    def _forward(self, variables: Any, batch: Batch) -> dict[str, Array]:
+        x = self._input(batch["codes"][:, 0])
+        return self._apply(variables, x, batch["device"], train=False)
+
+
+def build(config: ConfigDict, cohort: PreparedCohort) -> Multitask:
+    """The objective of `config`; see `osteojax.objectives`."""
+    return Multitask(config, cohort)

@@ -1,0 +1,45 @@
+"""AdamW with linear warm-up and cosine decay, the paper's numbers by default."""
+
+from __future__ import annotations
+
+import optax
+from ml_collections import ConfigDict
+
+from osteojax.errors import UserError
+
+
+def duration_steps(config: ConfigDict, name: str, num_examples: int) -> int:
+    """Steps of `config.optim.<name>_steps`, or of `<name>_epochs` where no steps are given.
+
+    Epochs count examples, not batches: batches straddle epochs.
+    """
+    optim = config.optim
+    epochs, steps = optim[f"{name}_epochs"], optim[f"{name}_steps"]
+    if steps is None:
+        steps = round(epochs * num_examples / config.batch_size)
+    return max(1, int(steps))
+
+
+def schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
+    """Step -> learning rate: linear from 0 over the warm-up, then cosine to 0.
+
+    The paper fixes rate, warm-up and length; what follows the warm-up it does not (method.md).
+    """
+    total = duration_steps(config, "train", num_examples)
+    warmup = duration_steps(config, "warmup", num_examples)
+    if warmup >= total:
+        raise UserError(
+            f"the warm-up of {warmup} steps does not end before the run of {total} steps. Lower "
+            "optim.warmup_epochs (or warmup_steps)."
+        )
+    return optax.warmup_cosine_decay_schedule(0.0, config.optim.learning_rate, warmup, total)
+
+
+def adamw_direction(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW before the learning rate is applied; decay on every parameter, as the paper's
+    framework does by default."""
+    optim = config.optim
+    return optax.chain(
+        optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2),
+        optax.add_decayed_weights(optim.weight_decay),
+    )

@@ -1,0 +1,140 @@
+"""One per-device function, mapped over all devices.
+
+The step is written for one device's share of the batch, with collectives over a named axis. It is
+mapped by `jax.shard_map` over a mesh, or by `jax.pmap`, with the same results as one device.
+
+The loss must be averaged over the axis *inside* the function that is differentiated. shard_map then
+gives the gradient of that average by itself; pmap gives each device's part, and
+`mean_gradients` puts them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from osteojax.errors import UserError
+from osteojax.types import AXIS
+
+ENGINES = ("shard_map", "pmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataParallel:
+    """All devices along one axis, each with an equal share of every batch.
+
+    Attributes:
+      mesh: one axis, `AXIS`.
+      engine: "shard_map" or "pmap".
+    """
+
+    mesh: Mesh
+    engine: str = "shard_map"
+
+    @classmethod
+    def create(cls, engine: str = "shard_map", num_devices: int | None = None) -> DataParallel:
+        """Over the first `num_devices` devices, all by default."""
+        if engine not in ENGINES:
+            raise UserError(f"engine is {engine!r}; choose one of {', '.join(ENGINES)}.")
+        devices = jax.devices()[:num_devices]
+        return cls(
+            jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices), engine
+        )
+
+    @property
+    def num_devices(self) -> int:
+        return self.mesh.size
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises UserError if a global batch does not divide over the devices."""
+        if batch_size % self.num_devices:
+            raise UserError(
+                f"batch_size {batch_size} does not divide by {self.num_devices} devices. "
+                f"Choose a multiple of {self.num_devices}."
+            )
+
+    def put(self, local_batch: dict[str, np.ndarray]) -> Any:
+        """This process's share of a batch -> the global batch, spread over the devices."""
+        if self.engine == "pmap":
+            shape = (jax.local_device_count() if jax.process_count() > 1 else self.num_devices, -1)
+            return {k: v.reshape(*shape, *v.shape[1:]) for k, v in local_batch.items()}
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        return jax.make_array_from_process_local_data(sharding, local_batch)
+
+    def put_whole(self, batch: dict[str, np.ndarray]) -> Any:
+        """A batch that every process holds whole -> spread over the devices."""
+        share = len(next(iter(batch.values()))) // jax.process_count()
+        start = jax.process_index() * share
+        return self.put({key: value[start : start + share] for key, value in batch.items()})
+
+    def replicate(self, tree: Any) -> Any:
+        """Host or single-device arrays -> the same values on every device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def map_step(self, step: Callable) -> Callable:
+        """(state, share of batch, key) -> (state, metrics), both equal on all devices. The state
+        passed in is donated (shard_map)."""
+        if self.engine == "pmap":
+            return jax.pmap(
+                step, AXIS, in_axes=(None, 0, None), out_axes=None, devices=self._pmap_devices()
+            )
+        mapped = jax.shard_map(
+            step,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec()),
+            out_specs=PartitionSpec(),
+        )
+        return jax.jit(mapped, donate_argnums=0)
+
+    def map_reduce(self, function: Callable) -> Callable:
+        """(variables, share of batch) -> values equal on all devices."""
+        if self.engine == "pmap":
+            return jax.pmap(
+                function, AXIS, in_axes=(None, 0), out_axes=None, devices=self._pmap_devices()
+            )
+        mapped = jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+        )
+        return jax.jit(mapped)
+
+    def map_forward(self, function: Callable) -> Callable:
+        """(variables, share of batch) -> per-example outputs; numpy arrays of the whole batch."""
+        if self.engine == "pmap":
+            mapped = jax.pmap(function, AXIS, in_axes=(None, 0), devices=self._pmap_devices())
+            return lambda variables, batch: jax.tree.map(
+                lambda out: np.asarray(out).reshape(-1, *out.shape[2:]), mapped(variables, batch)
+            )
+        mapped = jax.jit(
+            jax.shard_map(
+                function,
+                mesh=self.mesh,
+                in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+                out_specs=PartitionSpec(AXIS),
+            )
+        )
+        return lambda variables, batch: _fetch(mapped(variables, batch))
+
+    def mean_gradients(self, gradients: Any) -> Any:
+        """Gradients of the averaged loss, from what differentiation gave on each device."""
+        return lax.pmean(gradients, AXIS) if self.engine == "pmap" else gradients
+
+    def _pmap_devices(self) -> list[jax.Device] | None:
+        # With several processes pmap wants its default, all of them.
+        return list(self.mesh.devices.flat) if jax.process_count() == 1 else None
+
+
+def _fetch(tree: Any) -> Any:
+    """Sharded arrays -> numpy arrays, whole on every process."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, tree)

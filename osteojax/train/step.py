@@ -1,0 +1,63 @@
+"""One update: a gradient, an optimiser, an average. It knows no objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from osteojax.train.parallel import DataParallel
+from osteojax.types import Batch, Metrics, TrainState
+
+
+def make_step(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    devices: DataParallel,
+    ema_decay: float | None,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """The jitted, device-mapped step.
+
+    Args:
+      loss: `(params, model_state, batch, key, step) -> (loss, (model_state, metrics))`, reduced
+        over the device axis.
+      optimizer: gradient -> update.
+      devices: how it is mapped.
+      ema_decay: of the averaged parameters; None keeps none.
+
+    Returns:
+      (state, global batch, run key) -> (state, metrics). The state passed in is donated. The key of
+      a step is the run's key folded with the step: a resumed run draws what it would have drawn.
+    """
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        gradient_of = jax.value_and_grad(loss, has_aux=True)
+        (value, (model_state, metrics)), gradients = gradient_of(
+            state.params, state.model_state, batch, step_key, state.step
+        )
+        gradients = devices.mean_gradients(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema_params=_averaged(state, params, ema_decay),
+        )
+        metrics = {**metrics, "loss": value, "gradient_norm": optax.global_norm(gradients)}
+        return new_state, metrics
+
+    return devices.map_step(step)
+
+
+def _averaged(state: TrainState, params, decay: float | None):
+    if decay is None:
+        return None
+    # The early average follows the parameters closely instead of remembering initialisation.
+    early = (1.0 + state.step) / (10.0 + state.step)
+    rate = jnp.minimum(decay, early)
+    return jax.tree.map(lambda a, p: rate * a + (1.0 - rate) * p, state.ema_params, params)

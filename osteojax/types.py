@@ -1,0 +1,52 @@
+"""Names for what passes between the rooms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+from jax import Array
+
+AXIS = "data"
+"""Name of the mesh axis that every batch is sharded over."""
+
+Batch = dict[str, Array]
+"""One batch, leading axis B (this device's share inside a step, the global batch outside).
+
+  index: i32[B] row of `vertebrae.csv`; all randomness of an example is keyed by it.
+  codes: uint8[B, V, D, H, W] stored codes of V members of the pool (V = 2 views, or 1).
+  map_ids: i32[B, V] which member each view is (`schema.POOL`).
+
+and for supervision:
+
+  label: i32[B] osteoporosis 1 / 0, -1 where missing.
+  bmd: f32[B] g/cm^2, NaN where missing.
+  level: i32[B] class 0-17.
+  device: i32[B] index into the manifest's devices.
+"""
+
+Metrics = dict[str, Array]
+"""Scalars, already reduced over every device."""
+
+Params = Any
+ModelState = Any
+"""Everything a model carries that has no gradient: running statistics, queues."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All of a run: saved and restored as one.
+
+    Attributes:
+      step: i32[] updates done.
+      params: float32 parameters.
+      model_state: running statistics and queues, by the objective.
+      opt_state: of the optimiser.
+      ema_params: exponential moving average of params, or None.
+    """
+
+    step: Array
+    params: Params
+    model_state: ModelState
+    opt_state: Any
+    ema_params: Params | None = None
