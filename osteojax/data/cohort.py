@@ -106,7 +106,7 @@ class PreparedCohort:
 
     def rows(self, *splits: str, labelled: bool | None = None) -> np.ndarray:
         """i64[...] row numbers of some splits; labelled=True or False keeps only those."""
-        keep = self.table["split"].isin(splits).to_numpy()
+        keep = self.table["split"].isin(splits).to_numpy(copy=True)
         if labelled is not None:
             has_label = (self.labels.osteoporosis >= 0) | ~np.isnan(self.labels.bmd_g_cm2)
             keep &= has_label if labelled else ~has_label
@@ -115,7 +115,13 @@ class PreparedCohort:
     def records(self, row: int, keys: list[str]) -> list[bytes]:
         """Stored bytes of some record keys of one vertebra."""
         first = row * len(RECORD_KEYS)
-        return self._records.__getitems__([first + RECORD_KEYS.index(key) for key in keys])
+        try:
+            return self._records.__getitems__([first + RECORD_KEYS.index(key) for key in keys])
+        except RuntimeError as error:  # the format's checksum
+            raise UserError(
+                f"{self.directory}: row {row}, {keys}: the shard is damaged ({error}). Copy it "
+                "again, or prepare the cohort again."
+            ) from error
 
     def members(self, row: int, names: list[str]) -> np.ndarray:
         """uint8[len(names), D, H, W] codes of some members of the pool of one vertebra."""

@@ -1,0 +1,84 @@
+"""Augmentation moves voxels and changes none."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from scipy import ndimage
+
+from osteojax.data.augment import augment, network_input
+from osteojax.data.schema import POOL, image_spec, map_spec
+
+PLAIN = ConfigDict({"max_shift_voxels": 2, "flip_probability": 0.5, "affine": False})
+
+
+def batch(count: int = 6, size: int = 10) -> tuple[jnp.ndarray, jnp.ndarray]:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 240, (count, 2, size, size, size), dtype=np.uint8)
+    return jnp.asarray(codes), jnp.arange(100, 100 + count)
+
+
+def test_each_view_is_a_shift_and_perhaps_a_flip_of_itself() -> None:
+    codes, index = batch()
+    moved = np.asarray(augment(codes, index, jax.random.key(0), PLAIN))
+    assert moved.dtype == np.uint8
+    found = set()
+    for before, after in zip(np.asarray(codes).reshape(-1, 10, 10, 10), moved.reshape(-1, 10, 10, 10), strict=True):  # fmt: skip  # noqa: E501
+        inside = (slice(2, 8),) * 3
+        matches = [
+            (z, y, x, flip)
+            for z in range(-2, 3) for y in range(-2, 3) for x in range(-2, 3) for flip in (0, 1)
+            if np.array_equal(
+                np.roll(before[:, :, ::-1] if flip else before, (-z, -y, x if flip else -x), (0, 1, 2))[inside],
+                after[inside],
+            )
+        ]  # fmt: skip  # noqa: E501
+        assert matches
+        found.add(matches[0])
+    assert len(found) > 6  # views differ from each other
+
+
+def test_geometry_is_the_records_not_the_batchs() -> None:
+    codes, index = batch()
+    key = jax.random.key(1)
+    whole = augment(codes, index, key, PLAIN)
+    order = np.array([3, 1])
+    np.testing.assert_array_equal(augment(codes[order], index[order], key, PLAIN), whole[order])
+    assert (augment(codes, index, jax.random.key(2), PLAIN) != whole).any()
+
+
+def test_vacated_voxels_repeat_the_border() -> None:
+    config = ConfigDict({"max_shift_voxels": 3, "flip_probability": 0.0, "affine": False})
+    ramp = jnp.broadcast_to(jnp.arange(10, 20, dtype=jnp.uint8), (8, 1, 10, 10, 10))
+    moved = np.asarray(augment(ramp, jnp.arange(8), jax.random.key(0), config))
+    assert moved.min() >= 10
+    assert moved.max() <= 19
+    assert (np.diff(moved.astype(int), axis=-1) >= 0).all()
+
+
+def test_affine_stays_close_and_within_range() -> None:
+    config = ConfigDict({"max_shift_voxels": 0, "flip_probability": 0.0, "affine": True})
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).uniform(0, 239, (24,) * 3), 3)
+    codes = jnp.asarray(smooth.astype(np.uint8))[None, None]
+    turned = np.asarray(augment(codes, jnp.zeros(1, jnp.int32), jax.random.key(0), config))[0, 0]
+    original = np.asarray(codes)[0, 0].astype(float)
+    assert turned.min() >= original.min()
+    assert turned.max() <= original.max()
+    core = (slice(8, 16),) * 3
+    assert 0.2 < np.corrcoef(turned[core].ravel(), original[core].ravel())[0, 1] < 0.9999
+
+
+def test_network_input_is_z_scored() -> None:
+    maps = [image_spec(), *(map_spec(n, 25.0) for n in POOL[1:])]
+    maps = [type(m)(**{**m.__dict__, "mean": 2.0 + i, "std": 1.5}) for i, m in enumerate(maps)]
+    affine = jnp.asarray(np.array([m.affine() for m in maps], np.float32))
+    codes = np.random.default_rng(0).integers(0, 240, (5, 4, 4, 6), dtype=np.uint8)
+    x = network_input(jnp.asarray(codes), jnp.arange(5), affine, 3)
+    assert x.shape == (5, 4, 4, 6, 1)
+    for i, spec in enumerate(maps):
+        t = spec.offset + spec.step * codes[i].astype(np.float64)
+        np.testing.assert_allclose(x[i, ..., 0], (t - spec.mean) / spec.std, rtol=1e-4, atol=1e-5)
+    flat = network_input(jnp.asarray(codes), jnp.arange(5), affine, 2)
+    np.testing.assert_array_equal(flat, x[..., 3, :])
