@@ -16,7 +16,7 @@ from osteojax.evaluation.metrics import Undefined, attempt
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 MIN_PATIENTS = 10
-"""Fewer patients give no interval: the bootstrap then repeats the same few and is far too narrow."""
+"""Fewer patients give no interval: it would repeat the same few and be far too narrow."""
 MIN_DEFINED = 0.9
 """A metric that fails in more than a tenth of the resamples (one class drawn) gets no interval."""
 
@@ -37,13 +37,16 @@ def percentile_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> l
     """[low, high] of f64[resamples], NaN where a resample leaves the metric undefined.
 
     Raises:
-      Undefined: fewer than `MIN_DEFINED` of the resamples define the metric.
+      Undefined: fewer than `MIN_DEFINED` of the resamples define the metric; or all give one
+        value (13 of 13 right), from which the bootstrap would conclude certainty.
     """
     defined = values[np.isfinite(values)]
     if len(defined) < MIN_DEFINED * len(values):
         raise Undefined(f"defined in only {len(defined)} of {len(values)} bootstrap resamples")
     tail = 50 * (1 - confidence)
     low, high = np.percentile(defined, [tail, 100 - tail])
+    if low == high:
+        raise Undefined(f"every resample gives {low:.3g}")
     return [float(low), float(high)]
 
 
@@ -174,7 +177,7 @@ def _threshold_resamples(
             "SPE": tn / (tn + fp),
             "PPV": tp / (tp + fp),
             "NPV": tn / (tn + fn),
-            "F1": 2 * tp / (2 * tp + fp + fn),
+            "F1": np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan),
         }
 
 

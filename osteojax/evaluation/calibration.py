@@ -29,7 +29,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]
     """Calibration of float[N] probabilities against int[N] labels.
 
     Returns:
-      brier: mean squared error of the probability (0 best; 0.25 for an uninformed 0.5).
+      Brier: mean squared error of the probability (0 best; 0.25 for an uninformed 0.5).
       ECE: expected calibration error, `BINS` bins of equal width.
       slope: of a logistic regression of the label on logit(p); 1 is ideal, below 1 overconfident.
       intercept: calibration in the large, a in logit P(label) = a + logit(p); 0 is ideal, above 0
@@ -40,7 +40,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]
     notes: dict[str, str] = {}
     return {
         "n": len(labels),
-        "brier": attempt(notes, "brier", brier, labels, probabilities),
+        "Brier": attempt(notes, "Brier", brier, labels, probabilities),
         "ECE": attempt(notes, "ECE", expected_calibration_error, labels, probabilities),
         "slope": attempt(notes, "slope", slope, labels, probabilities),
         "intercept": attempt(notes, "intercept", intercept, labels, probabilities),

@@ -46,7 +46,8 @@ def auroc_covariance(
     with_positive, with_negative = len(set(index[positive])), len(set(index[negative]))
     if min(with_positive, with_negative) < 2:
         raise Undefined(
-            f"needs 2 patients of each class, has {with_positive} positive, {with_negative} negative"
+            f"needs 2 patients with a positive and 2 with a negative case, has {with_positive} and "
+            f"{with_negative}"
         )
     s10 = from_positive @ from_positive.T * with_positive / ((with_positive - 1) * m)
     s01 = from_negative @ from_negative.T * with_negative / ((with_negative - 1) * n)

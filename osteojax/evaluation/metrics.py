@@ -92,7 +92,8 @@ def _thresholded(
         "SPE": (tn, tn + fp, "no negative cases"),
         "PPV": (tp, tp + fp, "no case was called positive"),
         "NPV": (tn, tn + fn, "no case was called negative"),
-        "F1": (2 * tp, 2 * tp + fp + fn, "no positive cases and none called positive"),
+        # Without positives 2 TP / (2 TP + FP + FN) would be a 0 that measures nothing.
+        "F1": (2 * tp, 2 * tp + fp + fn if tp + fn else 0, "no positive cases"),
     }
     values: dict[str, Any] = {
         name: attempt(notes, name, _ratio, *parts) for name, parts in ratios.items()

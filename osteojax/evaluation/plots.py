@@ -74,10 +74,12 @@ def _roc_curve(
 
 
 def _interval(cases: pd.DataFrame) -> str:
-    """ (low-high) of the AUROC with patients as clusters, empty where there is none."""
+    """(low-high) of the AUROC with patients as clusters, empty where there is none."""
     try:
         low, high = auroc_interval(
-            cases["osteoporosis"].to_numpy(), cases["probability"].to_numpy(), cases["patient_id"]
+            cases["osteoporosis"].to_numpy(),
+            cases["probability"].to_numpy(),
+            cases["patient_id"].to_numpy(),
         )
     except Undefined:
         return ""

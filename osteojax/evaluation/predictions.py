@@ -232,6 +232,6 @@ def _check_identity(table: pd.DataFrame, source: str) -> None:
     mixed = splits[splits.map(len) > 1]
     if len(mixed):
         raise UserError(
-            f"{source}: patient {mixed.index[0]} is in splits {', '.join(mixed.iloc[0])}. A patient "
-            "belongs to one split: prepare the cohort again."
+            f"{source}: patient {mixed.index[0]} is in splits {', '.join(mixed.iloc[0])}. "
+            "A patient belongs to one split: prepare the cohort again."
         )

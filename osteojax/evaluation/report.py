@@ -1,10 +1,10 @@
 """Writes what an evaluation leaves behind: predictions, metrics, tables, figures, one HTML report.
 
-    predictions.csv     both splits, one row per vertebra (`predictions.COLUMNS`)
-    metrics.json        `summary.summarise` and the context
-    tables/*.csv        the same numbers, one file per table
-    roc.png, calibration.png, bmd.png, gates.png, levels.png, decision.png
-    report.html         one self-contained file, made to be read and printed
+predictions.csv     both splits, one row per vertebra (`predictions.COLUMNS`)
+metrics.json        `summary.summarise` and the context
+tables/*.csv        the same numbers, one file per table
+roc.png, calibration.png, bmd.png, gates.png, levels.png, decision.png
+report.html         one self-contained file, made to be read and printed
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from osteojax.errors import UserError
-from osteojax.evaluation import bootstrap, plots, predictions, summary, tables
+from osteojax.evaluation import bootstrap, csv_tables, plots, predictions, summary, tables
 from osteojax.files import atomic_path, write_json, write_text
 
 TEMPLATE = "report.html.jinja"
@@ -80,7 +80,10 @@ def write_report(
     paths = {"predictions": directory / "predictions.csv"}
     predictions.write(paths["predictions"], pd.concat([valid, test], ignore_index=True))
     errors = largest_errors(test, fitted)
-    for name, table in {**tables.csv_tables(metrics), **_more_csv(test, fitted, errors)}.items():
+    for name, table in {
+        **csv_tables.csv_tables(metrics),
+        **_more_csv(test, fitted, errors),
+    }.items():
         paths[f"tables/{name}"] = directory / "tables" / name
         with atomic_path(paths[f"tables/{name}"]) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
@@ -163,16 +166,16 @@ def largest_errors(test: pd.DataFrame, fitted: dict[str, Any]) -> pd.DataFrame:
 def _errors_shown(errors: pd.DataFrame) -> tables.Shown:
     rows = tuple(
         (
-            row.scan_id,
-            row.site,
-            row.level,
-            row.device or summary.NO_DEVICE,
-            "missed" if row.osteoporosis else "false alarm",
-            f"{row.probability:.3f}",
-            tables.ABSENT if np.isnan(row.bmd_g_cm2) else f"{row.bmd_g_cm2:.3f}",
-            f"{row.bmd_pred_g_cm2:.3f}",
+            row["scan_id"],
+            row["site"],
+            row["level"],
+            row["device"] or summary.NO_DEVICE,
+            "missed" if row["osteoporosis"] else "false alarm",
+            f"{row['probability']:.3f}",
+            tables.ABSENT if np.isnan(row["bmd_g_cm2"]) else f"{row['bmd_g_cm2']:.3f}",
+            f"{row['bmd_pred_g_cm2']:.3f}",
         )
-        for row in errors.itertuples()
+        for row in errors.to_dict("records")
     )
     header = ("scan", "site", "level", "device", "error", "probability", "BMD", "predicted BMD")
     return tables.Shown("Most confident wrong vertebrae, BMD in g/cm²", header, rows)
@@ -204,9 +207,13 @@ def _sentences(metrics: dict[str, Any]) -> list[str]:
             if not entry["n"]:
                 continue
             found = [
-                f"{name} {value:.3f}" + (f" (95% interval {low:.3f} to {high:.3f})" if low else "")
-                for name, metric in (("AUROC", "AUROC"), ("sensitivity", "SEN"),
-                                     ("specificity", "SPE"))
+                f"{name} {value:.3f}"
+                + (f" (95% interval {low:.3f} to {high:.3f})" if low is not None else "")
+                for name, metric in (
+                    ("AUROC", "AUROC"),
+                    ("sensitivity", "SEN"),
+                    ("specificity", "SPE"),
+                )
                 if (value := at[metric]) is not None
                 for low, high in [at["intervals"].get(metric) or (None, None)]
             ]

@@ -7,6 +7,7 @@ Every number that does not exist is None with its reason under the `notes` besid
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,8 +100,9 @@ def summarise(
       resamples, seed: of the patient bootstrap.
 
     Returns:
-      cohort, fitted, diagnosis (unit -> internal | external | sites), subgroups, bmd, position,
-      gates, warnings (what a reader must know before the numbers), bootstrap settings.
+      cohort, fitted, diagnosis (unit -> internal | external | sites -> internal | external ->
+      site), subgroups, bmd, position, gates, warnings (what a reader must know before the
+      numbers), bootstrap (settings).
     """
     settings = {"resamples": resamples, "seed": seed}
     internal, external = _groups(table)
@@ -108,9 +110,7 @@ def summarise(
         "cohort": cohort(table),
         "fitted": fitted,
         "diagnosis": {
-            unit: _by_group(
-                table, lambda rows, unit=unit: diagnosis(rows, unit, fitted[unit], settings)
-            )
+            unit: _by_group(table, functools.partial(diagnosis, unit, fitted[unit], settings))
             for unit in UNITS
         },
         "subgroups": {
@@ -121,7 +121,7 @@ def summarise(
             "internal": _bmd(internal, settings),
             "external": _bmd(external, settings),
         },
-        "position": _by_group(table, lambda rows: _position(rows, settings)),
+        "position": _by_group(table, functools.partial(_position, settings)),
         "gates": gate_usage(table),
         "bootstrap": {**settings, "confidence": bootstrap.CONFIDENCE, "drawn": "patients"},
     }
@@ -154,7 +154,7 @@ def cohort(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def diagnosis(
-    rows: pd.DataFrame, unit: str, fitted: dict[str, Any], settings: dict[str, int]
+    unit: str, fitted: dict[str, Any], settings: dict[str, int], rows: pd.DataFrame
 ) -> dict[str, Any]:
     """One group of the diagnosis table: both thresholds with intervals, DeLong, calibration."""
     cases = cases_of(rows, unit)
@@ -227,12 +227,14 @@ def _groups(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _by_group(
     table: pd.DataFrame, measure: Callable[[pd.DataFrame], dict[str, Any]]
 ) -> dict[str, Any]:
-    """internal, external and each site (a site with rows in both is split in two)."""
+    """internal, external, and the sites of each."""
     internal, external = _groups(table)
-    sites = {str(site): measure(rows) for site, rows in internal.groupby("site", sort=True)}
-    for site, rows in external.groupby("site", sort=True):
-        sites[f"{site} (external)"] = measure(rows)
-    return {"internal": measure(internal), "external": measure(external), "sites": sites}
+    result: dict[str, Any] = {"internal": measure(internal), "external": measure(external)}
+    result["sites"] = {
+        part: {str(site): measure(rows[rows["site"] == site]) for site in sorted(set(rows["site"]))}
+        for part, rows in (("internal", internal), ("external", external))
+    }
+    return result
 
 
 def _subgroups(
@@ -252,7 +254,7 @@ def _subgroups(
     for name, values in columns.items():
         with_labels = set(values[internal["osteoporosis"].notna()])
         result[name] = {
-            str(value): diagnosis(internal[values == value], unit, fitted, settings)
+            str(value): diagnosis(unit, fitted, settings, internal[values == value])
             for value in sorted(with_labels, key=lambda value: (order.get(value, 99), value))
         }
     return result
@@ -265,7 +267,9 @@ def _bmd(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
 
     def entry(part: pd.DataFrame) -> dict[str, Any]:
         truth, predicted = part["bmd_g_cm2"].to_numpy(), part["bmd_pred_g_cm2"].to_numpy()
-        intervals, why = bootstrap.bmd_intervals(truth, predicted, part["patient_id"], **settings)
+        intervals, why = bootstrap.bmd_intervals(
+            truth, predicted, part["patient_id"].to_numpy(), **settings
+        )
         return {
             "patients": int(part["patient_id"].nunique()),
             **metrics.bmd_regression(truth, predicted),
@@ -280,12 +284,12 @@ def _bmd(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _position(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
+def _position(settings: dict[str, int], rows: pd.DataFrame) -> dict[str, Any]:
     truth, predicted = rows["level_class"].to_numpy(), rows["level_pred"].to_numpy()
     error = np.abs(truth - predicted)
     intervals, why = bootstrap.mean_intervals(
         {"accuracy": error == 0, "within_one": error <= 1, "mean_absolute_error": error},
-        rows["patient_id"],
+        rows["patient_id"].to_numpy(),
         **settings,
     )
     return {
@@ -310,7 +314,11 @@ def _warnings(
             warnings.append(f"Validation, {_unit_name(unit)}: no {what} could be fitted: {why}.")
     for unit in ("vertebra", "patient"):
         groups = summary["diagnosis"][unit]
-        for name, entry in [("internal test", groups["internal"]), *_site_names(groups["sites"])]:
+        named = [("Internal", groups["internal"])]
+        for part in ("internal", "external"):
+            sites = groups["sites"][part].items()
+            named += [(f"{part.capitalize()}, site {site}", entry) for site, entry in sites]
+        for name, entry in named:
             reason = entry["at_0.5"]["notes"].get("AUROC")
             if reason:
                 warnings.append(f"{name}, {_unit_name(unit)}: no AUROC: {reason}.")
@@ -328,10 +336,6 @@ def _warnings(
                 "is untrained and its results are not to be trusted."
             )
     return warnings
-
-
-def _site_names(sites: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(f"Site {name}", entry) for name, entry in sites.items()]
 
 
 def _unit_name(unit: str) -> str:

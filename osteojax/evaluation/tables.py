@@ -1,4 +1,4 @@
-"""Tables made from the summary: for the report and the terminal (text), and for CSV (numbers)."""
+"""Tables for people, made from the summary: for the report and the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
+from rich import box
 from rich.table import Table as RichTable
 
 METRICS = ("AUROC", "AUPRC", "ACC", "SEN", "SPE", "PPV", "NPV", "F1")
@@ -30,15 +30,21 @@ class Shown:
 
 
 def groups_of(section: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, entry) of internal, each site and external, leaving out groups without cases."""
-    single = len(section["sites"]) == 1
-    for name, entry in (
-        ("all internal", section["internal"]),
-        *((f"site {site}", entry) for site, entry in section["sites"].items() if not single),
-        ("all external", section["external"]),
-    ):
-        if entry["n"]:
-            yield name, entry
+    """(name, entry) of internal, external and their sites, leaving out groups without cases.
+
+    A part with a single site is one row, named by the site.
+    """
+    for part in ("internal", "external"):
+        sites = section["sites"][part]
+        if section[part]["n"] == 0:
+            continue
+        if len(sites) == 1:
+            yield f"{part}, site {next(iter(sites))}", section[part]
+            continue
+        yield f"all {part}", section[part]
+        for site, entry in sites.items():
+            if entry["n"]:
+                yield f"{part}, site {site}", entry
 
 
 def cohort(summary: dict[str, Any], fitted_split: str = "valid") -> Shown:
@@ -77,7 +83,7 @@ def cohort(summary: dict[str, Any], fitted_split: str = "valid") -> Shown:
         "positive / labelled patients",
         "vertebrae with BMD",
     )
-    return Shown("Data", header, tuple(rows))
+    return Shown("Patients and vertebrae", header, tuple(rows))
 
 
 def thresholds(summary: dict[str, Any]) -> Shown:
@@ -119,11 +125,12 @@ def subgroups(summary: dict[str, Any], unit: str) -> Shown:
 
 def calibration(summary: dict[str, Any]) -> Shown:
     """Brier, ECE, slope and intercept before and after temperature scaling."""
-    names = ("brier", "ECE", "slope", "intercept")
+    names = ("Brier", "ECE", "slope", "intercept")
     rows, missing = [], _Missing()
     for unit, title in UNIT_TITLES.items():
-        for name, entry in groups_of(summary["diagnosis"][unit]):
-            if not name.startswith("all"):
+        for name in ("internal", "external"):
+            entry = summary["diagnosis"][unit][name]
+            if entry["n"] == 0:
                 continue
             for key, when in (
                 ("calibration", "as predicted"),
@@ -148,8 +155,12 @@ def bmd(summary: dict[str, Any]) -> Shown:
     for part in ("internal", "external"):
         section = summary["bmd"][part]
         entries = [(f"all {part}", section["overall"])]
-        entries += [(f"{part}, device {name}", e) for name, e in section["devices"].items()]
-        entries += [(f"{part}, site {name}", e) for name, e in section["sites"].items()]
+        for by in ("device", "site"):
+            values = section[f"{by}s"]
+            if len(values) > 1:  # a single one would repeat the row above
+                entries += [(f"{part}, {by} {name}", entry) for name, entry in values.items()]
+            elif values:
+                entries[0] = (f"{entries[0][0]}, {by} {next(iter(values))}", section["overall"])
         for name, entry in entries:
             if not entry["n"]:
                 continue
@@ -176,7 +187,10 @@ def position(summary: dict[str, Any]) -> Shown:
             (
                 name,
                 str(entry["n"]),
-                *(_estimate(entry, k, 3) for k in ("accuracy", "within_one", "mean_absolute_error")),
+                *(
+                    _estimate(entry, k, 3)
+                    for k in ("accuracy", "within_one", "mean_absolute_error")
+                ),
             )
         )
     header = ("group", "vertebrae", "accuracy", "within one level", "mean error, levels")
@@ -197,67 +211,55 @@ def gates(summary: dict[str, Any]) -> Shown:
 
 
 def terminal(shown: Shown) -> RichTable:
-    """The table for the terminal: `rich.print(terminal(diagnosis(...)))`."""
+    """The table for a terminal, `rich.print(terminal(table))`; brackets go to a second line."""
     table = RichTable(
-        title=shown.title, caption="\n".join(shown.notes) or None, caption_justify="left"
+        title=shown.title,
+        caption="\n".join(shown.notes) or None,
+        caption_justify="left",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
     )
     for number, name in enumerate(shown.header):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in shown.rows:
         table.add_row(*(cell.replace(" (", "\n(") for cell in row))
     return table
 
 
 def main_tables(summary: dict[str, Any]) -> list[Shown]:
-    """What `osteojax evaluate` prints: vertebrae and patients at the validation threshold, BMD."""
-    at = "at_validation_threshold"
-    return [diagnosis(summary, "vertebra", at), diagnosis(summary, "patient", at), bmd(summary)]
+    """What `osteojax evaluate` prints, within 80 columns: diagnosis at the validation threshold,
+    BMD, level. Intervals of the main number only; the report has them all."""
+    return [
+        _narrow(diagnosis(summary, "vertebra", "at_validation_threshold")),
+        _narrow(diagnosis(summary, "patient", "at_validation_threshold")),
+        _narrow(bmd(summary)),
+        _narrow(position(summary)),
+    ]
 
 
-def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    """File name -> numbers in full precision: one row per group, NaN (empty) where undefined."""
-    diagnosis_rows, subgroup_rows = [], []
-    for unit, section in summary["diagnosis"].items():
-        for name, entry in groups_of(section):
-            for at in THRESHOLDS:
-                diagnosis_rows.append({"unit": unit, "group": name, **_flat(entry, at)})
-    for unit, groups in summary["subgroups"].items():
-        for group, values in groups.items():
-            for value, entry in values.items():
-                flat = _flat(entry, "at_validation_threshold")
-                subgroup_rows.append({"unit": unit, "group": group, "value": value, **flat})
-    bmd_rows = [
-        {"group": part, "by": by, "value": value, **_flat_entry(entry)}
-        for part in ("internal", "external")
-        for by, values in (
-            ("all", {"": summary["bmd"][part]["overall"]}),
-            ("device", summary["bmd"][part]["devices"]),
-            ("site", summary["bmd"][part]["sites"]),
-        )
-        for value, entry in values.items()
-    ]
-    gate_rows = [
-        {
-            "device": name,
-            "n": e["n"],
-            **{f"expert_{i}": value for i, value in enumerate(e["mean"])},
-            "entropy_nats": e["entropy"],
-        }
-        for name, e in summary["gates"]["devices"].items()
-    ]
-    position_rows = [
-        {"group": name, **_flat_entry(entry)} for name, entry in groups_of(summary["position"])
-    ]
-    return {
-        "cohort.csv": pd.DataFrame(summary["cohort"]).assign(
-            devices=[";".join(part["devices"]) for part in summary["cohort"]]
-        ),
-        "diagnosis.csv": pd.DataFrame(diagnosis_rows),
-        "subgroups.csv": pd.DataFrame(subgroup_rows),
-        "bmd.csv": pd.DataFrame(bmd_rows),
-        "position.csv": pd.DataFrame(position_rows),
-        "gates.csv": pd.DataFrame(gate_rows),
+def _narrow(shown: Shown) -> Shown:
+    """Short headers, fewer columns, intervals of the first metric only."""
+    short = {
+        "positive / cases": "pos./n",
+        "limits of agreement": "limits",
+        "vertebrae": "n",
+        "within one level": "within 1",
+        "mean error, levels": "mean error",
     }
+    dropped, with_interval = {"patients", "AUPRC"}, {"AUROC", "MAE", "accuracy"}
+    keep = [i for i, name in enumerate(shown.header) if name not in dropped]
+    header = tuple(short.get(shown.header[i], shown.header[i]) for i in keep)
+    rows = []
+    for row in shown.rows:
+        cells = [
+            row[i]
+            if shown.header[i] in with_interval
+            else row[i].split(" (")[0].replace(" / ", "/")
+            for i in keep
+        ]
+        rows.append((cells[0].replace("internal, ", ""), *cells[1:]))
+    return Shown(shown.title, header, tuple(rows), shown.notes)
 
 
 class _Missing:
@@ -311,43 +313,14 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _estimate(values: dict[str, Any], metric: str, digits: int) -> str:
-    """ "0.873 (0.82 to 0.91)", without the bracket where there is no interval."""
+    """ "0.873 (0.824–0.911)", without the bracket where there is no interval."""
     text = _number(values[metric], digits)
     interval = values["intervals"].get(metric)
     if values[metric] is None or interval is None:
         return text
-    low, high = (_number(bound, digits - 1 if digits > 2 else digits) for bound in interval)
-    return f"{text} ({low} to {high})"
+    low, high = (_number(bound, digits) for bound in interval)
+    return f"{text} ({low}{' to ' if interval[0] < 0 else ABSENT}{high})"
 
 
 def _share(part: int, whole: int) -> str:
     return f"{part} / {whole}" + (f" ({100 * part / whole:.0f}%)" if whole else "")
-
-
-def _flat(entry: dict[str, Any], at: str) -> dict[str, Any]:
-    values = entry[at]
-    counts = {key: values[key] for key in ("n", "positives", "TP", "FP", "TN", "FN")}
-    flat = {"patients": entry["patients"], **counts, "threshold_kind": at.removeprefix("at_")}
-    return {**flat, "threshold": values["threshold"], **_with_intervals(values, METRICS)}
-
-
-def _flat_entry(entry: dict[str, Any]) -> dict[str, Any]:
-    skip = {"notes", "interval_notes", "intervals", "patients", "n"}
-    names = tuple(name for name in entry if name not in skip)
-    return {
-        "patients": entry["patients"],
-        "n": entry["n"],
-        **_with_intervals(entry, names),
-    }
-
-
-def _with_intervals(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name in names:
-        flat[name] = values[name]
-        if name in values["intervals"]:
-            low, high = values["intervals"][name] or (None, None)
-            flat |= {f"{name}_low": low, f"{name}_high": high}
-    reasons = {**values["interval_notes"], **values["notes"]}
-    flat["notes"] = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-    return flat
