@@ -1,0 +1,344 @@
+"""CT + vertebra mask -> upright cubic ROIs, one per vertebra, along the vertebra's own axes.
+
+Two steps, both pure: `measure_vertebrae` finds centres and axes from the mask alone, `extract_roi`
+resamples CT and mask into one vertebra's frame. The rules are in method.md: centre of the
+vertebral body, axial axis tangent to the line of neighbouring centres, posterior towards the
+posterior elements or, for masks of bodies only, the patient's posterior from the header.
+
+Physical coordinates are LPS millimetres (x to the patient's left, y posterior, z superior).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from osteojax.data.schema import LEVELS
+from osteojax.errors import CaseError
+
+OUTSIDE_HU = -1000.0
+HEADER_SUPERIOR = np.array([0.0, 0.0, 1.0])
+HEADER_POSTERIOR = np.array([0.0, 1.0, 0.0])
+
+OPENING = 0.58
+"""Radius of the opening that leaves the body, in inscribed radii: pedicles are narrower."""
+ANALYSIS_MM = 1.0
+"""Masks finer than this are subsampled before distances are measured."""
+MIN_ELEMENTS_VOLUME = 0.08
+"""Least volume of posterior elements, in volumes of the body; whole vertebrae have 0.3 to 0.8."""
+MIN_ELEMENTS_DISTANCE = 1.2
+"""Least distance of their centroid from the body's, in inscribed radii; whole ones have 2 to 3."""
+MIN_VOLUME_RATIO = 0.3
+"""Of two neighbours' bodies. Where the border leaves less than this of a body, the rest may be a
+spinous process only, and its centroid no guide to any axis."""
+MAX_LEVEL_GAP = 2
+MAX_TRUNCATED_TURN_DEGREES = 25.0
+"""From the header's posterior, for elements cut by the border: the border cuts them lopsided."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vertebra:
+    """Where one vertebra of a mask is, and how it stands.
+
+    Attributes:
+      level_class: 1-18.
+      centre_mm: f64[3], centroid of the vertebral body, LPS.
+      axes: f64[3, 3], rows are the unit vectors superior, posterior, left, in LPS.
+      axial_rule: "neighbours" or "header".
+      posterior_rule: "elements" or "header".
+      truncated: the label touches the border of the volume.
+      radius_mm: radius of the largest ball inside the body.
+      body_volume_mm3, mask_volume_mm3: of the body, and of the whole label.
+    """
+
+    level_class: int
+    centre_mm: np.ndarray
+    axes: np.ndarray
+    axial_rule: str
+    posterior_rule: str
+    truncated: bool
+    radius_mm: float
+    body_volume_mm3: float
+    mask_volume_mm3: float
+
+    @property
+    def level(self) -> str:
+        return LEVELS[self.level_class - 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roi:
+    """One vertebra in its own frame.
+
+    Arrays are [D, H, W]: inferior to superior, anterior to posterior, right to left.
+
+    Attributes:
+      vertebra: its place and axes.
+      spacing_mm: edge of a voxel.
+      hu: f32[D, H, W], unclipped HU, -1000 outside the CT.
+      mask: bool[D, H, W], the vertebra.
+      valid: bool[D, H, W], inside the CT.
+      mean_hu: mean HU of the label's voxels within the frame, in the original CT.
+      fraction_in_frame: part of the label's voxels within the frame.
+    """
+
+    vertebra: Vertebra
+    spacing_mm: float
+    hu: np.ndarray
+    mask: np.ndarray
+    valid: np.ndarray
+    mean_hu: float
+    fraction_in_frame: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Body:
+    """What the mask of one vertebra says on its own, before its neighbours are asked."""
+
+    level_class: int
+    centre_mm: np.ndarray
+    elements_mm: np.ndarray | None
+    truncated: bool
+    radius_mm: float
+    body_volume_mm3: float
+    mask_volume_mm3: float
+
+
+def extract_rois(
+    ct_image: sitk.Image, class_mask: sitk.Image, size: int, spacing_mm: float, case: str
+) -> list[Roi]:
+    """Every vertebra of a checked CT and mask (`verify.load_case`), truncated ones included.
+
+    Args:
+      size, spacing_mm: edge of the cubic ROI in voxels, and of a voxel.
+
+    Returns:
+      ROIs from T1 downwards.
+
+    Raises:
+      CaseError: levels run against the header (see `measure_vertebrae`).
+    """
+    return [
+        extract_roi(ct_image, class_mask, vertebra, size, spacing_mm)
+        for vertebra in measure_vertebrae(class_mask, case)
+    ]
+
+
+def measure_vertebrae(class_mask: sitk.Image, case: str) -> list[Vertebra]:
+    """Centres and axes of every vertebra in a mask of classes 1-18, from T1 downwards.
+
+    Raises:
+      CaseError: levels are numbered from inferior to superior in the header's coordinates, which
+        means a wrong orientation in the header or a wrong label scheme.
+    """
+    classes = sitk.GetArrayViewFromImage(class_mask)
+    boxes = ndimage.find_objects(classes)
+    bodies = [
+        _measure_body(class_mask, classes, label, box)
+        for label, box in enumerate(boxes, start=1)
+        if box is not None
+    ]
+    vertebrae = []
+    for body in bodies:
+        superior, axial_rule = _axial_axis(body, bodies)
+        if superior @ HEADER_SUPERIOR < 0:
+            raise CaseError(
+                case,
+                f"{LEVELS[body.level_class - 1]}: the levels are numbered from below upwards.",
+                "Check the label scheme of the mask and the orientation in the file's header.",
+            )
+        posterior, posterior_rule = _posterior_axis(body, superior)
+        left = np.cross(posterior, superior)  # x = y cross z in LPS
+        vertebrae.append(
+            Vertebra(
+                level_class=body.level_class,
+                centre_mm=body.centre_mm,
+                axes=np.stack([superior, posterior, left]),
+                axial_rule=axial_rule,
+                posterior_rule=posterior_rule,
+                truncated=body.truncated,
+                radius_mm=body.radius_mm,
+                body_volume_mm3=body.body_volume_mm3,
+                mask_volume_mm3=body.mask_volume_mm3,
+            )
+        )
+    return vertebrae
+
+
+def _measure_body(
+    class_mask: sitk.Image, classes: np.ndarray, label: int, box: tuple[slice, ...]
+) -> _Body:
+    """Separates the body from the posterior elements by a morphological opening in millimetres."""
+    spacing_mm = np.array(class_mask.GetSpacing())[::-1]
+    inside = classes[box] == label
+    stride = np.maximum(1, np.floor(ANALYSIS_MM / spacing_mm + 1e-6)).astype(int)
+    sampled = np.pad(inside[tuple(slice(None, None, s) for s in stride)], 1)
+    if not sampled.any():  # a sliver between the samples
+        stride, sampled = np.ones(3, int), np.pad(inside, 1)
+    step_mm = spacing_mm * stride
+    depth_mm = ndimage.distance_transform_edt(sampled, sampling=step_mm)
+    radius_mm = float(depth_mm.max())
+    core, _ = ndimage.label(depth_mm > OPENING * radius_mm)
+    core = core == 1 + np.argmax(np.bincount(core.ravel())[1:])
+    away_mm = ndimage.distance_transform_edt(~core, sampling=step_mm)
+    body = sampled & (away_mm <= OPENING * radius_mm)
+    margin_mm = max(2.0, float(step_mm.max()))
+    rest = sampled & (away_mm > OPENING * radius_mm + margin_mm)
+
+    first = np.array([s.start for s in box])
+
+    def centroid_mm(voxels: np.ndarray) -> np.ndarray:
+        index = (np.argwhere(voxels).mean(axis=0) - 1) * stride + first
+        return np.array(class_mask.TransformContinuousIndexToPhysicalPoint(index[::-1].tolist()))
+
+    centre_mm = centroid_mm(body)
+    elements_mm = None
+    if rest.sum() >= MIN_ELEMENTS_VOLUME * body.sum():
+        towards_mm = centroid_mm(rest) - centre_mm
+        if np.linalg.norm(towards_mm) >= MIN_ELEMENTS_DISTANCE * radius_mm:
+            elements_mm = towards_mm
+    return _Body(
+        level_class=label,
+        centre_mm=centre_mm,
+        elements_mm=elements_mm,
+        truncated=any(s.start == 0 or s.stop == n for s, n in zip(box, classes.shape, strict=True)),
+        radius_mm=radius_mm,
+        body_volume_mm3=float(body.sum() * np.prod(step_mm)),
+        mask_volume_mm3=float(inside.sum() * np.prod(spacing_mm)),
+    )
+
+
+def _axial_axis(body: _Body, bodies: list[_Body]) -> tuple[np.ndarray, str]:
+    """Unit tangent towards superior: derivative, at the body, of the parabola through it and up to
+    two neighbours (one on each side, or both on one side at the end of the column), over chord
+    length. Without neighbours, the header's superior."""
+    near = [
+        other
+        for other in bodies
+        if 0 < abs(other.level_class - body.level_class) <= MAX_LEVEL_GAP
+        and other.body_volume_mm3 >= MIN_VOLUME_RATIO * body.body_volume_mm3
+        and body.body_volume_mm3 >= MIN_VOLUME_RATIO * other.body_volume_mm3
+    ]
+    above = sorted((o for o in near if o.level_class < body.level_class), key=_class, reverse=True)
+    below = sorted((o for o in near if o.level_class > body.level_class), key=_class)
+    chosen = [*above[:1], *below[:1]] if above and below else (above + below)[:2]
+    if not chosen:
+        return HEADER_SUPERIOR, "header"
+    points = sorted([body, *chosen], key=_class, reverse=True)  # from below upwards
+    position = np.array([p.centre_mm for p in points])
+    chord = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(position, axis=0), axis=1))])
+    at = chord[points.index(body)]
+    coefficients = np.polynomial.polynomial.polyfit(chord - at, position, len(points) - 1)
+    tangent = coefficients[1]
+    return tangent / np.linalg.norm(tangent), "neighbours"
+
+
+def _posterior_axis(body: _Body, superior: np.ndarray) -> tuple[np.ndarray, str]:
+    """Unit vector across `superior`, to the posterior elements or else the header's posterior."""
+
+    def across(towards: np.ndarray) -> np.ndarray:
+        flat = towards - (towards @ superior) * superior
+        return flat / np.linalg.norm(flat)
+
+    header = across(HEADER_POSTERIOR)
+    if body.elements_mm is None:
+        return header, "header"
+    elements = across(body.elements_mm)
+    turn = np.degrees(np.arccos(np.clip(elements @ header, -1, 1)))
+    if body.truncated and turn > MAX_TRUNCATED_TURN_DEGREES:
+        return header, "header"
+    return elements, "elements"
+
+
+def _class(body: _Body) -> int:
+    return body.level_class
+
+
+def extract_roi(
+    ct_image: sitk.Image, class_mask: sitk.Image, vertebra: Vertebra, size: int, spacing_mm: float
+) -> Roi:
+    """Resamples CT (linear) and mask (nearest) into one vertebra's frame.
+
+    Where the ROI's voxels are clearly coarser than the CT's, the CT is smoothed first along those
+    axes, so that fine structure is averaged instead of aliased.
+    """
+    superior, posterior, left = vertebra.axes
+    frame = sitk.Image(size, size, size, sitk.sitkUInt8)
+    frame.SetSpacing([spacing_mm] * 3)
+    frame.SetDirection(np.stack([left, posterior, superior], axis=1).ravel().tolist())
+    half_mm = (size - 1) / 2 * spacing_mm
+    frame.SetOrigin((vertebra.centre_mm - half_mm * (left + posterior + superior)).tolist())
+
+    sigma = _prefilter_sigma(np.array(ct_image.GetSpacing()), spacing_mm)
+    start, extent = _crop_box(ct_image, frame, margin=2 + int(np.ceil(3 * sigma.max())))
+    crop = sitk.Cast(sitk.RegionOfInterest(ct_image, extent, start), sitk.sitkFloat32)
+    if sigma.any():
+        values = ndimage.gaussian_filter(
+            sitk.GetArrayViewFromImage(crop), sigma[::-1], mode="nearest", truncate=3.0
+        )
+        smooth = sitk.GetImageFromArray(values)
+        smooth.CopyInformation(crop)
+        crop = smooth
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    # NaN marks what is outside the CT; verified CTs hold none of their own.
+    resampled = sitk.Resample(crop, frame, identity, sitk.sitkLinear, float("nan"))
+    hu = sitk.GetArrayFromImage(resampled)
+    valid = np.isfinite(hu)
+    hu[~valid] = OUTSIDE_HU
+    label = sitk.RegionOfInterest(class_mask, extent, start) == vertebra.level_class
+    mask = sitk.Resample(label, frame, identity, sitk.sitkNearestNeighbor, 0)
+    mean_hu, fraction = _label_in_frame(ct_image, label, start, vertebra, half_mm + spacing_mm / 2)
+    return Roi(
+        vertebra=vertebra,
+        spacing_mm=spacing_mm,
+        hu=hu,
+        mask=sitk.GetArrayFromImage(mask).astype(bool),
+        valid=valid,
+        mean_hu=mean_hu,
+        fraction_in_frame=fraction,
+    )
+
+
+def _prefilter_sigma(ct_spacing_mm: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """f64[3] (x, y, z): Gaussian sigma in CT voxels whose width makes up the difference between
+    the CT's voxel and the ROI's (full width at half maximum); 0 below a factor of 1.25."""
+    factor = spacing_mm / ct_spacing_mm
+    return np.where(factor > 1.25, np.sqrt(np.maximum(factor**2 - 1, 0)) / 2.355, 0.0)
+
+
+def _crop_box(image: sitk.Image, frame: sitk.Image, margin: int) -> tuple[list[int], list[int]]:
+    """First index and extent (x, y, z) of the part of `image` that the frame reads."""
+    last = [n - 1 for n in frame.GetSize()]
+    corners = [
+        image.TransformPhysicalPointToContinuousIndex(
+            frame.TransformIndexToPhysicalPoint([c * n for c, n in zip(corner, last, strict=True)])
+        )
+        for corner in np.ndindex(2, 2, 2)
+    ]
+    size = np.array(image.GetSize())
+    low = np.floor(np.min(corners, axis=0)).astype(int) - margin
+    high = np.ceil(np.max(corners, axis=0)).astype(int) + margin + 1
+    low, high = np.clip(low, 0, size - 1), np.clip(high, 1, size)
+    return low.tolist(), (high - low).tolist()
+
+
+def _label_in_frame(
+    ct_image: sitk.Image,
+    label: sitk.Image,
+    start: list[int],
+    vertebra: Vertebra,
+    half_mm: float,
+) -> tuple[float, float]:
+    """(mean HU, fraction) of the label's own voxels within the frame, without resampling."""
+    index = np.argwhere(sitk.GetArrayViewFromImage(label))  # z, y, x
+    matrix = np.array(label.GetDirection()).reshape(3, 3) * np.array(label.GetSpacing())
+    place_mm = index[:, ::-1] @ matrix.T + np.array(label.GetOrigin()) - vertebra.centre_mm
+    inside = np.all(np.abs(place_mm @ vertebra.axes.T) <= half_mm, axis=1)
+    z, y, x = (index[inside] + np.array(start)[::-1]).T
+    values = sitk.GetArrayViewFromImage(ct_image)[z, y, x]
+    volume_mm3 = inside.sum() * abs(np.linalg.det(matrix))
+    mean_hu = float(values.mean(dtype=np.float64)) if values.size else float("nan")
+    return mean_hu, float(volume_mm3 / vertebra.mask_volume_mm3)

@@ -1,0 +1,159 @@
+"""Reads CTs and masks: NIfTI, NRRD, MHA and DICOM series, through SimpleITK.
+
+SimpleITK reads a truncated NIfTI file as zeros and leaves a damaged DICOM slice out without a
+word, so both are checked here first. Nothing but voxels and geometry is kept: every metadata
+field of the file (patient's name and the like) is dropped as soon as it is read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+import SimpleITK as sitk
+
+from osteojax.errors import CaseError
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK prints warnings of its own to stderr
+
+READ_REMEDY = "Replace the file, or take the row out of the cohort."
+
+
+def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
+    """Reads one three-dimensional scalar image, without its metadata.
+
+    Args:
+      path: a NIfTI, NRRD, MHA or DICOM file, or a folder that holds one DICOM series.
+      case: the scan's name in messages.
+      what: "CT" or "mask", for messages.
+
+    Raises:
+      CaseError: the file is absent, unreadable, truncated, or not three-dimensional and scalar.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CaseError(case, f"{what} {path} does not exist.", "Correct the path in the cohort.")
+    try:
+        image = _read_series(path, case, what) if path.is_dir() else _read_file(path, case, what)
+    except (RuntimeError, OSError, EOFError, zlib.error, struct.error) as error:
+        reason = f"{what} {path.name} cannot be read ({_last_line(error)})."
+        raise CaseError(case, reason, READ_REMEDY) from error
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3 or min(image.GetSize()) < 2:
+        size = "x".join(str(n) for n in image.GetSize())
+        raise CaseError(case, f"{what} {path.name} is {size}, not a volume.", READ_REMEDY)
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        channels = image.GetNumberOfComponentsPerPixel()
+        raise CaseError(case, f"{what} {path.name} has {channels} channels, not one.", READ_REMEDY)
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    return image
+
+
+def _last_line(error: Exception) -> str:
+    """What ITK says at the end of its paragraph."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else type(error).__name__
+
+
+def _read_file(path: Path, case: str, what: str) -> sitk.Image:
+    if path.name.endswith((".nii", ".nii.gz")):
+        _check_nifti_is_whole(path, case, what)
+    return sitk.ReadImage(str(path))
+
+
+def _check_nifti_is_whole(path: Path, case: str, what: str) -> None:
+    """Reads the stream to its end (gzip checks its own sum) and compares with the header."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with cast(IO[bytes], opener(path, "rb")) as stream:
+        header = stream.read(352)
+        found = len(header)
+        while block := stream.read(1 << 22):
+            found += len(block)
+    if len(header) < 348:
+        raise EOFError(f"{len(header)} bytes, less than a NIfTI header")
+    order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
+    if struct.unpack(order + "i", header[:4])[0] != 348:
+        return  # NIfTI-2 or Analyze: SimpleITK judges
+    rank, *shape = struct.unpack(order + "8h", header[40:56])
+    bits = struct.unpack(order + "h", header[72:74])[0]
+    offset = struct.unpack(order + "f", header[108:112])[0]
+    if not 1 <= rank <= 7:
+        raise EOFError(f"the header names {rank} dimensions")
+    expected = int(offset) + int(np.prod([max(n, 1) for n in shape[:rank]], dtype=np.int64)) * (
+        bits // 8
+    )
+    if found < expected:
+        reason = f"{what} {path.name} is truncated: {found:,} of {expected:,} bytes."
+        raise CaseError(case, reason, READ_REMEDY)
+
+
+def _read_series(folder: Path, case: str, what: str) -> sitk.Image:
+    """One DICOM series, every slice present, evenly spaced, without gantry tilt."""
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise CaseError(
+            case, f"{what} folder {folder.name} holds no DICOM series.", "Correct the path."
+        )
+    names = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in series]
+    if len(series) > 1:
+        slices = ", ".join(str(len(files)) for files in names)
+        reason = f"{what} folder {folder.name} holds {len(series)} series (of {slices} slices)."
+        raise CaseError(case, reason, "Give each series its own folder.")
+    files = names[0]
+    in_series = {os.path.basename(name) for name in files}
+    broken = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_file() and entry.name not in in_series and _claims_to_be_a_slice(entry)
+    )
+    if broken:
+        # File names of exported series are often their UIDs: an identifier, so only a count.
+        reason = f"{what} folder {folder.name}: {len(broken)} of {len(broken) + len(files)} slices"
+        raise CaseError(case, f"{reason} cannot be read.", "Copy the series again.")
+    _check_slices(files, case, what)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    return reader.Execute()
+
+
+def _claims_to_be_a_slice(path: Path) -> bool:
+    if path.name.upper() == "DICOMDIR":
+        return False
+    with path.open("rb") as stream:
+        return path.suffix.lower() == ".dcm" or stream.read(132)[128:] == b"DICM"
+
+
+def _check_slices(files: tuple[str, ...], case: str, what: str) -> None:
+    """Slices a constant step apart, the step along the slices' normal."""
+    reader = sitk.ImageFileReader()
+    origins, normals = [], []
+    for name in files:
+        reader.SetFileName(name)
+        reader.ReadImageInformation()
+        origins.append(reader.GetOrigin())
+        normals.append(np.array(reader.GetDirection()).reshape(3, 3)[:, 2])
+    if len(files) < 3:
+        return
+    steps_mm = np.diff(np.array(origins), axis=0)
+    along_mm = np.abs(steps_mm @ normals[0])
+    step_mm = float(np.median(along_mm))
+    if along_mm.max() - along_mm.min() > 0.1 * step_mm + 1e-3:
+        raise CaseError(
+            case,
+            f"{what}: DICOM slices are {along_mm.min():.2f} to {along_mm.max():.2f} mm apart.",
+            "A slice is missing or doubled: copy the series again.",
+        )
+    tilt_mm = np.linalg.norm(steps_mm - np.outer(steps_mm @ normals[0], normals[0]), axis=1)
+    if tilt_mm.max() > 0.05 * step_mm + 1e-3:
+        raise CaseError(
+            case,
+            f"{what}: slices shift {tilt_mm.max():.2f} mm in their plane (tilted gantry).",
+            "Resample the series to a rectangular grid and bring it as NIfTI.",
+        )
