@@ -20,7 +20,7 @@ from data_prep.records import encode_vertebra, write_records
 from data_prep.roi import Roi, Vertebra, extract_roi, measure_vertebrae
 from data_prep.texture import TextureSettings, texture_pool
 from data_prep.verify import load_case
-from osteojax.data.schema import HU_MAX, HU_MIN, IMAGE_STEP_HU, MapSpec, image_spec, map_spec
+from osteojax.data.schema import HU_MAX, HU_MIN, MapSpec, image_spec, map_spec
 from osteojax.errors import CaseError, UserError
 from osteojax.files import write_text
 
@@ -47,10 +47,10 @@ class RoiSettings:
 
     def __post_init__(self) -> None:
         levels = (HU_MAX - HU_MIN) / self.texture.bin_width
-        if levels != round(levels) or self.texture.bin_width % IMAGE_STEP_HU:
+        if levels != round(levels):  # the stored ranges of the maps count whole levels
             raise UserError(
-                f"--bin-width {self.texture.bin_width:g}: must be a multiple of {IMAGE_STEP_HU:g} "
-                f"HU that divides {HU_MAX - HU_MIN:g} HU: 5, 10, 15, 20, 25, 30, 40, 50, ..."
+                f"--bin-width {self.texture.bin_width:g}: must divide the {HU_MAX - HU_MIN:g} HU "
+                "of the image: 5, 10, 15, 20, 25, 30, 40, 50, ..."
             )
 
     @property
@@ -103,12 +103,15 @@ def prepare_scan(scan: Scan, settings: RoiSettings, out: Path) -> ScanReport:
 
     Raises:
       OSError: the part cannot be written (disk full).
+      UserError: the texture engine is not installed.
     """
     try:
         report, records = _vertebrae(scan, settings)
     except CaseError as error:
         failure = (error.case, error.reason, error.remedy)
         report, records = ScanReport([], [failure], [], {}), []
+    except UserError:  # wrong for every scan alike: the texture engine is not installed
+        raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
@@ -140,6 +143,10 @@ def _vertebrae(scan: Scan, settings: RoiSettings) -> tuple[ScanReport, list[list
             report.failures.append((case, reason, "Correct the mask or remove the label."))
             continue
         roi = extract_roi(ct_image, class_mask, vertebra, settings.size, settings.spacing_mm)
+        if not roi.mask.any():
+            reason = "no voxel of the label is in its own frame."
+            report.failures.append((case, reason, "Correct the mask: it lies in pieces."))
+            continue
         codes = encode_roi(roi, settings)
         records.append(encode_vertebra(codes, roi.mask, roi.valid))
         report.rows.append(vertebra_row(scan, vertebra, roi.mean_hu))
@@ -159,10 +166,7 @@ def encode_roi(roi: Roi, settings: RoiSettings) -> dict[str, np.ndarray]:
     codes = {image.name: image.encode(roi.hu)}
     masked = settings.texture.domain == "vertebra"
     values = texture_pool(codes[image.name], roi.mask if masked else None, settings.texture)
-    for spec in maps:
-        codes[spec.name] = spec.encode(
-            np.nan_to_num(values[spec.name]) if masked else values[spec.name]
-        )
+    codes |= {spec.name: spec.encode(values[spec.name]) for spec in maps}
     if masked:
         codes = {name: np.where(roi.mask, code, np.uint8(0)) for name, code in codes.items()}
     return codes

@@ -1,0 +1,189 @@
+"""Prints what a prepared folder holds and draws a contact sheet of vertebrae and their maps.
+
+example:
+  osteojax inspect prepared --vertebrae 6
+
+Look at the sheet before training: vertebrae upright, spinous process on the right of the sagittal
+pictures, whole body in the frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.records import ShardReader
+from osteojax.data.schema import HU_MIN, VERTEBRA_COLUMNS, Manifest, MapSpec
+from osteojax.errors import UserError
+from osteojax.files import atomic_path
+
+WINDOW_HU = (HU_MIN, 600.0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="written by osteojax prepare")
+    parser.add_argument("--out", type=Path, help="PNG; default: DIR/contact_sheet.png")
+    parser.add_argument("--vertebrae", type=int, default=6, help="rows of the contact sheet")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.vertebrae < 1:
+        raise UserError(f"--vertebrae {args.vertebrae}: draw at least one.")
+    manifest = Manifest.load(args.directory)
+    rows = read_vertebrae(args.directory, manifest)
+    console = Console()
+    for table in (summary(manifest), maps_table(manifest), shards_table(manifest)):
+        console.print(table)
+    for name, file in (("failures", "failures.csv"), ("excluded", "excluded.csv")):
+        path = args.directory / file
+        if path.is_file():
+            count = len(pd.read_csv(path, dtype=str))
+            console.print(f"{count} {name}: {path}", highlight=False, soft_wrap=True)
+    chosen = choose(rows, args.vertebrae)
+    out = args.out or args.directory / "contact_sheet.png"
+    draw_contact_sheet(args.directory, manifest, chosen, out)
+    console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def read_vertebrae(directory: Path, manifest: Manifest) -> pd.DataFrame:
+    """`vertebrae.csv`, checked against the manifest and the shards' own lengths.
+
+    Raises:
+      UserError: the table is damaged, or a shard is missing, damaged or of another length.
+    """
+    path = directory / "vertebrae.csv"
+    try:
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Prepare the cohort again.") from error
+    if tuple(rows.columns) != VERTEBRA_COLUMNS or len(rows) != manifest.num_vertebrae:
+        raise UserError(
+            f"{path}: {len(rows)} rows do not match the manifest's {manifest.num_vertebrae} "
+            "vertebrae and columns. Prepare the cohort again."
+        )
+    for shard in manifest.shards:
+        found = ShardReader(directory / "shards" / shard["name"]).num_vertebrae
+        if found != shard["vertebrae"]:
+            raise UserError(
+                f"{directory}/shards/{shard['name']}: {found} vertebrae, the manifest says "
+                f"{shard['vertebrae']}. Prepare the cohort again."
+            )
+    return rows
+
+
+def summary(manifest: Manifest) -> Table:
+    """Geometry, texture, labels and counts."""
+    table = Table("cohort", "", show_header=False, title="manifest")
+    size, counts = manifest.size, manifest.counts
+    texture = ", ".join(f"{key} {value}" for key, value in manifest.texture.items())
+    for name, value in (
+        ("ROI", f"{size}^3 voxels of {manifest.spacing_mm:g} mm"),
+        ("texture", texture),
+        ("label scheme", manifest.label_scheme),
+        ("devices", ", ".join(manifest.devices)),
+        ("BMD of training", f"{manifest.bmd_mean:.4f} +- {manifest.bmd_std:.4f} g/cm^2"),
+        *(
+            (
+                split,
+                f"{count['patients']} patients, {count['vertebrae']} vertebrae, "
+                f"{count['labelled']} labelled",
+            )
+            for split, count in counts.items()
+        ),
+        ("written by", f"osteojax {manifest.code_version}"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def maps_table(manifest: Manifest) -> Table:
+    """Storage and statistics of each member of the pool."""
+    table = Table("map", "unit", "stored as", "range", "step", "mean", "std", title="texture pool")
+    for spec in manifest.maps:
+        low, high = spec.decode(np.array([0, spec.codes - 1], np.uint8))
+        table.add_row(
+            spec.name,
+            spec.unit,
+            spec.transform,
+            f"{low:g} to {high:g}",
+            f"{spec.step:.4g}",
+            f"{spec.mean:.4g}",
+            f"{spec.std:.4g}",
+        )
+    table.caption = "step, mean and std of the transformed value"
+    return table
+
+
+def shards_table(manifest: Manifest) -> Table:
+    """Files and their vertebrae; the first ten."""
+    table = Table("shard", "vertebrae", title=f"{len(manifest.shards)} shards")
+    for shard in manifest.shards[:10]:
+        table.add_row(shard["name"], str(shard["vertebrae"]))
+    return table
+
+
+def choose(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Vertebrae spread evenly over the folder, in record order."""
+    positions = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
+    return rows.iloc[positions]
+
+
+def draw_contact_sheet(directory: Path, manifest: Manifest, rows: pd.DataFrame, out: Path) -> None:
+    """Writes a PNG: a row per vertebra, mid-sagittal image and maps, and the mid-axial image.
+
+    Sagittal pictures have superior on top and posterior on the right; axial ones have anterior on
+    top and the patient's right on the left, as radiologists look at them. The line is the mask.
+    """
+    # A Figure of its own, not pyplot: no global backend is touched.
+    columns = len(manifest.maps) + 1
+    figure = Figure(figsize=(2.3 * columns, 2.35 * len(rows) + 0.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    middle = manifest.size // 2
+    for axes, (_, row) in zip(grid, rows.iterrows(), strict=True):
+        reader = ShardReader(directory / "shards" / row["shard"])
+        volumes = reader.volumes(int(row["position"]), manifest.size)
+        for axis, spec in zip(axes, manifest.maps, strict=False):
+            values = spec.decode(volumes[spec.name][:, :, middle])[::-1]
+            _picture(figure, axis, values, volumes["mask"][:, :, middle][::-1], spec)
+        image = manifest.maps[0]
+        values = image.decode(volumes[image.name][middle])
+        _picture(figure, axes[-1], values, volumes["mask"][middle], image)
+        axes[0].set_ylabel(_title(row), fontsize=7)
+    for axis, name in zip(
+        grid[0],
+        [*(f"{spec.name}, sagittal" for spec in manifest.maps), "image, axial"],
+        strict=True,
+    ):
+        axis.set_title(name, fontsize=7)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
+
+
+def _picture(figure: Any, axis: Any, values: np.ndarray, mask: np.ndarray, spec: MapSpec) -> None:
+    low, high = WINDOW_HU if spec.name == "image" else (float(values.min()), float(values.max()))
+    colours = "gray" if spec.name == "image" else "viridis"
+    drawn = axis.imshow(values, cmap=colours, vmin=low, vmax=high if high > low else low + 1)
+    if mask.any() and not mask.all():
+        axis.contour(mask, levels=[0.5], colors=["tab:red"], linewidths=0.6)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    bar = figure.colorbar(drawn, ax=axis, shrink=0.75, pad=0.01)
+    bar.set_label(spec.unit, fontsize=6)
+    bar.ax.tick_params(labelsize=5)
+
+
+def _title(row: Any) -> str:
+    device = "no DXA" if pd.isna(row["device"]) else str(row["device"])
+    label = {0: "no osteoporosis", 1: "osteoporosis"}.get(row["osteoporosis"], "no label")
+    flags = " (truncated)" if row["truncated"] else ""
+    return f"{row['scan_id']}\n{row['level']}{flags}, {device}\n{label}"
