@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,11 @@ def batch(count: int = 6, size: int = 10) -> tuple[jnp.ndarray, jnp.ndarray]:
     return jnp.asarray(codes), jnp.arange(100, 100 + count)
 
 
+def _moved(volume: np.ndarray, z: int, y: int, x: int, flip: bool) -> np.ndarray:
+    source = volume[:, :, ::-1] if flip else volume
+    return np.roll(source, (-z, -y, x if flip else -x), (0, 1, 2))
+
+
 def test_each_view_is_a_shift_and_perhaps_a_flip_of_itself() -> None:
     codes, index = batch()
     moved = np.asarray(augment(codes, index, jax.random.key(0), PLAIN))
@@ -29,12 +36,9 @@ def test_each_view_is_a_shift_and_perhaps_a_flip_of_itself() -> None:
         inside = (slice(2, 8),) * 3
         matches = [
             (z, y, x, flip)
-            for z in range(-2, 3) for y in range(-2, 3) for x in range(-2, 3) for flip in (0, 1)
-            if np.array_equal(
-                np.roll(before[:, :, ::-1] if flip else before, (-z, -y, x if flip else -x), (0, 1, 2))[inside],
-                after[inside],
-            )
-        ]  # fmt: skip  # noqa: E501
+            for z, y, x, flip in itertools.product(*[range(-2, 3)] * 3, (False, True))
+            if np.array_equal(_moved(before, z, y, x, flip)[inside], after[inside])
+        ]
         assert matches
         found.add(matches[0])
     assert len(found) > 6  # views differ from each other

@@ -118,7 +118,6 @@ def test_missing_and_damaged_shards(tmp_path) -> None:
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
     shard.write_bytes(bytes(data))
+    cohort = PreparedCohort(folder)
     with pytest.raises(UserError, match="damaged"):
-        cohort = PreparedCohort(folder)
-        for row in range(len(cohort)):
-            cohort.members(row, list(POOL))
+        [cohort.members(row, list(POOL)) for row in range(len(cohort))]

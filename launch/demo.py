@@ -1,0 +1,96 @@
+"""The whole main job on a small simulated cohort, in minutes on two CPU cores.
+
+simulate -> prepare -> pre-train -> fine-tune -> evaluate -> export -> predict on an unseen CT, each
+through the same `osteojax` command that a user's own cohort takes. Rerunning goes on where it was.
+
+Example:
+  osteojax demo --out demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXTERNAL_SITE = "D"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="demo", help="folder of everything (default: %(default)s)")
+    parser.add_argument("--patients", type=int, default=64, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the cohort (default: %(default)s)")
+
+
+def commands(out: Path, patients: int, seed: int) -> list[list[str]]:
+    """The verbs of the main job, with their arguments."""
+    cohort, pool, model = out / "cohort", out / "pool", out / "model"
+    pretrain, finetune, unseen = out / "pretrain", out / "finetune", out / "unseen"
+    ct = unseen / "ct"
+    return [
+        ["simulate", "--out", str(cohort), "--patients", str(patients), "--seed", str(seed)],
+        [
+            "prepare", "--cohort", str(cohort / "cohort.csv"), "--dxa", str(cohort / "dxa.csv"),
+            "--out", str(pool), "--size", "32", "--external-sites", EXTERNAL_SITE,
+        ],
+        ["inspect", str(pool), "--out", str(out / "contact_sheet.png")],
+        [
+            "train", "--config", f"{CONFIGS / 'tp_swav_resnet34.py'}:smoke",
+            "--workdir", str(pretrain), "--data", str(pool),
+        ],
+        [
+            "train", "--config", f"{CONFIGS / 'moe_multitask_resnet34.py'}:smoke",
+            "--workdir", str(finetune), "--data", str(pool), f"--config.init_from={pretrain}",
+        ],
+        ["evaluate", "--workdir", str(finetune), "--data", str(pool), "--split", "test"],
+        ["export", "--workdir", str(finetune), "--out", str(model)],
+        ["simulate", "--out", str(unseen), "--patients", "1", "--sites", "A",
+         "--seed", str(seed + 1000)],
+        [
+            "predict", "--model", str(model), "--ct", str(ct), "--mask", str(unseen / "mask"),
+            "--device", "hologic", "--out", str(out / "prediction"),
+        ],
+    ]  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    from launch.cli import main
+
+    console, out = Console(), Path(args.out)
+    start = time.perf_counter()
+    for command in commands(out, args.patients, args.seed):
+        if command[0] == "predict":
+            command = _with_files(command)
+        console.rule(f"osteojax {shlex.join(command)}", align="left")
+        if status := main(command):
+            return status
+    minutes = (time.perf_counter() - start) / 60
+    console.rule(f"done in {minutes:.1f} minutes")
+    evaluation = out / "finetune" / "evaluation"
+    console.print((evaluation / "report.html").is_file() and _summary(out, evaluation))
+    return 0
+
+
+def _with_files(command: list[str]) -> list[str]:
+    """The folders of the unseen patient replaced by its only CT and mask."""
+    return [
+        str(next(Path(word).glob("*.nii.gz"))) if Path(word).name in ("ct", "mask") else word
+        for word in command
+    ]
+
+
+def _summary(out: Path, evaluation: Path) -> str:
+    """Where everything is."""
+    places = {
+        "report": evaluation / "report.html",
+        "metrics": evaluation / "metrics.json",
+        "ROC": evaluation / "roc.png",
+        "texture pool": out / "contact_sheet.png",
+        "exported model": out / "model",
+        "prediction": out / "prediction" / "prediction.png",
+    }
+    return "\n".join(f"{name:<15} {path}" for name, path in places.items())
