@@ -16,10 +16,9 @@ from sklearn.metrics import roc_curve
 
 from osteojax.data.schema import LEVELS
 from osteojax.evaluation import calibration, decision
-from osteojax.evaluation.delong import auroc_interval
 from osteojax.evaluation.metrics import Undefined, auroc, bmd_regression, require_both_classes
 from osteojax.evaluation.predictions import gate_columns
-from osteojax.evaluation.summary import cases_of, device_names, gate_usage
+from osteojax.evaluation.summary import auroc_interval, cases_of, device_names, gate_usage
 from osteojax.files import atomic_path
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -57,7 +56,7 @@ def roc(table: pd.DataFrame) -> Figure:
             ylim=(-0.01, 1.01),
             aspect="equal",
         )
-        axis.legend(loc="lower right", fontsize=8, frameon=False, handlelength=3)
+        axis.legend(loc="lower right", fontsize=8, edgecolor="none", handlelength=3)
     return figure
 
 
@@ -74,13 +73,9 @@ def _roc_curve(
 
 
 def _interval(cases: pd.DataFrame) -> str:
-    """(low-high) of the AUROC with patients as clusters, empty where there is none."""
+    """(low-high) of the AUROC, empty where there is none."""
     try:
-        low, high = auroc_interval(
-            cases["osteoporosis"].to_numpy(),
-            cases["probability"].to_numpy(),
-            cases["patient_id"].to_numpy(),
-        )
+        low, high = auroc_interval(cases)
     except Undefined:
         return ""
     return f" ({low:.2f}-{high:.2f})"

@@ -154,14 +154,14 @@ def _numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
 
 def _check_values(table: pd.DataFrame, gates: list[str], source: str) -> None:
     """Raises UserError at the first row whose value is impossible."""
-    bounds = {
-        "probability": (0.0, 1.0),
-        "level_probability": (0.0, 1.0),
+    bounds: dict[str, tuple[int, int]] = {
+        "probability": (0, 1),
+        "level_probability": (0, 1),
         "level_class": (1, len(LEVELS)),
         "level_pred": (1, len(LEVELS)),
         "truncated": (0, 1),
         "osteoporosis": (0, 1),
-        **dict.fromkeys(gates, (0.0, 1.0)),
+        **dict.fromkeys(gates, (0, 1)),
     }
     for name in (*_MODEL_OUTPUTS, *gates, "level_class", "truncated"):
         _refuse(

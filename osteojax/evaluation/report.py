@@ -64,7 +64,8 @@ def write_report(
       {"paths": {name: Path}, "metrics": content of metrics.json}.
 
     Raises:
-      UserError: a table is unusable (`predictions.check`), or the two share a patient.
+      UserError: a table is unusable (`predictions.check`), or the two share a patient or come from
+        models with different numbers of experts.
     """
     absent = [key for key in REQUIRED_CONTEXT if key not in context]
     if absent:
@@ -72,7 +73,7 @@ def write_report(
     directory = Path(directory)
     test = predictions.check(test_table, "test predictions")
     valid = predictions.check(valid_table, "validation predictions")
-    _require_disjoint(test, valid)
+    _require_one_model(test, valid)
     fitted = summary.fit_on_validation(valid)
     metrics = summary.summarise(test, fitted, context.get("training_devices"), resamples, seed)
     metrics["context"] = _plain(context)
@@ -191,8 +192,7 @@ def _more_csv(
         try:
             curve = plots.net_benefit_table(internal, unit, fitted)
         except plots.Undefined as reason:
-            curve = pd.DataFrame({"threshold": [], "notes": []})
-            curve.loc[0] = [None, str(reason)]
+            curve = pd.DataFrame({"threshold": [None], "notes": [str(reason)]})
         more[f"net_benefit_{unit}.csv"] = curve
     return more
 
@@ -224,7 +224,14 @@ def _sentences(metrics: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _require_disjoint(test: pd.DataFrame, valid: pd.DataFrame) -> None:
+def _require_one_model(test: pd.DataFrame, valid: pd.DataFrame) -> None:
+    """Same experts, other patients."""
+    experts = [len(predictions.gate_columns(table)) for table in (test, valid)]
+    if experts[0] != experts[1]:
+        raise UserError(
+            f"the test predictions have {experts[0]} experts, the validation predictions "
+            f"{experts[1]}: they come from different models. Evaluate both with one checkpoint."
+        )
     shared = sorted(set(test["patient_id"]) & set(valid["patient_id"]))
     if shared:
         raise UserError(

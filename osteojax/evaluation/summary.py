@@ -16,7 +16,7 @@ import pandas as pd
 
 from osteojax.data.schema import LEVELS, UNKNOWN_DEVICE
 from osteojax.evaluation import bootstrap, calibration, delong, metrics
-from osteojax.evaluation.metrics import attempt
+from osteojax.evaluation.metrics import Undefined, attempt
 from osteojax.evaluation.patients import aggregate
 from osteojax.evaluation.predictions import gate_columns, labelled
 
@@ -165,9 +165,7 @@ def diagnosis(
         "patients": int(cases["patient_id"].nunique()),
         "n": len(cases),
         "positives": int(labels.sum()),
-        "AUROC_delong": attempt(
-            notes, "AUROC_delong", delong.auroc_interval, labels, probabilities, patients
-        ),
+        "AUROC_delong": attempt(notes, "AUROC_delong", auroc_interval, cases),
     }
     for name, threshold in (("at_validation_threshold", fitted["threshold"]), ("at_0.5", 0.5)):
         values = metrics.classification(labels, probabilities, threshold)
@@ -185,6 +183,19 @@ def diagnosis(
         result["calibration_after_temperature"] = calibration.calibration(labels, scaled)
     result["notes"] = notes
     return result
+
+
+def auroc_interval(cases: pd.DataFrame) -> list[float]:
+    """DeLong's [low, high] of the AUROC of `cases_of` rows, vertebrae of a patient together.
+
+    Raises:
+      Undefined: as `delong.auroc_interval`, or too few patients for a normal approximation.
+    """
+    patients = cases["patient_id"].to_numpy()
+    count = len(set(patients))
+    if count < bootstrap.MIN_PATIENTS:
+        raise Undefined(f"no interval from {count} patients (needs {bootstrap.MIN_PATIENTS})")
+    return delong.auroc_interval(*_arrays(cases), patients)
 
 
 def age_band(age: float) -> str:
@@ -317,6 +328,8 @@ def _warnings(
         named = [("Internal", groups["internal"])]
         for part in ("internal", "external"):
             sites = groups["sites"][part].items()
+            if not groups[part]["n"]:
+                continue  # the sites of a part without labels would say the same, one by one
             named += [(f"{part.capitalize()}, site {site}", entry) for site, entry in sites]
         for name, entry in named:
             reason = entry["at_0.5"]["notes"].get("AUROC")

@@ -21,12 +21,13 @@ ABSENT = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A table for people: text cells, and footnotes that say why a cell is empty."""
+    """A table for people: text cells, and footnotes that say why a cell or interval is absent."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    interval_notes: tuple[str, ...] = ()
 
 
 def groups_of(section: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -175,7 +176,13 @@ def bmd(summary: dict[str, Any]) -> Shown:
                 )
             )
     header = ("group", "patients", "vertebrae", "MAE", "r", "bias", "limits of agreement")
-    return Shown("Bone mineral density, g/cm²", header, tuple(rows), missing.notes())
+    return Shown(
+        "Bone mineral density, g/cm²",
+        header,
+        tuple(rows),
+        missing.notes(),
+        missing.interval_notes(),
+    )
 
 
 def position(summary: dict[str, Any]) -> Shown:
@@ -194,7 +201,7 @@ def position(summary: dict[str, Any]) -> Shown:
             )
         )
     header = ("group", "vertebrae", "accuracy", "within one level", "mean error, levels")
-    return Shown("Vertebral level", header, tuple(rows), missing.notes())
+    return Shown("Vertebral level", header, tuple(rows), missing.notes(), missing.interval_notes())
 
 
 def gates(summary: dict[str, Any]) -> Shown:
@@ -263,30 +270,34 @@ def _narrow(shown: Shown) -> Shown:
 
 
 class _Missing:
-    """Collects why cells are empty; one footnote per reason and group."""
+    """Collects why cells are empty; groups that lack the same for the same reason share a note."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], list[str]] = {}
+        self._values: dict[tuple[str, str], list[str]] = {}
+        self._intervals: dict[tuple[str, str], list[str]] = {}
 
     def add(self, group: str, metric: str, why: str) -> None:
-        self._found.setdefault((group, why), []).append(metric)
+        self._values.setdefault((group, why), []).append(metric)
 
     def entry(self, group: str, entry: dict[str, Any]) -> None:
         for metric, why in entry["notes"].items():
             self.add(group, metric, why)
         for metric, why in entry["interval_notes"].items():
             if metric not in entry["notes"]:
-                self.add(group, f"interval of {metric}", why)
+                self._intervals.setdefault((group, why), []).append(metric)
 
     def notes(self) -> tuple[str, ...]:
-        texts = []
-        for (group, why), names in self._found.items():
-            if all(name.startswith("interval of ") for name in names):
-                plain = [name.removeprefix("interval of ") for name in names]
-                texts.append(f"{group}: no interval of {', '.join(plain)}: {why}.")
-            else:
-                texts.append(f"{group}: no {', '.join(names)}: {why}.")
-        return tuple(texts)
+        return self._texts(self._values, "no")
+
+    def interval_notes(self) -> tuple[str, ...]:
+        return self._texts(self._intervals, "no interval of")
+
+    @staticmethod
+    def _texts(found: dict[tuple[str, str], list[str]], what: str) -> tuple[str, ...]:
+        groups: dict[str, list[str]] = {}
+        for (group, why), names in found.items():
+            groups.setdefault(f"{what} {', '.join(names)}: {why}.", []).append(group)
+        return tuple(f"{'; '.join(names)}: {text}" for text, names in groups.items())
 
 
 def _diagnosis_rows(title: str, entries: list[tuple[str, dict[str, Any]]], at: str) -> Shown:
@@ -298,7 +309,7 @@ def _diagnosis_rows(title: str, entries: list[tuple[str, dict[str, Any]]], at: s
         patients = str(entry["patients"])
         rows.append((name, patients, _share(entry["positives"], entry["n"]), *cells))
     header = ("group", "patients", "positive / cases", *METRICS)
-    return Shown(title, header, tuple(rows), missing.notes())
+    return Shown(title, header, tuple(rows), missing.notes(), missing.interval_notes())
 
 
 def _threshold(summary: dict[str, Any], unit: str, at: str) -> str:

@@ -1,0 +1,101 @@
+"""The predictions table: what is written is what is read, and no bad row goes through."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from osteojax.errors import UserError
+from osteojax.evaluation import predictions
+from tests.evaluation.tables import synthetic
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return synthetic(4, "test", seed=0)
+
+
+def test_written_table_is_read_back_to_the_last_digit(tmp_path, table):
+    path = tmp_path / "predictions.csv"
+    predictions.write(path, table)
+    pd.testing.assert_frame_equal(predictions.read(path), predictions.check(table))
+    assert list(predictions.read(path).columns) == list(predictions.COLUMNS)
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_empty_cells_stay_empty_and_a_site_called_na_stays_a_site(tmp_path, table):
+    table["site"] = "NA"
+    table.loc[0, ["sex", "device"]] = ""
+    predictions.write(tmp_path / "p.csv", table)
+    text = (tmp_path / "p.csv").read_text().splitlines()
+    assert text[1].split(",")[2] == "NA"
+    assert ",nan," not in "".join(text).lower()
+    back = predictions.read(tmp_path / "p.csv")
+    assert set(back["site"]) == {"NA"}
+    assert back["device"][0] == ""
+    assert back["osteoporosis"].isna().sum() == table["osteoporosis"].isna().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("probability", np.nan, "row 4 .*L2.*probability is nan.*earlier checkpoint"),
+        ("bmd_pred_g_cm2", np.inf, "row 4 .*bmd_pred_g_cm2 is inf"),
+        ("gate_1", np.nan, "row 4 .*gate_1 is nan"),
+        ("probability", 1.2, "row 4 .*probability is 1.2.*outside 0 to 1"),
+        ("probability", -0.1, "probability is -0.1"),
+        ("level_pred", 19, "level_pred is 19.*outside 1 to 18"),
+        ("level_pred", 2.5, "level_pred is 2.5.*whole"),
+        ("osteoporosis", 0.5, "osteoporosis is 0.5.*whole"),
+        ("gate_0", 0.0, "expert weights sum to"),
+        ("level", "L9", "level 'L9' with level_class"),
+        ("level_class", 3, "level_class 3"),
+        ("split", "testing", "split 'testing'; splits are"),
+        ("patient_id", "", "patient_id is empty"),
+        ("age", "old", "age is 'old', not a number"),
+    ],
+)
+def test_a_bad_value_names_row_and_value(table, column, value, expected):
+    table[column] = table[column].astype(object)
+    table.loc[2, column] = value
+    with pytest.raises(UserError, match=expected):
+        predictions.check(table, "p.csv")
+
+
+def test_duplicate_vertebra_names_both_rows(table):
+    twice = pd.concat([table, table.iloc[[1]]], ignore_index=True)
+    with pytest.raises(UserError, match=rf"row {len(table) + 2} .*as row 3"):
+        predictions.check(twice)
+
+
+def test_patient_in_two_splits_is_refused(table):
+    table.loc[0, "split"] = "valid"
+    with pytest.raises(UserError, match="is in splits valid, test"):
+        predictions.check(table)
+
+
+def test_missing_column_missing_file_and_no_rows(tmp_path, table):
+    with pytest.raises(UserError, match="columns missing: probability"):
+        predictions.check(table.drop(columns="probability"))
+    with pytest.raises(UserError, match="no such file"):
+        predictions.read(tmp_path / "absent.csv")
+    with pytest.raises(UserError, match="no rows"):
+        predictions.check(table.iloc[:0])
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(UserError, match="not a CSV table"):
+        predictions.read(tmp_path / "empty.csv")
+
+
+def test_a_refused_table_leaves_no_file(tmp_path, table):
+    table.loc[0, "probability"] = np.nan
+    with pytest.raises(UserError):
+        predictions.write(tmp_path / "p.csv", table)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_number_of_experts(table):
+    without = table.drop(columns=["gate_0", "gate_1", "gate_2"])
+    assert predictions.gate_columns(predictions.check(without)) == []
+    with pytest.raises(UserError, match="number them from gate_0"):
+        predictions.check(table.rename(columns={"gate_0": "gate_7"}))
