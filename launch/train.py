@@ -38,9 +38,10 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     if not file.is_file():
         _exit(f"--config {file}: no such file. The configs are in configs/.")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    argv = ["osteojax train", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        rest = values(["osteojax train", f"--config={path}", *overrides])
+        rest = values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _exit(str(error).strip().splitlines()[0])
     if rest[1:]:

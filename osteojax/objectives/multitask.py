@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -110,7 +111,7 @@ class Multitask:
         """Parameters and state for batches shaped like `batch` (its values are not used)."""
         model = build_model(self.config, self.num_devices, None)
         x = self._input(jnp.asarray(batch["codes"][:2, 0]))
-        variables = model.init(key, x, jnp.zeros(2, jnp.int32), train=False)
+        variables = jax.jit(partial(model.init, train=False))(key, x, jnp.zeros(2, jnp.int32))
         return variables["params"], {"batch_stats": variables["batch_stats"]}
 
     def _input(self, codes_BDHW: Array) -> Array:

@@ -7,6 +7,7 @@ queue, freeze, diversity) is a field of the config, with the defaults of docs/me
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -110,7 +111,7 @@ class SwAV:
             projector=self.model.projector.clone(axis_name=None),
         )
         x = self._input(jnp.asarray(batch["codes"][:2, 0]), jnp.zeros(2, jnp.int32))
-        variables = unbound.init(key, x, jnp.zeros(2, jnp.int32), train=False)
+        variables = jax.jit(partial(unbound.init, train=False))(key, x, jnp.zeros(2, jnp.int32))
         state = {
             "batch_stats": variables["batch_stats"],
             # Statistics of the image member, for whoever takes the encoder from here.
@@ -200,7 +201,7 @@ class SwAV:
         total = local.shape[0] * lax.axis_size(AXIS)
         place = jnp.zeros((total, *local.shape[1:]), local.dtype)
         start = lax.axis_index(AXIS) * local.shape[0]
-        place = lax.dynamic_update_slice_in_dim(_varying(place), local, start, axis=0)
+        place = lax.dynamic_update_slice_in_dim(place, local, start, axis=0)
         newest = lax.psum(place, AXIS)  # zeros elsewhere: an exact gather
         queue = jnp.concatenate([newest, model_state["queue"][:-total]], axis=0)
         filled = jnp.minimum(model_state["queue_filled"] + total, self.queue_size)
@@ -310,11 +311,6 @@ class SwAV:
         x = self._input(batch["codes"][:, 0], map_ids)
         _, updated = self._apply(variables, x, map_ids, train=True, mutable=["batch_stats"])
         return updated["batch_stats"]
-
-
-def _varying(x: Array) -> Array:
-    """Marks a constant as differing between devices, which a per-device update makes it."""
-    return lax.pcast(x, AXIS, to="varying") if AXIS not in jax.typeof(x).vma else x
 
 
 def build(config: ConfigDict, cohort: PreparedCohort) -> SwAV:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from osteojax import __version__, objectives
 from osteojax.checkpoints import Checkpoints, load_variables, warm_start
@@ -176,7 +177,7 @@ class _Run:
             unit="step",
             disable=jax.process_index() != 0,
         )
-        with progress:
+        with progress, logging_redirect_tqdm():
             for step in range(first + 1, self.total_steps + 1):
                 start = time.perf_counter()
                 batch = self.devices.put(next(batches))
