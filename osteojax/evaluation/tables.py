@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 METRICS = ("AUROC", "AUPRC", "ACC", "SEN", "SPE", "PPV", "NPV", "F1")
@@ -221,7 +222,7 @@ def terminal(shown: Shown) -> RichTable:
     """The table for a terminal, `rich.print(terminal(table))`; brackets go to a second line."""
     table = RichTable(
         title=shown.title,
-        caption="\n".join(shown.notes) or None,
+        caption=escape("\n".join(shown.notes)) or None,
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -230,7 +231,8 @@ def terminal(shown: Shown) -> RichTable:
     for number, name in enumerate(shown.header):
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in shown.rows:
-        table.add_row(*(cell.replace(" (", "\n(") for cell in row))
+        # A site called "[red]" is a name, not a colour.
+        table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in row))
     return table
 
 

@@ -94,6 +94,14 @@ def test_terminal_tables_fit_80_columns(written):
     assert f"{auroc:.3f}" in text
 
 
+def test_terminal_prints_names_as_they_are():
+    stream = io.StringIO()
+    shown = tables.Shown("t", ("group",), (("site [red]A",),), ("site [b]: no AUROC: one class.",))
+    rich.console.Console(file=stream, width=80).print(tables.terminal(shown))
+    assert "site [red]A" in stream.getvalue()
+    assert "site [b]:" in stream.getvalue()
+
+
 def one_class(table):
     return table.assign(osteoporosis=table["osteoporosis"].where(table["osteoporosis"].isna(), 0.0))
 
