@@ -1,0 +1,123 @@
+"""Normalisation layers by name: over the global batch, by groups of channels, by texture map."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from osteojax.data.schema import POOL
+
+MOMENTUM = 0.9
+EPSILON = 1e-5
+NORMS = ("batch", "group", "per_map")
+
+
+class Norm(nn.Module):
+    """The normalisation `kind`, with one learned scale and bias per channel.
+
+    Statistics are float32 whatever the dtype of the computation. Running averages are kept in
+    "batch_stats" as mean and var, with momentum 0.9.
+
+    Attributes:
+      kind: "batch": statistics of each channel over the global batch (Ioffe & Szegedy 2015).
+        "group": of at most 32 groups of channels within each sample (Wu & He 2018).
+        "per_map": as "batch", each texture map for itself; see `PerMapNorm`.
+      axis_name: mapped axis that the batch is spread over; None on one device.
+      dtype: of the result; None keeps the promoted dtype of input and parameters.
+      scale_init: of the scale; zeros where a residual branch should start as nothing.
+    """
+
+    kind: str = "batch"
+    axis_name: str | None = None
+    dtype: Any = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: Array, map_id: Array | None = None, *, train: bool) -> Array:
+        """f[B, *space, C] -> f[B, *space, C]. `map_id` i32[B] is used by "per_map" alone."""
+        if self.kind == "batch":
+            return nn.BatchNorm(
+                use_running_average=not train,
+                momentum=MOMENTUM,
+                epsilon=EPSILON,
+                axis_name=self.axis_name,
+                dtype=self.dtype,
+                scale_init=self.scale_init,
+                name="norm",
+            )(x)
+        if self.kind == "group":
+            return nn.GroupNorm(
+                num_groups=math.gcd(32, x.shape[-1]),
+                epsilon=EPSILON,
+                dtype=self.dtype,
+                scale_init=self.scale_init,
+                name="norm",
+            )(x)
+        if self.kind == "per_map":
+            return PerMapNorm(self.axis_name, self.dtype, self.scale_init, name="norm")(
+                x, map_id, train=train
+            )
+        raise ValueError(f"norm is {self.kind!r}; choose from {', '.join(NORMS)}")
+
+
+class PerMapNorm(nn.Module):
+    """Batch normalisation with the statistics of each sample's own texture map.
+
+    In training a sample is normalised by the mean and variance of all samples of its map in the
+    global batch; maps that are absent from the batch keep their running averages. Scale and bias
+    are shared by the maps.
+    """
+
+    axis_name: str | None = None
+    dtype: Any = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: Array, map_id: Array | None, *, train: bool) -> Array:
+        """f[B, *space, C], i32[B] in 0..len(POOL)-1; None means the image (0) for every sample."""
+        channels = x.shape[-1]
+        shape = (len(POOL), channels)
+        mean_MC = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var_MC = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        if map_id is None:
+            map_id = jnp.zeros(x.shape[0], jnp.int32)
+        membership_BM = jax.nn.one_hot(map_id, len(POOL), dtype=jnp.float32)
+
+        if train:
+            axis_name = None if self.is_initializing() else self.axis_name
+            mean, var, count_M = _map_statistics(x.astype(jnp.float32), membership_BM, axis_name)
+            if not self.is_initializing():
+                present = (count_M > 0)[:, None]
+                for running, batch in ((mean_MC, mean), (var_MC, var)):
+                    moved = MOMENTUM * running.value + (1 - MOMENTUM) * batch
+                    running.value = jnp.where(present, moved, running.value)
+        else:
+            mean, var = mean_MC.value, var_MC.value
+
+        per_channel = (x.shape[0], *(1,) * (x.ndim - 2), channels)
+        mul = jnp.matmul(membership_BM, lax.rsqrt(var + EPSILON), precision="highest") * scale
+        mean_BC = jnp.matmul(membership_BM, mean, precision="highest")
+        y = (x - mean_BC.reshape(per_channel)) * mul.reshape(per_channel) + bias
+        dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        return y.astype(dtype)
+
+
+def _map_statistics(
+    x: Array, membership_BM: Array, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+    """(mean f32[M, C], variance f32[M, C], samples f32[M]) over the global batch; 0 where absent."""
+    space = tuple(range(1, x.ndim - 1))
+    moments = jnp.stack([x.mean(space), jnp.square(x).mean(space)])  # [2, B, C]
+    total = jnp.einsum("bm,kbc->kmc", membership_BM, moments, precision="highest")
+    count_M = membership_BM.sum(0)
+    if axis_name is not None:
+        total, count_M = lax.psum((total, count_M), axis_name)
+    mean, mean_square = total / jnp.maximum(count_M, 1)[:, None]
+    return mean, jnp.maximum(mean_square - jnp.square(mean), 0), count_M

@@ -1,0 +1,229 @@
+"""Convolution of images and volumes, the best lowering of each platform behind one function.
+
+On GPU and TPU a channels-last `lax.conv_general_dilated`. On CPU `conv3d_cpu`, because XLA's own 3D
+convolutions run there at 1-60 GFLOP/s where its matrix products reach 200. A strided convolution of
+few channels (the stem) first moves the stride into channels (`space_to_depth`).
+
+The platform is chosen when the program is lowered (`lax.platform_dependent`), not when it is
+traced: one `jax.export` for cpu, cuda and tpu holds each platform's own form, and a computation put
+on the CPU of a GPU machine gets the CPU's. Each branch of a single-platform program is the only one
+that is compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from osteojax.ops.conv3d_cpu import Pads, Strides, conv3d_cpu
+
+Padding = str | int | Sequence[int | tuple[int, int]]
+
+DIMENSION_NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+SPACE_TO_DEPTH_MAX_CHANNELS = 4
+"""Strided convolutions of at most this many channels go through `space_to_depth`."""
+LOWERINGS = ("auto", "xla", "cpu")
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    lowering: str = "auto",
+) -> jax.Array:
+    """What `lax.conv_general_dilated` gives for channels-last input, at each platform's best.
+
+    Args:
+      x: f[N, H, W, C] or f[N, D, H, W, C].
+      kernel: f[*window, C, O], as `nn.Conv` keeps it; cast to the dtype of `x`.
+      strides: one for all axes, or one for each.
+      padding: "SAME", "VALID", or zeros at both ends of all axes (3), of each axis ((3, 3, 3)), or
+        (low, high) for each axis.
+      lowering: "auto", or "xla" / "cpu" for one of them on any platform (tests, benchmarks).
+
+    Returns:
+      f[N, *space, O] in the dtype of `x`. Equal to `lax.conv_general_dilated` to rounding, gradients
+      included (reverse mode; partial sums in float32).
+    """
+    rank = x.ndim - 2
+    if rank not in DIMENSION_NUMBERS:
+        raise ValueError(f"x has shape {x.shape}; expected [N, H, W, C] or [N, D, H, W, C]")
+    if lowering not in LOWERINGS:
+        raise ValueError(f"lowering is {lowering!r}; choose from {', '.join(LOWERINGS)}")
+    strides = (strides,) * rank if isinstance(strides, int) else tuple(strides)
+    pads = _explicit_pads(x.shape[1:-1], kernel.shape[:rank], strides, padding)
+    kernel = kernel.astype(x.dtype)
+    if lowering == "xla":
+        return _conv_xla(x, kernel, strides, pads)
+    if x.shape[-1] <= SPACE_TO_DEPTH_MAX_CHANNELS and min(strides) > 1 and min(x.shape) > 0:
+        x, kernel, pads = space_to_depth(x, kernel, strides, pads)
+        strides = (1,) * rank
+    x, kernel = _same_varying_axes(x, kernel)
+    if lowering == "cpu":
+        return _conv_cpu(x, kernel, strides, pads)
+    return _conv_platform(x, kernel, strides, pads)
+
+
+class Conv(nn.Module):
+    """`nn.Conv` (same parameters: names, shapes, initialisation) computed by `conv`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: window, one entry per spatial axis.
+      strides, padding: as in `conv`.
+      use_bias: adds a learned "bias" of shape [features].
+      dtype: of the computation; None keeps the promoted dtype of input and parameters.
+      param_dtype: of the parameters.
+      kernel_init, bias_init: initialisers, the defaults of `nn.Conv`.
+      lowering: as in `conv`.
+    """
+
+    features: int
+    kernel_size: Sequence[int]
+    strides: int | Sequence[int] = 1
+    padding: Padding = "SAME"
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[N, *space, C] -> f[N, *space', features]."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv(x, kernel, strides=self.strides, padding=self.padding, lowering=self.lowering)
+        return y if bias is None else y + bias
+
+
+def space_to_depth(
+    x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads
+) -> tuple[jax.Array, jax.Array, Pads]:
+    """The same convolution with stride 1: blocks of `strides` voxels become channels.
+
+    A 7^3 stride-2 convolution of 1 channel becomes a 4^3 stride-1 convolution of 8, which fills
+    vector and matrix units. With k' = k + low % stride the tap reads x[stride * o + k' - low'],
+    low' a multiple of the stride, so that k' = stride * a + phase is tap a of channel block phase.
+
+    Returns: x: [N, *blocks, prod(strides) * C], kernel: [*taps, prod(strides) * C, O], pads.
+    """
+    rank = len(strides)
+    x_pads, kernel_pads, new_pads, blocks, taps = [(0, 0)], [], [], [], []
+    for axis in range(rank):
+        size, window, stride = x.shape[1 + axis], kernel.shape[axis], strides[axis]
+        low, high = pads[axis]
+        count = (size + low + high - window) // stride + 1
+        front = -low % stride
+        blocks.append(-(-size // stride))
+        taps.append(-(-(window + front) // stride))
+        x_pads.append((0, blocks[-1] * stride - size))
+        kernel_pads.append((front, taps[-1] * stride - window - front))
+        before = (low + front) // stride
+        new_pads.append((before, count + taps[-1] - 1 - before - blocks[-1]))
+    x = jnp.pad(x, [*x_pads, (0, 0)])
+    kernel = jnp.pad(kernel, [*kernel_pads, (0, 0), (0, 0)])
+    x = _blocks_to_channels(x[..., None], 1, blocks, strides)[..., 0]
+    kernel = _blocks_to_channels(kernel, 0, taps, strides)
+    return x, kernel, tuple(new_pads)
+
+
+def _blocks_to_channels(
+    x: jax.Array, first: int, blocks: Sequence[int], strides: Strides
+) -> jax.Array:
+    """[..., *space, C, O] -> [..., *blocks, prod(strides) * C, O]; `space` starts at axis `first`."""
+    rank = len(strides)
+    split = [part for pair in zip(blocks, strides, strict=True) for part in pair]
+    x = x.reshape(*x.shape[:first], *split, *x.shape[-2:])
+    block_axes = [first + 2 * axis for axis in range(rank)]
+    order = [*range(first), *block_axes, *(axis + 1 for axis in block_axes), x.ndim - 2, x.ndim - 1]
+    x = x.transpose(order)
+    return x.reshape(*x.shape[:first], *blocks, math.prod(strides) * x.shape[-2], x.shape[-1])
+
+
+def _conv_xla(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=DIMENSION_NUMBERS[len(strides)]
+    )
+
+
+def _conv_cpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    if len(strides) == 3:
+        return conv3d_cpu(x, kernel, strides, pads)
+    return conv3d_cpu(x[:, None], kernel[None], (1, *strides), ((0, 0), *pads))[:, 0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_platform(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    """The lowering of the platform that the program is compiled for."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _conv_cpu(x, kernel, strides, pads),
+        default=lambda x, kernel: _conv_xla(x, kernel, strides, pads),
+    )
+
+
+def _conv_platform_fwd(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads):
+    return _conv_platform(x, kernel, strides, pads), (x, kernel)
+
+
+def _conv_platform_bwd(strides: Strides, pads: Pads, residuals, dy: jax.Array):
+    # Differentiating through platform_dependent instead would keep the residuals of both branches.
+    def gradients(lower, x, kernel, dy):
+        return jax.vjp(lambda x, kernel: lower(x, kernel, strides, pads), x, kernel)[1](dy)
+
+    return lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=functools.partial(gradients, _conv_cpu),
+        default=functools.partial(gradients, _conv_xla),
+    )
+
+
+_conv_platform.defvjp(_conv_platform_fwd, _conv_platform_bwd)
+
+
+def _same_varying_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Marks each array as varying over every mapped axis that any of them varies over.
+
+    Inside `shard_map(check_vma=True)` a replicated kernel meets a sharded x. A custom gradient must
+    return a cotangent that varies as its primal does; cast before the custom function, the cast's
+    own transpose sums the kernel's cotangent over the devices, as for any other operation.
+    """
+    axes = frozenset().union(*(_varying_axes(array) for array in arrays))
+    return tuple(
+        lax.pcast(array, tuple(sorted(axes - _varying_axes(array))), to="varying")
+        if axes - _varying_axes(array)
+        else array
+        for array in arrays
+    )
+
+
+def _varying_axes(array: jax.Array) -> frozenset[str]:
+    return getattr(jax.typeof(array), "vma", frozenset())
+
+
+def _explicit_pads(
+    space: Sequence[int], window: Sequence[int], strides: Strides, padding: Padding
+) -> Pads:
+    if isinstance(padding, str):
+        return tuple(lax.padtype_to_pads(space, window, strides, padding))
+    each = (padding,) * len(window) if isinstance(padding, int) else tuple(padding)
+    if len(each) != len(window):
+        raise ValueError(f"padding {padding!r} for {len(window)} spatial axes")
+    return tuple((pad, pad) if isinstance(pad, int) else (pad[0], pad[1]) for pad in each)
