@@ -1,0 +1,117 @@
+"""CT scanners of the simulated cohort: kernel, noise, slices, calibration, orientation.
+
+The four are invented within the range of clinical practice. None is a vendor's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy import fft, special
+
+
+@dataclasses.dataclass(frozen=True)
+class Scanner:
+    """One CT scanner with its reconstruction.
+
+    Attributes:
+      name: as written into `truth.csv`.
+      psf_sigma_mm: SD of the in-plane point-spread function (Gaussian).
+      slice_mm: slice thickness and increment.
+      noise_hu: SD of the noise of one voxel.
+      noise_peak_per_mm: frequency at which the in-plane noise power peaks; the higher, the
+        sharper the kernel.
+      mineral_scale: HU of mineral over that at 120 kV (tube voltage and beam filtration).
+      offset_hu: calibration shift of every voxel but air's.
+      orientation: "LPS", "RAS" or "LAS": directions of the stored axes.
+      tilt_degrees: rotation of the slices about the patient's left-right axis.
+    """
+
+    name: str
+    psf_sigma_mm: float
+    slice_mm: float
+    noise_hu: float
+    noise_peak_per_mm: float
+    mineral_scale: float
+    offset_hu: float
+    orientation: str
+    tilt_degrees: float
+
+
+SCANNERS = {
+    scanner.name: scanner
+    for scanner in (
+        Scanner("scanner1", 0.50, 1.5, 22.0, 0.25, 1.00, 0.0, "LPS", 0.0),
+        Scanner("scanner2", 0.60, 2.0, 17.0, 0.20, 1.00, 5.0, "RAS", 0.0),
+        Scanner("scanner3", 0.65, 3.0, 13.0, 0.18, 0.94, -4.0, "LPS", 8.0),
+        Scanner("scanner4", 0.45, 1.5, 27.0, 0.30, 1.05, 3.0, "LAS", 0.0),
+    )
+}
+"""The scanners by name."""
+
+SITE_SCANNERS = {
+    "A": {"scanner1": 0.85, "scanner2": 0.15},
+    "B": {"scanner2": 0.85, "scanner1": 0.15},
+    "C": {"scanner3": 0.80, "scanner1": 0.20},
+    "D": {"scanner4": 1.0},
+}
+"""Share of each site's scans by scanner: crossed at A-C, so that a site is not a scanner."""
+
+
+def response(
+    centres_mm: np.ndarray, fine_mm: np.ndarray, aperture_mm: float, sigma_mm: float
+) -> np.ndarray:
+    """What each voxel sees of each fine sample along one axis.
+
+    The voxel's aperture (a box) convolved with a Gaussian, integrated over one fine sample.
+
+    Args:
+      centres_mm: f64[N] centres of the voxels.
+      fine_mm: f64[M] centres of the fine samples, evenly spaced.
+      aperture_mm: width of a voxel (in plane) or of a slice.
+      sigma_mm: SD of the point-spread function.
+
+    Returns:
+      f32[N, M]; a row sums to 1 where the samples cover all that the voxel sees.
+    """
+    step = fine_mm[1] - fine_mm[0]
+    edges = np.append(fine_mm - step / 2, fine_mm[-1] + step / 2)[None, :] - centres_mm[:, None]
+    # The box's response is a difference of two normal distribution functions; `_ramp` is the
+    # integral of one, so a fine sample wider than the box is weighed exactly too.
+    low, high = (edges - aperture_mm / 2) / sigma_mm, (edges + aperture_mm / 2) / sigma_mm
+    seen = (_ramp(high) - _ramp(low)) * (sigma_mm / aperture_mm)
+    return np.diff(seen, axis=1).astype(np.float32)
+
+
+def _ramp(t: np.ndarray) -> np.ndarray:
+    """Integral of the normal distribution function from minus infinity to t."""
+    return t * special.ndtr(t) + np.exp(-t * t / 2) / np.sqrt(2 * np.pi)
+
+
+def noise(
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float],
+    scanner: Scanner,
+) -> np.ndarray:
+    """Quantum noise with the kernel's colour.
+
+    In-plane noise power f * exp(-f / peak): the ramp of filtered back-projection under the
+    kernel's roll-off. Slices are independent, because increment equals thickness.
+
+    Args:
+      shape: (slices, rows, columns).
+      spacing_mm: (row, column) spacing.
+
+    Returns:
+      f32[shape] in HU, SD `scanner.noise_hu`.
+    """
+    frequency = np.hypot(
+        fft.fftfreq(shape[1], spacing_mm[0])[:, None], fft.rfftfreq(shape[2], spacing_mm[1])[None]
+    )
+    amplitude = np.sqrt(frequency * np.exp(-frequency / scanner.noise_peak_per_mm))
+    white = rng.standard_normal(shape, dtype=np.float32)
+    spectrum = fft.rfft2(white) * amplitude.astype(np.float32)
+    field = fft.irfft2(spectrum, s=shape[1:])
+    return field * np.float32(scanner.noise_hu / field.std())
