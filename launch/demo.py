@@ -36,6 +36,7 @@ def commands(out: Path, patients: int, seed: int) -> list[list[str]]:
         [
             "prepare", "--cohort", str(cohort / "cohort.csv"), "--dxa", str(cohort / "dxa.csv"),
             "--out", str(pool), "--size", "32", "--external-sites", EXTERNAL_SITE,
+            "--split-fractions", "0.5,0.2,0.3",  # so few patients need more of them to choose by
         ],
         ["inspect", str(pool), "--out", str(out / "contact_sheet.png")],
         [

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
 from osteojax.errors import UserError
 
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     for shown in tables.main_tables(result["metrics"]):
         console.print(tables.terminal(shown))
     for warning in result["metrics"]["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     for name in ("report", "metrics", "predictions", "roc"):
         print(f"{name}: {result['paths'][name]}")
     return 0

@@ -49,7 +49,7 @@ def write_tiny_cohort(directory: Path, patients: int = 20, size: int = 16, seed:
     maps = (image_spec(), *(map_spec(name, 25.0) for name in POOL[1:]))
     Manifest(
         size=size, spacing_mm=96 / size, maps=maps, devices=DEVICES, bmd_mean=0.85, bmd_std=0.2,
-        texture={}, shards=({"file": "pool-00000-of-00001.array_record", "vertebrae": len(rows)},),
+        texture={}, shards=({"name": "pool-00000-of-00001.array_record", "vertebrae": len(rows)},),
         counts={}, settings={}, label_scheme="verse", code_version="test",
     ).save(directory)  # fmt: skip
     return directory

@@ -50,7 +50,7 @@ class PreparedCohort:
         self.manifest = Manifest.load(directory)
         self.table = self._read_table()
         self.labels = self._read_labels()
-        files = [self.directory / "shards" / shard["file"] for shard in self.manifest.shards]
+        files = [self.directory / "shards" / shard["name"] for shard in self.manifest.shards]
         for file in files:
             if not file.is_file():
                 raise UserError(

@@ -163,7 +163,7 @@ class Manifest:
       bmd_mean, bmd_std: g/cm^2 over labelled training vertebrae; the one global affine of the
         BMD head. (0, 1) where the cohort has no labels.
       texture: settings of the texture maps (binWidth, kernelRadius, domain, engine, ...).
-      shards: file names under `shards/` with their number of vertebrae.
+      shards: {"name": file under `shards/`, "vertebrae": how many} each, in record order.
       counts: split -> {"patients", "vertebrae", "labelled"}.
       settings: the other settings of `osteojax prepare`.
       label_scheme: scheme the masks were read with ("mixed" where the cohort names several).
