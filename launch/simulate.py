@@ -56,7 +56,12 @@ def _count(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder, or one to resume")
-    parser.add_argument("--patients", type=_count, required=True, help="at least two a site")
+    parser.add_argument(
+        "--patients",
+        type=_count,
+        required=True,
+        help="at least one a site; from two on, each site has both classes",
+    )
     parser.add_argument("--sites", type=_sites, default="A,B,C,D", help="default: A,B,C,D")
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--levels", type=_levels, default="T12-L5", help="default: T12-L5")
@@ -105,7 +110,13 @@ def _summary(patients: Iterable[Patient], title: str) -> Table:
     table = Table(title=title)
     table.add_column("site")
     table.add_column("DXA devices")
-    heads = ("patients", "scans", "labelled vertebrae", "osteoporotic", "osteoporotic patients")
+    heads = (
+        "patients",
+        "scans",
+        "labelled\nvertebrae",
+        "positive\nvertebrae",
+        "positive\npatients",
+    )
     for head in heads:
         table.add_column(head, justify="right")
     for site in sorted(counts):

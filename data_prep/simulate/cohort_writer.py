@@ -60,7 +60,7 @@ def simulate_cohort(
     Args:
       directory: new, empty, or holding a cohort of the same settings.
       settings: what to draw.
-      patients: how many; at least two a site.
+      patients: how many; at least one a site. Two a site bring both classes to each.
       workers: processes.
 
     Returns:
@@ -70,10 +70,10 @@ def simulate_cohort(
       UserError: too few patients, a folder with other content, a file that can't be written.
     """
     directory = Path(directory)
-    if patients < 2 * len(settings.sites):
+    if patients < len(settings.sites):
         raise UserError(
-            f"--patients {patients} for {len(settings.sites)} sites: at least two a site are "
-            f"needed. Ask for {2 * len(settings.sites)} or more, or fewer --sites."
+            f"--patients {patients} for {len(settings.sites)} sites: at least one a site is "
+            f"needed, two for both classes. Ask for {2 * len(settings.sites)}, or fewer --sites."
         )
     _claim(directory, settings)
     numbers = []

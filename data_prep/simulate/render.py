@@ -38,7 +38,9 @@ FINE_MM = 0.3
 COARSE_MM = 0.9
 """Grid of the smooth surface distance, interpolated to the fine grid."""
 POSTERIOR_MM = 0.9
-POSTERIOR_CORTEX_MM = 1.2
+POSTERIOR_CORTEX_RATIO = 1.8
+"""Cortex of the posterior elements over the body's shell."""
+POSTERIOR_CORTEX_HU = 850.0
 FIELD_OF_VIEW_MM = (156.0, 168.0)
 """Left-right and anterior-posterior: holds a 96 mm box around nearly every body."""
 MARGIN_MM = 21.0
@@ -175,9 +177,10 @@ def _render_posterior(
     coordinates = grid.points_mm(fine, vertebra.centre_mm, vertebra.frame)
     distance = posterior_distance(*coordinates, vertebra)
     occupancy = np.clip(0.5 - distance / np.float32(POSTERIOR_MM), 0, 1)
-    inner = np.clip(0.5 - (distance + np.float32(POSTERIOR_CORTEX_MM)) / POSTERIOR_MM, 0, 1)
-    marrow = np.float32(0.8 * trabecular_hu + 200)
-    hu = np.float32(CORTICAL_HU * 0.75) + inner.astype(np.float32) * (marrow - CORTICAL_HU * 0.75)
+    cortex = POSTERIOR_CORTEX_RATIO * vertebra.cortex_mm
+    inner = np.clip(0.5 - (distance + np.float32(cortex)) / POSTERIOR_MM, 0, 1)
+    marrow = np.float32(0.9 * trabecular_hu + 90)
+    hu = POSTERIOR_CORTEX_HU + inner * (marrow - POSTERIOR_CORTEX_HU)
     camera = _Camera(grid, scanner, fine, box)
     _place(volume, labels, camera, box, occupancy, hu.astype(np.float32), label)
 
