@@ -118,7 +118,7 @@ def read_table(
         values = {str(key): _clean(value) for key, value in record.items()}
         name = "/".join(values[column] for column in id_columns if values.get(column))
         line = position + 2
-        rows.append(Row(path.name, line, name or f"{path.name} line {line}", values))
+        rows.append(Row(path.name, line, name or f"line {line}", values))
     return rows
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_prep.labels import read_class_mask
-from data_prep.volumes import read_volume
+from data_prep.volumes import nan_error, read_volume
 from osteojax.errors import CaseError
 
 MAX_CORNER_ERROR = 0.2
@@ -46,11 +46,7 @@ def check_voxels(ct_image: sitk.Image, case: str) -> None:
     if np.issubdtype(values.dtype, np.floating):
         bad = values.size - int(np.count_nonzero(np.isfinite(values)))
         if bad:
-            raise CaseError(
-                case,
-                f"the CT holds {bad:,} NaN or infinite voxels.",
-                "Export it again; outside the scan use -1000 HU.",
-            )
+            raise nan_error(case, "CT", bad)
     if values.min() == values.max():
         raise CaseError(
             case, f"the CT is constant ({values.flat[0]:g}).", "Export the image again."

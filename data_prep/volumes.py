@@ -1,8 +1,9 @@
 """Reads CTs and masks: NIfTI, NRRD, MHA and DICOM series, through SimpleITK.
 
-SimpleITK reads a truncated NIfTI file as zeros and leaves a damaged DICOM slice out without a
-word, so both are checked here first. Nothing but voxels and geometry is kept: every metadata
-field of the file (patient's name and the like) is dropped as soon as it is read.
+SimpleITK reads what is missing of a truncated NIfTI file, and NaN in it, as zeros, and leaves a
+damaged DICOM slice out, all without a word; so these are checked here first. Nothing but voxels and
+geometry is kept: every metadata field of the file (patient's name and the like) is dropped as soon
+as it is read.
 """
 
 from __future__ import annotations
@@ -64,34 +65,50 @@ def _last_line(error: Exception) -> str:
 
 def _read_file(path: Path, case: str, what: str) -> sitk.Image:
     if path.name.endswith((".nii", ".nii.gz")):
-        _check_nifti_is_whole(path, case, what)
+        _check_nifti(path, case, what)
     return sitk.ReadImage(str(path))
 
 
-def _check_nifti_is_whole(path: Path, case: str, what: str) -> None:
-    """Reads the stream to its end (gzip checks its own sum) and compares with the header."""
+def _check_nifti(path: Path, case: str, what: str) -> None:
+    """Reads the stream to its end: gzip checks its own sum, the header says how long it must be,
+    and floats must be finite (ITK's NIfTI library would turn NaN into 0)."""
     opener = gzip.open if path.suffix == ".gz" else open
     with cast(IO[bytes], opener(path, "rb")) as stream:
-        header = stream.read(352)
-        found = len(header)
+        header = stream.read(348)
+        if len(header) < 348:
+            raise EOFError(f"{len(header)} bytes, less than a NIfTI header")
+        order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
+        if struct.unpack(order + "i", header[:4])[0] != 348:
+            return  # NIfTI-2 or Analyze: SimpleITK judges
+        rank, *shape = struct.unpack(order + "8h", header[40:56])
+        kind, bits = struct.unpack(order + "2h", header[70:74])
+        offset = int(struct.unpack(order + "f", header[108:112])[0])
+        if not (1 <= rank <= 7 and offset >= 348):
+            raise EOFError(f"a header of {rank} dimensions and an offset of {offset}")
+        found = len(header) + len(stream.read(offset - len(header)))
+        number = {16: order + "f4", 64: order + "f8"}.get(kind)
+        bad = 0
         while block := stream.read(1 << 22):
             found += len(block)
-    if len(header) < 348:
-        raise EOFError(f"{len(header)} bytes, less than a NIfTI header")
-    order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
-    if struct.unpack(order + "i", header[:4])[0] != 348:
-        return  # NIfTI-2 or Analyze: SimpleITK judges
-    rank, *shape = struct.unpack(order + "8h", header[40:56])
-    bits = struct.unpack(order + "h", header[72:74])[0]
-    offset = struct.unpack(order + "f", header[108:112])[0]
-    if not 1 <= rank <= 7:
-        raise EOFError(f"the header names {rank} dimensions")
-    expected = int(offset) + int(np.prod([max(n, 1) for n in shape[:rank]], dtype=np.int64)) * (
-        bits // 8
-    )
+            if number is not None:
+                values = np.frombuffer(block[: len(block) // 8 * 8], number)
+                bad += values.size - int(np.count_nonzero(np.isfinite(values)))
+    voxels = int(np.prod([max(n, 1) for n in shape[:rank]], dtype=np.int64))
+    expected = offset + voxels * (bits // 8)
     if found < expected:
         reason = f"{what} {path.name} is truncated: {found:,} of {expected:,} bytes."
         raise CaseError(case, reason, READ_REMEDY)
+    if bad:
+        raise nan_error(case, what, bad)
+
+
+def nan_error(case: str, what: str, count: int) -> CaseError:
+    """What is said of an image with NaN or infinity."""
+    return CaseError(
+        case,
+        f"the {what} holds {count:,} NaN or infinite voxels.",
+        "Export it again; outside the scan use -1000 HU.",
+    )
 
 
 def _read_series(folder: Path, case: str, what: str) -> sitk.Image:

@@ -12,7 +12,6 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import jax
 import SimpleITK as sitk
 
 from osteojax.errors import UserError
@@ -77,7 +76,7 @@ def _start_worker() -> None:
     os.environ["XLA_FLAGS"] = (
         f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     )
-    jax.config.update("jax_platforms", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # read when JAX is imported, with the first task
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     parent = multiprocessing.parent_process()
 

@@ -145,7 +145,7 @@ def draw_contact_sheet(directory: Path, manifest: Manifest, rows: pd.DataFrame, 
     """
     # A Figure of its own, not pyplot: no global backend is touched.
     columns = len(manifest.maps) + 1
-    figure = Figure(figsize=(2.3 * columns, 2.35 * len(rows) + 0.2), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns, 1.75 * len(rows) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     middle = manifest.size // 2

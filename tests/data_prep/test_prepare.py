@@ -1,0 +1,210 @@
+"""The verb on a small cohort of phantoms: what is written, statistics, resume, determinism."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_prep.records import ShardReader
+from data_prep.workers import run_tasks
+from osteojax.data.schema import POOL, VERTEBRA_COLUMNS, Manifest
+from osteojax.errors import UserError
+from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
+
+
+def test_tables_shards_and_manifest_agree(prepared):
+    manifest = Manifest.load(prepared)
+    rows = pd.read_csv(prepared / "vertebrae.csv", keep_default_na=False, na_values=[""])
+    assert tuple(rows.columns) == VERTEBRA_COLUMNS
+    assert len(rows) == manifest.num_vertebrae == NUM_SCANS * len(LEVELS)
+    assert [shard["name"] for shard in manifest.shards] == [
+        f"pool-0000{i}-of-00003.array_record" for i in range(3)
+    ]
+    number = 0
+    for shard in manifest.shards:
+        reader = ShardReader(prepared / "shards" / shard["name"])
+        assert reader.num_vertebrae == shard["vertebrae"]
+        for position, meta in enumerate(reader.metas()):
+            row = rows.iloc[number]
+            assert tuple(meta) == VERTEBRA_COLUMNS
+            assert (meta["shard"], meta["position"]) == (shard["name"], position)
+            for column, value in meta.items():
+                assert value == row[column] or (value is None and pd.isna(row[column]))
+            number += 1
+    assert manifest.devices == ("hologic", "ge_lunar", "medix", "unknown")
+    assert (manifest.size, manifest.spacing_mm, manifest.label_scheme) == (32, 3.0, "verse")
+    for split, counts in manifest.counts.items():
+        own = rows[rows.split == split]
+        assert counts == {
+            "patients": own.patient_id.nunique(),
+            "vertebrae": len(own),
+            "labelled": int(own.osteoporosis.notna().sum()),
+        }
+
+
+def test_labels_and_splits_reach_the_rows(prepared):
+    rows = pd.read_csv(prepared / "vertebrae.csv")
+    assert set(rows[rows.site == "D"].split) == {"external"}
+    assert set(rows[rows.site != "D"].split) <= {"train", "valid", "test"}
+    assert (rows.groupby("patient_id").split.nunique() == 1).all()
+    # Hologic, women: T = -2.5 at 0.704 (L1) and 0.780 (L2); BMD is 0.6 + 0.1 * patient
+    positives = rows[rows.osteoporosis == 1]
+    assert set(positives.scan_id + "/" + positives.level) == {"s0/L1", "s0/L2", "s1/L1", "s1/L2"}
+    assert (rows.posterior_rule == "elements").all()
+    assert (rows.axial_rule == "neighbours").all()
+
+
+def test_statistics_are_those_of_the_training_vertebrae(prepared):
+    """Against float64 NumPy on the decoded shards."""
+    manifest = Manifest.load(prepared)
+    values = {name: [] for name in POOL}
+    bmd = []
+    for shard in manifest.shards:
+        reader = ShardReader(prepared / "shards" / shard["name"])
+        for position, meta in enumerate(reader.metas()):
+            if meta["split"] == "train":
+                bmd.append(meta["bmd_g_cm2"])
+                for name in POOL:
+                    values[name].append(reader.volumes(position, manifest.size)[name])
+    for spec in manifest.maps:
+        t = spec.offset + spec.step * np.stack(values[spec.name]).astype(np.float64)
+        assert spec.mean == pytest.approx(t.mean(), rel=1e-9)
+        assert spec.std == pytest.approx(t.std(), rel=1e-9)
+    assert manifest.bmd_mean == pytest.approx(np.mean(bmd))
+    assert manifest.bmd_std == pytest.approx(np.std(bmd))
+
+
+def test_stored_image_is_the_roi_and_maps_are_its_texture(prepared, cohort_folder):
+    """The records against the stages called one by one."""
+    from data_prep.roi import extract_rois
+    from data_prep.texture import TextureSettings, texture_pool
+    from data_prep.verify import load_case
+
+    manifest = Manifest.load(prepared)
+    stored = ShardReader(prepared / "shards" / manifest.shards[0]["name"]).volumes(1, 32)
+    ct = load_case(cohort_folder / "s0_ct.nii.gz", cohort_folder / "s0_mask.nii.gz", "verse", "s0")
+    roi = extract_rois(*ct, 32, 3.0, "s0")[1]
+    image = manifest.maps[0].decode(stored["image"])
+    np.testing.assert_allclose(image, np.clip(roi.hu, -197.5, 997.5), atol=2.5001)
+    np.testing.assert_array_equal(stored["mask"], roi.mask)
+    np.testing.assert_array_equal(stored["valid"], roi.valid)
+    pool = texture_pool(stored["image"], None, TextureSettings())
+    for spec in manifest.maps[1:]:
+        values = pool[spec.name]
+        if spec.transform == "log1p":
+            error = np.log1p(values) - np.log1p(spec.decode(stored[spec.name]))
+        else:
+            error = values - spec.decode(stored[spec.name])
+        assert np.abs(error).max() <= spec.step / 2 + 1e-4
+
+
+@pytest.mark.slow
+def test_workers_change_no_byte(prepared, cohort_folder, tmp_path):
+    assert prepare(cohort_folder, tmp_path / "out", "--workers", "2") == 0
+    assert contents(tmp_path / "out") == contents(prepared)
+
+
+def test_rerunning_a_finished_folder_changes_no_byte(cohort_folder, prepared, capsys):
+    before = contents(prepared)
+    times = {path: path.stat().st_mtime_ns for path in (prepared / "shards").iterdir()}
+    assert prepare(cohort_folder, prepared) == 0
+    assert contents(prepared) == before
+    assert times == {path: path.stat().st_mtime_ns for path in (prepared / "shards").iterdir()}
+    assert "10 vertebrae in 3 shards" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--size", "64"], "size was 32, now 64"),
+        (["--seed", "1"], "seed was 0, now 1"),
+        (["--bin-width", "20"], "texture was"),
+        (["--keep-truncated"], "keep_truncated was false, now true"),
+        (["--split-fractions", "0.5,0.2,0.3"], "split_fractions was"),
+    ],
+)
+def test_other_settings_are_refused_and_named(cohort_folder, prepared, capsys, options, named):
+    before = contents(prepared)
+    assert prepare(cohort_folder, prepared, *options) == 1
+    error = capsys.readouterr().err
+    assert named in error
+    assert "Name another --out" in error
+    assert contents(prepared) == before
+
+
+def test_another_cohort_is_refused(cohort_folder, prepared, tmp_path, capsys):
+    rows = pd.read_csv(cohort_folder / "cohort.csv", dtype=str)
+    for column in ("ct", "mask"):
+        rows[column] = str(cohort_folder) + "/" + rows[column]
+    rows.to_csv(tmp_path / "cohort.csv", index=False)
+    (tmp_path / "dxa.csv").write_bytes((cohort_folder / "dxa.csv").read_bytes())
+    assert prepare(tmp_path, prepared) == 1
+    assert "cohort.csv or dxa.csv has other contents" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_files_is_refused(cohort_folder, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert prepare(cohort_folder, tmp_path) == 1
+    assert "holds other files (thesis.tex)" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # compiles a texture program of its own
+def test_the_vertebra_domain_masks_every_member(cohort_folder, tmp_path):
+    assert prepare(cohort_folder, tmp_path / "out", "--texture-domain", "vertebra") == 0
+    manifest = Manifest.load(tmp_path / "out")
+    reader = ShardReader(tmp_path / "out" / "shards" / manifest.shards[0]["name"])
+    volumes = reader.volumes(0, 32)
+    for name in POOL:
+        assert not volumes[name][~volumes["mask"]].any()
+        assert volumes[name][volumes["mask"]].any()
+
+
+def test_wrong_bin_width_and_include_are_told(cohort_folder, tmp_path, capsys):
+    assert prepare(cohort_folder, tmp_path / "out", "--bin-width", "35") == 1
+    assert "must divide the 1200 HU" in capsys.readouterr().err
+    assert prepare(cohort_folder, tmp_path / "out", "--include", "smoke") == 1
+    assert "contrast, fracture, implant, poor_quality" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--workers", "0"], ["--size", "50"], ["--split-fractions", "1,1,1"], ["--texture", "x"]],
+)
+def test_a_wrong_command_line_exits_2(cohort_folder, tmp_path, options):
+    with pytest.raises(SystemExit) as caught:
+        prepare(cohort_folder, tmp_path / "out", *options)
+    assert caught.value.code == 2
+
+
+def test_a_failed_scan_joins_its_shard_once_it_is_repaired(cohort_folder, prepared, tmp_path):
+    for path in cohort_folder.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "s1_ct.nii.gz").write_bytes(b"broken")
+    out = tmp_path / "out"
+    assert prepare(tmp_path, out) == 1
+    failures = pd.read_csv(out / "failures.csv")
+    assert failures.case.tolist() == ["s1"]
+    assert Manifest.load(out).num_vertebrae == (NUM_SCANS - 1) * len(LEVELS)
+    (tmp_path / "s1_ct.nii.gz").write_bytes((cohort_folder / "s1_ct.nii.gz").read_bytes())
+    assert prepare(tmp_path, out) == 0
+    assert contents(out) == contents(prepared)
+
+
+def test_settings_hold_no_time_host_or_path(prepared, cohort_folder):
+    text = (prepared / "manifest.json").read_text() + (prepared / "settings.json").read_text()
+    assert str(cohort_folder) not in text
+    assert os.uname().nodename not in text
+    assert json.loads(text.partition("\n}\n")[0] + "\n}")["code_version"]
+
+
+def test_a_dead_worker_is_reported_and_does_not_hang():
+    tasks = deque([("scan_a", os._exit, (1,)), ("scan_b", os._exit, (1,))])
+    with pytest.raises(UserError, match=r"a worker process died.*scan_a, scan_b.*fewer --workers"):
+        list(run_tasks(tasks, workers=2))
