@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
 from pathlib import Path
@@ -32,7 +33,8 @@ def commands(out: Path, patients: int, seed: int) -> list[list[str]]:
     pretrain, finetune, unseen = out / "pretrain", out / "finetune", out / "unseen"
     ct = unseen / "ct"
     return [
-        ["simulate", "--out", str(cohort), "--patients", str(patients), "--seed", str(seed)],
+        ["simulate", "--out", str(cohort), "--patients", str(patients), "--seed", str(seed),
+         "--workers", str(os.cpu_count() or 1)],
         [
             "prepare", "--cohort", str(cohort / "cohort.csv"), "--dxa", str(cohort / "dxa.csv"),
             "--out", str(pool), "--size", "32", "--external-sites", EXTERNAL_SITE,
