@@ -55,8 +55,9 @@ def test_a_row_is_drawn_upright_with_its_back_to_the_right(prepared, monkeypatch
 
 
 def test_vertebrae_are_spread_over_the_folder():
-    rows = pd.DataFrame({"n": range(100)})
-    assert choose(rows, 3).n.tolist() == [0, 49, 99]
+    rows = pd.DataFrame({"n": range(100), "osteoporosis": [None] * 90 + [0.0, 1.0] * 5})
+    assert choose(rows, 3).n.tolist() == [90, 94, 99]  # the labelled ones suffice
+    assert choose(rows, 12).n.tolist() == [9 * i for i in range(12)]
     assert choose(rows.head(2), 6).n.tolist() == [0, 1]
 
 
