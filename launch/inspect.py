@@ -132,7 +132,7 @@ def shards_table(manifest: Manifest) -> Table:
 
 
 def choose(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Vertebrae spread evenly over the folder, in record order; labelled ones where they suffice."""
+    """Vertebrae spread evenly over the folder, in record order; labelled ones where enough."""
     labelled = rows[rows["osteoporosis"].notna()]
     rows = labelled if len(labelled) >= count else rows
     positions = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
