@@ -1,0 +1,34 @@
+"""Shipped configs, shrunk so that a run takes seconds: the same code, fewer layers and steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from launch.train import load_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+SMALL = (
+    "--config.model.stage_sizes=(1,1)",
+    "--config.model.width=4",
+    "--config.batch_size=8",
+    "--config.optim.train_steps=6",
+    "--config.optim.warmup_steps=2",
+    "--config.optim.eval_steps=3",
+    "--config.optim.save_steps=3",
+    "--config.log_every_steps=1",
+)
+
+
+def pretraining(*overrides: str) -> ConfigDict:
+    own = ("--config.objective.queue_size=16", "--config.objective.num_prototypes=8")
+    freeze = "--config.objective.freeze_prototypes_steps=2"
+    path = f"{CONFIGS / 'tp_swav_resnet34.py'}:smoke"
+    return load_config(path, [*SMALL, *own, freeze, *overrides])
+
+
+def fine_tuning(*overrides: str) -> ConfigDict:
+    path = f"{CONFIGS / 'moe_multitask_resnet34.py'}:smoke"
+    return load_config(path, [*SMALL, *overrides])

@@ -1,0 +1,139 @@
+"""Runs end, resume, refuse and stop as they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from osteojax.checkpoints import load_variables
+from osteojax.errors import UserError
+from osteojax.train import loop
+from tests.small_runs import fine_tuning, pretraining
+from tests.tiny_cohort import write_tiny_cohort
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Path:
+    return write_tiny_cohort(tmp_path_factory.mktemp("cohort") / "pool", patients=40)
+
+
+@pytest.fixture(scope="module")
+def pretrained(pool: Path, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("pretrained")
+    loop.train(pretraining(), workdir, pool)
+    return workdir
+
+
+def log_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a, b) -> bool:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in leaves)
+
+
+def test_pretraining_leaves_what_it_should(pretrained: Path) -> None:
+    rows = log_of(pretrained)
+    train_steps = [row["step"] for row in rows if "train/loss" in row]
+    valid = [row for row in rows if "valid/nmi_map" in row]
+    assert train_steps == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in valid] == [0, 3, 6]
+    assert rows[-1]["valid/ln_k"] == pytest.approx(np.log(8))
+    for key in ("label_probe_auroc", "hu_probe_r2", "volume_probe_r2", "prototype_perplexity"):
+        assert f"valid/{key}" in valid[-1]
+    assert any("train/img/s/device" in row for row in rows)
+    assert list((pretrained / "tensorboard").iterdir())
+    _, variables = load_variables(pretrained)
+    stats = variables["model_state"]
+    assert not same(stats["batch_stats"], stats["image_batch_stats"])
+
+
+def test_a_resumed_run_is_bit_identical(pretrained: Path, pool: Path, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    workdir = tmp_path / "resumed"
+    write = loop.Writer.write
+
+    def die_at_five(self, step, prefix, metrics):
+        if step == 5:
+            raise Killed
+        write(self, step, prefix, metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Writer, "write", die_at_five)
+        with pytest.raises(Killed):
+            loop.train(pretraining(), workdir, pool)
+    loop.train(pretraining(), workdir, pool)
+    for which in ("last", "best"):
+        (step, straight), (other_step, resumed) = (
+            load_variables(pretrained, which), load_variables(workdir, which),
+        )  # fmt: skip
+        assert step == other_step
+        assert same(straight, resumed)
+    losses = {row["step"]: row["train/loss"] for row in log_of(workdir) if "train/loss" in row}
+    expected = {row["step"]: row["train/loss"] for row in log_of(pretrained) if "train/loss" in row}
+    assert losses == expected
+
+
+def test_fine_tuning_takes_the_encoder(pretrained: Path, pool: Path, tmp_path, capsys) -> None:
+    config = fine_tuning(
+        f"--config.init_from={pretrained}", "--config.optim.learning_rate=0.0",
+        "--config.optim.ema_decay=0.9",
+    )  # fmt: skip
+    best = loop.train(config, tmp_path / "run", pool)
+    assert 0.0 <= best["auroc"] <= 1.0
+    assert "took" in capsys.readouterr().out
+    _, source = load_variables(pretrained)
+    _, tuned = load_variables(tmp_path / "run")
+    assert same(tuned["params"]["backbone"], source["params"]["backbone"])
+    assert same(tuned["ema_params"], tuned["params"])
+
+
+def test_the_image_signal_is_learnt(pool: Path, tmp_path: Path) -> None:
+    config = fine_tuning(
+        "--config.optim.train_steps=60", "--config.optim.eval_steps=60",
+        "--config.optim.save_steps=60", "--config.optim.learning_rate=0.01",
+    )  # fmt: skip
+    best = loop.train(config, tmp_path / "run", pool)
+    assert best["auroc"] > 0.9
+    assert best["bmd_mae_g_cm2"] < 0.1  # predicting the mean gives 0.17
+
+
+def test_another_config_or_cohort_is_refused(pretrained: Path, pool: Path, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"optim\.learning_rate was 0\.001, is 0\.5"):
+        loop.train(pretraining("--config.optim.learning_rate=0.5"), pretrained, pool)
+    other = write_tiny_cohort(tmp_path / "pool", patients=20)
+    with pytest.raises(UserError, match="another cohort"):
+        loop.train(pretraining(), pretrained, other)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pool: Path, tmp_path: Path) -> None:
+    config = fine_tuning("--config.objective.bmd_weight=nan")
+    with pytest.raises(UserError, match="loss is nan at step 1"):
+        loop.train(config, tmp_path / "run", pool)
+
+
+def test_what_cannot_run_says_why(pool: Path, tmp_path: Path) -> None:
+    cases = {
+        "no vertebra to train on": ("pool_without_unlabelled", ()),
+        "choose one of": (None, ("--config.checkpoint.best_metric=accuracy",)),
+        "queue_size 4 is below": (None, ("--config.objective.queue_size=4",)),
+        "before the run": (None, ("--config.optim.warmup_steps=9",)),
+        "multiple of 8": (None, ("--config.batch_size=12",)),
+        "multitask, swav": (None, ("--config.objective.name=simclr",)),
+    }
+    for number, (message, (special, overrides)) in enumerate(cases.items()):
+        data = pool
+        if special:
+            data = write_tiny_cohort(tmp_path / special, patients=1)
+            overrides = ("--config.data.labelled_too=false",)
+            table = data / "vertebrae.csv"
+            table.write_text(table.read_text().replace(",train,", ",test,"))
+        with pytest.raises(UserError, match=message):
+            loop.train(pretraining(*overrides), tmp_path / f"run{number}", data)

@@ -1,0 +1,126 @@
+"""Any number of devices, and either engine, give the numbers of one device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from osteojax import objectives
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.pipeline import training_batches
+from osteojax.errors import UserError
+from osteojax.train.optim import adamw_direction
+from osteojax.train.parallel import DataParallel
+from osteojax.train.step import make_step
+from osteojax.types import TrainState
+from tests.small_runs import fine_tuning, pretraining
+from tests.tiny_cohort import write_tiny_cohort
+
+STEPS = 4  # two fill the queue of 16, two use it; prototypes move from the third on
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> PreparedCohort:
+    return PreparedCohort(write_tiny_cohort(tmp_path_factory.mktemp("cohort") / "pool"))
+
+
+def run(config, cohort: PreparedCohort, engine: str, num_devices: int):
+    """State and metrics after some steps."""
+    objective = objectives.load(config, cohort)
+    devices = DataParallel.create(engine, num_devices)
+    optimizer = objective.optimizer(adamw_direction(config), optax.constant_schedule(1e-2))
+    step = make_step(objective.loss, optimizer, devices, ema_decay=0.9)
+    batches = training_batches(
+        cohort, objective.training_rows(), objective.view, batch_size=8, seed=1
+    )
+    batch = next(batches)
+    params, model_state = objective.init(jax.random.key(0), batch)
+    average = jax.tree.map(jnp.copy, params)
+    state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), average)
+    state = devices.replicate(state)
+    metrics = {}
+    for _ in range(STEPS):
+        state, metrics = step(state, devices.put(batch), jax.random.key(2))
+        batch = next(batches)
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+CONFIGS = {
+    "swav": pretraining,
+    "swav_per_map": lambda: pretraining("--config.model.norm=per_map"),
+    "multitask": lambda: fine_tuning(
+        "--config.data.unlabelled_too=true", "--config.objective.gate_balance_weight=0.01"
+    ),
+}
+ARRANGEMENTS = [("shard_map", 2), ("shard_map", 8), ("pmap", 1), ("pmap", 4)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_devices_and_engines_agree(name: str, cohort: PreparedCohort) -> None:
+    config = CONFIGS[name]()
+    state, metrics = run(config, cohort, "shard_map", 1)
+    for engine, num_devices in ARRANGEMENTS:
+        other_state, other_metrics = run(config, cohort, engine, num_devices)
+        where = f"{engine} on {num_devices}"
+        for key in metrics:
+            np.testing.assert_allclose(
+                other_metrics[key], metrics[key], rtol=2e-3, atol=2e-5, err_msg=f"{where}: {key}"
+            )
+        # Adam divides by the root of a second moment, which magnifies rounding of tiny gradients:
+        # parameters are compared with the length of the steps they took.
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            other = _leaf(other_state.params, path)
+            assert np.abs(other - leaf).max() < 0.05 * STEPS * 1e-2, f"{where}: {path}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.model_state):
+            np.testing.assert_allclose(
+                _leaf(other_state.model_state, path), leaf, rtol=2e-2, atol=2e-3,
+                err_msg=f"{where}: {path}",
+            )  # fmt: skip
+
+
+def _leaf(tree, path):
+    for key in path:
+        tree = tree[key.key]
+    return tree
+
+
+@pytest.mark.parametrize("name", ["swav", "multitask"])
+def test_gradients_agree_to_rounding(name: str, cohort: PreparedCohort) -> None:
+    config = CONFIGS[name]()
+    objective = objectives.load(config, cohort)
+    batches = training_batches(
+        cohort, objective.training_rows(), objective.view, batch_size=8, seed=1
+    )
+    batch = next(batches)
+    params, model_state = objective.init(jax.random.key(0), batch)
+    if "queue" in model_state:  # a full queue, so that its part of the assignment is tested too
+        queue = jax.random.normal(jax.random.key(5), model_state["queue"].shape)
+        model_state["queue"] = queue / jnp.linalg.norm(queue, axis=-1, keepdims=True)
+        model_state["queue_filled"] = jnp.int32(len(queue))
+    found = []
+    for engine, num_devices in [("shard_map", 1), *ARRANGEMENTS]:
+        devices = DataParallel.create(engine, num_devices)
+
+        def gradients(state, share, key, devices=devices):
+            grad = jax.grad(objective.loss, has_aux=True)
+            values, (new_state, metrics) = grad(*state, share, key, jnp.int32(0))
+            return (devices.mean_gradients(values), new_state), metrics
+
+        step = devices.map_step(gradients)
+        state = devices.replicate(jax.tree.map(jnp.copy, (params, model_state)))
+        found.append(jax.device_get(step(state, devices.put(batch), jax.random.key(2))))
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found[0][0][0]))
+    for other in found[1:]:
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(found[0]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_what_does_not_divide_is_refused() -> None:
+    devices = DataParallel.create(num_devices=8)
+    with pytest.raises(UserError, match="multiple of 8"):
+        devices.check_batch(12)
+    with pytest.raises(UserError, match="shard_map, pmap"):
+        DataParallel.create("pjit")
