@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,8 +97,6 @@ def texture_pool(
       levels (Autocorrelation, Contrast); finite everywhere. In the domain "vertebra" a voxel
       outside the mask holds the map's lowest value (`LOWEST_VALUE`: flat bone of the lowest
       level), and so does a voxel inside it that has no neighbour in its window, NaN otherwise.
-      PyRadiomics' own JointAverage is also NaN, hence lowest, at some voxels with an empty angle
-      (`osteojax.ops.glcm.texture_maps` says which).
 
     Raises:
       UserError: the mask is missing or empty, or the engine is not installed.
@@ -115,6 +115,7 @@ def texture_pools(
         raise ValueError(f"image code {codes.max()}: codes run from 0 to {_NUM_CODES - 1}")
     inside = _domain_mask(codes, masks, settings)
     levels = codes // np.uint8(settings.codes_per_level) + np.uint8(1)
+    maps: Mapping[str, Any]
     if settings.engine == "pyradiomics":
         maps = _pyradiomics_maps(levels, inside, settings)
     else:
@@ -174,8 +175,10 @@ def pyradiomics_maps(
 ) -> dict[str, np.ndarray]:
     """PyRadiomics' own voxel-based maps of given grey levels.
 
-    Its discretisation is replaced, since it starts at the ROI's minimum and a bin edge at 0 HU:
-    the levels go in as they are. Everything else is PyRadiomics' `RadiomicsGLCM`.
+    Two of its methods are replaced. The discretisation, which starts at the ROI's minimum and has
+    an edge at 0 HU: the levels go in as they are. JointAverage's mean over angles, which is NaN
+    or not depending on `voxelBatch` where an angle is empty: the mean over the others, as its
+    other features have it. Everything else is PyRadiomics' `RadiomicsGLCM`.
 
     Args:
       levels: integer[D, H, W], 1 and up inside the mask.
@@ -201,7 +204,8 @@ def pyradiomics_maps(
     )
     for name in MAPS:
         extractor.enableFeatureByName(name)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # means of windows without a pair
         images = extractor.execute()
     return {name: sitk.GetArrayFromImage(images[name]) for name in MAPS}
 
@@ -219,10 +223,14 @@ def _level_glcm_class() -> Any:
     radiomics.setVerbosity(logging.ERROR)
 
     class LevelGLCM(RadiomicsGLCM):
-        def _applyBinning(self, matrix):  # noqa: N802 - PyRadiomics' own name
+        def _applyBinning(self, matrix):
             matrix = np.where(self.maskArray, matrix, 0)
             self.coefficients["grayLevels"] = np.unique(matrix[self.maskArray])
             self.coefficients["Ng"] = int(matrix.max())
             return matrix
+
+        def getJointAverageFeatureValue(self):
+            i = self.coefficients["i"][None, :, :, None]
+            return np.nanmean((self.P_glcm * i).sum((1, 2)), 1)
 
     return LevelGLCM

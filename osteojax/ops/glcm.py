@@ -4,7 +4,7 @@ PyRadiomics' voxel-based extraction (fixed grey levels, 13 angles at distance 1,
 mean over angles that have a pair) needs no co-occurrence matrix for these features: each is, per
 angle, the mean over the window's pairs (x, x + angle) of a function of the two grey levels i, j,
 
-    Autocorrelation i * j    JointAverage (i + j) / 2    Contrast (i - j)^2    DifferenceAverage |i - j|
+    Autocorrelation i * j, JointAverage (i + j) / 2, Contrast (i - j)^2, DifferenceAverage |i - j|.
 
 A pair belongs to the window of radius r around c when both ends are in it, so the sum is a box
 filter of the pair image, 2r + 1 voxels long where the angle does not move and 2r where it does.
@@ -118,7 +118,7 @@ def texture_maps(
     _check(levels, mask, kernel_radius, num_levels, features)
     # A radius beyond the array sees the whole array: the same maps with fewer additions.
     radius = min(kernel_radius, max(levels.shape[-3:]))
-    settings = dict(radius=radius, num_levels=num_levels, init_value=float(init_value))
+    settings = {"radius": radius, "num_levels": num_levels, "init_value": init_value}
     traced = isinstance(levels, jax.core.Tracer) or isinstance(mask, jax.core.Tracer)
     if traced or levels.size == 0:
         return {name: _feature_map(levels, mask, name=name, **settings) for name in features}
@@ -229,7 +229,7 @@ def _join(parts: list[jax.Array], keep: tuple[tuple[int, int], ...]) -> jax.Arra
     return jnp.concatenate([part[low:high] for part, (low, high) in zip(parts, keep, strict=True)])
 
 
-@partial(jax.jit, static_argnames=("name", "radius", "num_levels", "init_value"))
+@partial(jax.jit, static_argnames=("name", "radius", "num_levels"))
 def _feature_map(levels, mask, *, name, radius, num_levels, init_value) -> jax.Array:
     """One map, f32[..., D, H, W], as one program."""
     feature = PAIR_FEATURES[name]
@@ -270,11 +270,10 @@ def _cell_sums(levels, moved: tuple[int, ...], value) -> jax.Array:
     The 2^(k-1) angles that move along the same k axes are the diagonals of one cell (an edge, a
     square, a cube), and a window holds a cell when it holds any one of its diagonals.
     """
-    total = None
-    for angle in ANGLES:
-        if tuple(map(abs, angle)) == moved:
-            pair = value(*_pair_ends(levels, angle))
-            total = pair if total is None else total + pair
+    diagonals = [angle for angle in ANGLES if tuple(map(abs, angle)) == moved]
+    total = value(*_pair_ends(levels, diagonals[0]))
+    for angle in diagonals[1:]:
+        total = total + value(*_pair_ends(levels, angle))
     return total
 
 
