@@ -20,11 +20,11 @@ Two paths:
              passes per angle; they are integers, exact. Settings whose sums do not fit are told
              from `num_levels` and `kernel_radius` before anything runs, and use wider words.
 
-The floor: one byte read and 4 written per map and voxel (17 for four maps), and about 120
-operations per voxel and map at radius 3 in the whole-box path (XLA counts 180). XLA writes every
-pass to memory: 390 bytes per voxel and map, 340 in the masked path, which caches must absorb.
-That is why each map is a program of its own on a CPU, on slabs whose buffers stay below glibc's
-32 MiB threshold: above it every call gets fresh pages from the kernel, 2-5 times slower.
+The floor: one byte read and 4 written per map and voxel (17 for four maps). XLA's own count of its
+programs at radius 3, 96^3, per map and voxel: 377 bytes and 229 operations in the whole-box path,
+1,360 and 597 in the masked one, since every pass is written out; caches must absorb that.
+So on a CPU each map is a program of its own, on slabs whose buffers stay below 32 MiB, where
+malloc keeps pages from call to call: above it, fresh pages made the same program 2-5 times slower.
 
 van Griethuysen et al., Cancer Res 77:e104, 2017 (PyRadiomics 3.0.1); Zwanenburg et al., IBSI
 reference manual, 2019.

@@ -42,7 +42,7 @@ def random_mask(shape, fraction, seed=1):
 # ---------------------------------------------------------------- against the definition
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     levels=hnp.arrays(np.uint8, CUBE, elements=st.integers(1, NUM_LEVELS)),
     mask=st.none() | hnp.arrays(np.bool_, CUBE),
