@@ -4,7 +4,9 @@ A prepared folder:
 
     manifest.json             this module's `Manifest`
     vertebrae.csv             one row per vertebra, in record order (`VERTEBRA_COLUMNS`)
-    failures.csv              case, reason, remedy
+    failures.csv              case, reason, remedy of what could not be used
+    excluded.csv              scans left out because a column of the cohort says so
+    settings.json             what `osteojax prepare` was called with; the same call resumes
     shards/pool-00000-of-00004.array_record
 
 Each vertebra is `len(RECORD_KEYS)` consecutive records of one shard, so that training reads the
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +143,7 @@ def map_spec(name: str, bin_width: float) -> MapSpec:
 
     Ranges are known in advance, so nothing has to be read twice to write it (method.md).
     """
-    levels = round((HU_MAX - HU_MIN) / bin_width)
+    levels = math.ceil((HU_MAX - HU_MIN) / bin_width)
     ranges = {
         "Autocorrelation": ("grey level^2", "log1p", np.log1p(1.0), np.log1p(levels**2)),
         "JointAverage": ("grey level", "linear", 1.0, float(levels)),

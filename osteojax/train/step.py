@@ -48,7 +48,7 @@ def make_step(
             opt_state=opt_state,
             ema_params=_averaged(state, params, ema_decay),
         )
-        metrics = {**metrics, "loss": value, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {**metrics, "loss": value, "gradient_norm": optax.tree.norm(gradients)}
         return new_state, metrics
 
     return devices.map_step(step)
