@@ -121,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
             "split_fractions": list(args.split_fractions),
             "seed": args.seed,
             "include": sorted(args.include),
+            # `osteojax simulate` leaves this beside its cohort; reports say so ever after.
+            "simulated": (args.cohort.parent / "simulation.json").is_file(),
         },
     )
     built = build(cohort, settings, args.out, args.workers or _cores())
