@@ -112,7 +112,7 @@ class PerMapNorm(nn.Module):
 def _map_statistics(
     x: Array, membership_BM: Array, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
-    """(mean f32[M, C], variance f32[M, C], samples f32[M]) over the global batch; 0 where absent."""
+    """(mean f32[M, C], variance f32[M, C], samples f32[M]) over the global batch; absent: 0."""
     space = tuple(range(1, x.ndim - 1))
     moments = jnp.stack([x.mean(space), jnp.square(x).mean(space)])  # [2, B, C]
     total = jnp.einsum("bm,kbc->kmc", membership_BM, moments, precision="highest")

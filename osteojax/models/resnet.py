@@ -16,8 +16,8 @@ class ResNet(nn.Module):
     """ResNet34 by default; 21.3 M parameters in 2D, 63.5 M in 3D.
 
     Stem: 7^rank stride 2, norm, ReLU, 3^rank max-pool stride 2. Stages of basic blocks at width
-    w, 2w, 4w, 8w, stages 2 to 4 with stride 2, 1x1 stride-2 projections on their shortcuts. The last
-    norm of every block starts at zero, so that a block starts as its shortcut (Goyal et al. 2017).
+    w, 2w, 4w, 8w, stages 2 to 4 with stride 2, 1x1 stride-2 projections on their shortcuts. The
+    last norm of every block starts at zero: a block starts as its shortcut (Goyal et al. 2017).
 
     Attributes:
       stage_sizes: blocks in each stage.

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from osteojax.ops.conv3d_cpu import Pads, Strides, conv3d_cpu
+from osteojax.ops.conv3d_cpu import Pads, conv3d_cpu
 
+Strides = tuple[int, ...]
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 DIMENSION_NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
@@ -51,22 +52,23 @@ def conv(
       lowering: "auto", or "xla" / "cpu" for one of them on any platform (tests, benchmarks).
 
     Returns:
-      f[N, *space, O] in the dtype of `x`. Equal to `lax.conv_general_dilated` to rounding, gradients
-      included (reverse mode; partial sums in float32).
+      f[N, *space, O] in the dtype of `x`. Equal to `lax.conv_general_dilated` to rounding,
+      gradients included (reverse mode; partial sums in float32).
     """
     rank = x.ndim - 2
     if rank not in DIMENSION_NUMBERS:
         raise ValueError(f"x has shape {x.shape}; expected [N, H, W, C] or [N, D, H, W, C]")
+    if kernel.ndim != x.ndim or kernel.shape[-2] != x.shape[-1]:
+        raise ValueError(f"kernel has shape {kernel.shape} for x of shape {x.shape}")
     if lowering not in LOWERINGS:
         raise ValueError(f"lowering is {lowering!r}; choose from {', '.join(LOWERINGS)}")
     strides = (strides,) * rank if isinstance(strides, int) else tuple(strides)
     pads = _explicit_pads(x.shape[1:-1], kernel.shape[:rank], strides, padding)
     kernel = kernel.astype(x.dtype)
-    if lowering == "xla":
+    reach = zip(x.shape[1:-1], kernel.shape, pads, strict=False)
+    empty = 0 in x.shape or any(size + sum(pad) < taps for size, taps, pad in reach)
+    if lowering == "xla" or empty:
         return _conv_xla(x, kernel, strides, pads)
-    if x.shape[-1] <= SPACE_TO_DEPTH_MAX_CHANNELS and min(strides) > 1 and min(x.shape) > 0:
-        x, kernel, pads = space_to_depth(x, kernel, strides, pads)
-        strides = (1,) * rank
     x, kernel = _same_varying_axes(x, kernel)
     if lowering == "cpu":
         return _conv_cpu(x, kernel, strides, pads)
@@ -145,7 +147,7 @@ def space_to_depth(
 def _blocks_to_channels(
     x: jax.Array, first: int, blocks: Sequence[int], strides: Strides
 ) -> jax.Array:
-    """[..., *space, C, O] -> [..., *blocks, prod(strides) * C, O]; `space` starts at axis `first`."""
+    """[..., *space, C, O] -> [..., *blocks, prod(strides) * C, O]; space begins at `first`."""
     rank = len(strides)
     split = [part for pair in zip(blocks, strides, strict=True) for part in pair]
     x = x.reshape(*x.shape[:first], *split, *x.shape[-2:])
@@ -162,9 +164,27 @@ def _conv_xla(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
 
 
 def _conv_cpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
-    if len(strides) == 3:
-        return conv3d_cpu(x, kernel, strides, pads)
-    return conv3d_cpu(x[:, None], kernel[None], (1, *strides), ((0, 0), *pads))[:, 0]
+    if max(kernel.shape[:-2]) == 1 and not any(map(any, pads)):
+        x = x[(slice(None), *(slice(None, None, stride) for stride in strides))]
+    elif max(strides) > 1:
+        x, kernel, pads = space_to_depth(x, kernel, strides, pads)
+    kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], pads)
+    if len(strides) == 2:
+        return conv3d_cpu(x[:, None], kernel[None], ((0, 0), *pads))[:, 0]
+    return conv3d_cpu(x, kernel, pads)
+
+
+def _without_dead_taps(
+    kernel: jax.Array, space: Sequence[int], pads: Pads
+) -> tuple[jax.Array, Pads]:
+    """Cuts off taps that meet nothing but padding (26 of 27 for a 3^3 window on one voxel)."""
+    keep, kept_pads = [], []
+    for size, taps, (low, high) in zip(space, kernel.shape, pads, strict=False):
+        first = max(0, min(low - (size + low + high - taps), taps - 1))
+        last = min(taps - 1, max(first, low + size - 1))
+        keep.append(slice(first, last + 1))
+        kept_pads.append((low - first, high - (taps - 1 - last)))
+    return kernel[tuple(keep)], tuple(kept_pads)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -215,7 +235,10 @@ def _same_varying_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _varying_axes(array: jax.Array) -> frozenset[str]:
-    return getattr(jax.typeof(array), "vma", frozenset())
+    aval = jax.typeof(array)
+    # jax 0.10 keeps them in manual_axis_type, other versions in vma; one of the two must be there.
+    kinds = getattr(aval, "manual_axis_type", None)
+    return kinds.varying if kinds is not None else aval.vma
 
 
 def _explicit_pads(
