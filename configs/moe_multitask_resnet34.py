@@ -81,6 +81,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint = ConfigDict({"keep": 2, "best_metric": "auroc", "best_mode": "max"})
     if variant == "smoke":
         config.model.width = 16
+        config.data.unlabelled_too = True
         config.data.augment.max_shift_voxels = 2
         config.optim.learning_rate = 1e-3
         config.optim.train_epochs, config.optim.warmup_epochs = 40.0, 4.0

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DECIDING_LEVELS = ("L1", "L2", "L3", "L4")
 """DXA measures these, and training labels come from them; other levels are extrapolated."""
 DEFAULT_THRESHOLD = 0.5
+SURE_OF_LEVEL = 0.8
+"""Probability from which a level that differs from the mask's is worth a flag."""
 MARGIN_MM = 40.0
 
 
@@ -57,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
     ct_image, class_mask = load_case(args.ct, args.mask, args.label_scheme, case)
     rois = extract_rois(ct_image, class_mask, model.size, model.spacing_mm, case)
     table = predict_table(model, rois, device)
-    answer = decide(model, table, args.device)
+    name = model.devices[device]
+    answer = decide(model, table, name)
     _print(table, answer, case)
-    paths = _write(Path(args.out), model, table, answer, args.device, case)
+    paths = _write(Path(args.out), model, table, answer, name, case)
     paths["picture"] = Path(args.out) / "prediction.png"
     _draw(paths["picture"], ct_image, class_mask, rois, table, answer, case)
     for name, path in paths.items():
@@ -72,7 +75,7 @@ def predict_table(model: ExportedModel, rois: list[Roi], device: int) -> pd.Data
 
     Columns: level, level_class, probability, bmd_g_cm2, bmd_low, bmd_high (90% of validation
     residuals; for an unknown device widened to the spread over the devices), level_pred,
-    gate_*, truncated, decides, flags.
+    level_probability, gate_*, truncated, decides, flags.
     """
     background = model.card["inputs"]["hu"]["outside_vertebra"]
     volumes = [
@@ -90,16 +93,15 @@ def predict_table(model: ExportedModel, rois: list[Roi], device: int) -> pd.Data
         known = [model.predict(hu, i)["bmd_g_cm2"] for i in range(device)]
         table["bmd_low"] = np.fmin(table["bmd_low"], np.min(known, axis=0))
         table["bmd_high"] = np.fmax(table["bmd_high"], np.max(known, axis=0))
-    table["level_pred"] = [
-        model.card["levels"][i] for i in outputs["level_probabilities"].argmax(1)
-    ]
+    levels = outputs["level_probabilities"]
+    table["level_pred"] = [model.card["levels"][i] for i in levels.argmax(1)]
+    table["level_probability"] = levels.max(1).astype(np.float64)
     for expert in range(outputs["gate"].shape[1]):
         table[f"gate_{expert}"] = outputs["gate"][:, expert].astype(np.float64)
     table["truncated"] = [roi.vertebra.truncated for roi in rois]
     table["decides"] = table["level"].isin(DECIDING_LEVELS)
-    table["flags"] = [
-        _flags(roi, predicted) for roi, predicted in zip(rois, table["level_pred"], strict=True)
-    ]
+    sure = table["level_pred"].where(table["level_probability"] >= SURE_OF_LEVEL, table["level"])
+    table["flags"] = [_flags(roi, level) for roi, level in zip(rois, sure, strict=True)]
     return table
 
 

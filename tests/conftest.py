@@ -31,3 +31,32 @@ def real_data() -> Path:
     if not (folder / "totalsegmentator").is_dir():
         pytest.skip(f"real CTs not found at {folder}; set OSTEOJAX_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of 40 patients with a learnable signal, written without any CT."""
+    from tests.tiny_cohort import write_tiny_cohort
+
+    return write_tiny_cohort(tmp_path_factory.mktemp("tiny") / "pool", patients=40)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(tiny_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workdir of a small fine-tuning run on `tiny_pool`."""
+    from osteojax.train import loop
+    from tests.small_runs import fine_tuning
+
+    workdir = tmp_path_factory.mktemp("tiny") / "fine_tuned"
+    loop.train(fine_tuning("--config.optim.learning_rate=0.01"), workdir, tiny_pool)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def exported_model(fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported folder of `fine_tuned`."""
+    from osteojax.export import export_model
+
+    out = tmp_path_factory.mktemp("tiny") / "model"
+    export_model(fine_tuned, out)
+    return out

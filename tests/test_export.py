@@ -20,29 +20,9 @@ from osteojax.errors import UserError
 from osteojax.export import export_model, flat_weights, tree_weights
 from osteojax.exported import ExportedModel
 from osteojax.train import loop
-from tests.small_runs import fine_tuning, pretraining
-from tests.tiny_cohort import write_tiny_cohort
+from tests.small_runs import pretraining
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "evaluate_exported.py"
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory) -> Path:
-    return write_tiny_cohort(tmp_path_factory.mktemp("cohort") / "pool")
-
-
-@pytest.fixture(scope="module")
-def workdir(pool: Path, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("finetuned")
-    loop.train(fine_tuning("--config.optim.learning_rate=0.01"), workdir, pool)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def model(workdir: Path, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "model"
-    export_model(workdir, out)
-    return out
 
 
 def rois_of(pool: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
@@ -54,10 +34,10 @@ def rois_of(pool: Path, device: str) -> tuple[np.ndarray, np.ndarray]:
     return cohort.manifest.maps[0].decode(codes), rows
 
 
-def test_equals_evaluate(pool: Path, workdir: Path, model: Path) -> None:
-    table, _, _ = predictions_table(workdir, pool, ("test",), "best", True)
-    hu, _ = rois_of(pool, "hologic")
-    exported = ExportedModel(model)
+def test_equals_evaluate(tiny_pool: Path, fine_tuned: Path, exported_model: Path) -> None:
+    table, _, _ = predictions_table(fine_tuned, tiny_pool, ("test",), "best", True)
+    hu, _ = rois_of(tiny_pool, "hologic")
+    exported = ExportedModel(exported_model)
     outputs = exported.predict(hu, exported.device_index("Hologic"))
     mine = table[table["device"] == "hologic"]
     np.testing.assert_allclose(outputs["probability"], mine["probability"], atol=1e-5)
@@ -67,8 +47,10 @@ def test_equals_evaluate(pool: Path, workdir: Path, model: Path) -> None:
     np.testing.assert_allclose(outputs["gate"], gates, atol=1e-5)
 
 
-def test_a_fresh_interpreter_without_osteojax(pool: Path, model: Path, tmp_path: Path) -> None:
-    hu, _ = rois_of(pool, "ge_lunar")
+def test_a_fresh_interpreter_without_osteojax(
+    tiny_pool: Path, exported_model: Path, tmp_path: Path
+) -> None:
+    hu, _ = rois_of(tiny_pool, "ge_lunar")
     np.save(tmp_path / "rois.npy", hu)
     blocker = tmp_path / "block" / "osteojax"
     blocker.mkdir(parents=True)
@@ -78,18 +60,24 @@ def test_a_fresh_interpreter_without_osteojax(pool: Path, model: Path, tmp_path:
     command = [sys.executable, "-c", check]
     blocked = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert "osteojax is not here" in blocked.stderr
-    command = [sys.executable, str(EXAMPLE), str(model), str(tmp_path / "rois.npy"), "ge_lunar"]
+    command = [
+        sys.executable,
+        str(EXAMPLE),
+        str(exported_model),
+        str(tmp_path / "rois.npy"),
+        "ge_lunar",
+    ]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
-    exported = ExportedModel(model)
+    exported = ExportedModel(exported_model)
     expected = exported.predict(hu, exported.device_index("ge_lunar"))
     for name, values in expected.items():
         np.testing.assert_allclose(got[name], values, atol=1e-5, err_msg=name)
 
 
-def test_card_says_what_goes_in_and_out(model: Path) -> None:
-    card = json.loads((model / "model.json").read_text())
+def test_card_says_what_goes_in_and_out(exported_model: Path) -> None:
+    card = json.loads((exported_model / "model.json").read_text())
     assert card["inputs"]["hu"]["shape"] == ["b", 16, 16, 16]
     assert card["inputs"]["hu"]["spacing_mm"] == 6.0
     assert card["devices"] == ["hologic", "ge_lunar", "medix", "unknown"]
@@ -97,10 +85,10 @@ def test_card_says_what_goes_in_and_out(model: Path) -> None:
     assert "Not a medical device" in card["intended_use"]
 
 
-def test_weights_round_trip_bit_exactly(workdir: Path, model: Path) -> None:
-    _, variables = load_variables(workdir)
+def test_weights_round_trip_bit_exactly(fine_tuned: Path, exported_model: Path) -> None:
+    _, variables = load_variables(fine_tuned)
     flat = flat_weights(variables["params"], variables["model_state"]["batch_stats"])
-    loaded = ExportedModel(model)._weights
+    loaded = ExportedModel(exported_model)._weights
     assert set(loaded) == set(flat)
     for name, leaf in flatten_dict(tree_weights(loaded), sep=".").items():
         np.testing.assert_array_equal(leaf, flat[name])
@@ -120,9 +108,11 @@ def test_weights_round_trip_bit_exactly(workdir: Path, model: Path) -> None:
                                      "weights.safetensors": "0"}), "is missing"),
     ],
 )  # fmt: skip
-def test_what_was_changed_is_refused(model: Path, tmp_path: Path, damage, message: str) -> None:
+def test_what_was_changed_is_refused(
+    exported_model: Path, tmp_path: Path, damage, message: str
+) -> None:
     copy = tmp_path / "model"
-    shutil.copytree(model, copy)
+    shutil.copytree(exported_model, copy)
     damage(copy)
     with pytest.raises(UserError, match=message):
         ExportedModel(copy)
@@ -133,14 +123,14 @@ def change(model: Path, **fields) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def test_only_fine_tuned_runs_export(pool: Path, tmp_path: Path) -> None:
+def test_only_fine_tuned_runs_export(tiny_pool: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         export_model(tmp_path, tmp_path / "model")
-    loop.train(pretraining("--config.optim.train_steps=3"), tmp_path / "run", pool)
+    loop.train(pretraining("--config.optim.train_steps=3"), tmp_path / "run", tiny_pool)
     with pytest.raises(UserError, match="is a swav run"):
         export_model(tmp_path / "run", tmp_path / "model")
 
 
-def test_an_unknown_device_lists_the_known(model: Path) -> None:
+def test_an_unknown_device_lists_the_known(exported_model: Path) -> None:
     with pytest.raises(UserError, match="hologic, ge_lunar, medix, unknown"):
-        ExportedModel(model).device_index("Norland")
+        ExportedModel(exported_model).device_index("Norland")

@@ -136,7 +136,11 @@ def _probabilities(axis, table: pd.DataFrame, colours, threshold: float) -> None
     rows = np.arange(len(table))
     axis.barh(rows, table["probability"], color=[colours(p) for p in table["probability"]])
     for i, probability in enumerate(table["probability"]):
-        axis.text(min(probability + 0.02, 0.8), i, f"{probability:.2f}", va="center", fontsize=9)
+        inside = probability > 0.8
+        axis.text(
+            probability + (-0.02 if inside else 0.02), i, f"{probability:.2f}", va="center",
+            ha="right" if inside else "left", color="white" if inside else "black", fontsize=9,
+        )  # fmt: skip
     axis.axvline(threshold, color="black", linestyle="--", linewidth=1)
     axis.set_xlim(0, 1)
     axis.set_title("probability of osteoporosis", fontsize=10)
@@ -169,7 +173,10 @@ def _gates(axis, table: pd.DataFrame) -> None:
         left += weight
     axis.set_xlim(0, 1)
     axis.set_title("expert weights", fontsize=10)
-    axis.legend(title="expert", fontsize=8, title_fontsize=8, loc="lower right")
+    axis.legend(
+        title="expert", ncols=len(names), fontsize=8, title_fontsize=8, handlelength=1,
+        columnspacing=0.8, loc="upper center", bbox_to_anchor=(0.5, -0.06),
+    )  # fmt: skip
 
 
 def _notes(table: pd.DataFrame, answer: dict[str, Any]) -> str:

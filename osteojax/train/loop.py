@@ -189,11 +189,16 @@ class _Run:
                 watch.tick(waited)
                 progress.update()
                 last = step == self.total_steps
-                if last or step % self.eval_steps == 0 or step % self.save_steps == 0:
+                # Not just before the last one, which comes anyway.
+                look = last or (
+                    step % self.eval_steps == 0
+                    and self.total_steps - step >= self.eval_steps / 2
+                )
+                if look or step % self.save_steps == 0:
                     self._look(*pending, watch, progress)
                     pending = None
                     with watch.pause():
-                        if last or step % self.eval_steps == 0:
+                        if look:
                             self._validate(step)
                         self.checkpoints.save(self.state, step)
         self.checkpoints.wait()
