@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     for command in commands(out, args.patients, args.seed):
         if command[0] == "predict":
-            command = _with_files(command)
+            command = with_files(command)
         console.rule(f"osteojax {shlex.join(command)}", align="left")
         if status := main(command):
             return status
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _with_files(command: list[str]) -> list[str]:
+def with_files(command: list[str]) -> list[str]:
     """The folders of the unseen patient replaced by its only CT and mask."""
     return [
         str(next(Path(word).glob("*.nii.gz"))) if Path(word).name in ("ct", "mask") else word

@@ -154,7 +154,7 @@ def decide(model: ExportedModel, table: pd.DataFrame, device: str) -> dict[str, 
         return {**answer, "osteoporosis": None, "probability": None, "text": text}
     probability = float(deciding["probability"].max())
     positive = probability >= thresholds["patient"]
-    level = deciding.loc[deciding["probability"].idxmax(), "level"]
+    level = deciding["level"].iloc[int(deciding["probability"].argmax())]
     text = (
         f"{'osteoporosis suspected' if positive else 'no osteoporosis suspected'} "
         f"(highest of L1-L4: {level} {probability:.2f}, threshold {thresholds['patient']:.2f})"
