@@ -22,7 +22,7 @@ from osteojax.errors import CaseError, UserError
 
 REQUIRED = ("patient_id", "scan_id", "site", "ct", "mask")
 EXCLUSIONS = ("contrast", "fracture", "implant", "poor_quality")
-"""Columns of cohort.csv that take a scan out where they say yes (method.md, inclusion)."""
+"""Columns of cohort.csv that take a scan out where they say yes (docs/method.md, inclusion)."""
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 

@@ -22,8 +22,8 @@ from osteojax.errors import UserError
 T_SCORE_OSTEOPOROSIS = -2.5
 
 LEVEL_RATIOS = {"L1": 0.912, "L2": 1.011, "L3": 1.045, "L4": 1.032}
-"""BMD of a level over the mean of L1-L4 (Genant et al. 1994, by method.md). One reference for all
-levels would call L1 low."""
+"""BMD of a level over the mean of L1-L4 (docs/method.md). One reference for all levels would call L1
+low."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ DeviceTable = dict[str, dict[str, Reference]]
 """Device name -> sex ("F", "M") -> reference; the order is the device index of the manifest."""
 
 DEFAULT_DEVICES: DeviceTable = {
-    # Women: T = -2.5 at 0.772 and 0.880. Men: the third decade of the same tables (method.md),
+    # Women: T = -2.5 at 0.772 and 0.880. Men: the third decade of the same tables (docs/method.md),
     # and its conversion Lunar = 1.074 Hologic + 0.054.
     "hologic": {"F": Reference(1.047, 0.110), "M": Reference(1.057, 0.110)},
     "ge_lunar": {"F": Reference(1.180, 0.120), "M": Reference(1.189, 0.120)},

@@ -1,6 +1,6 @@
 """DXA results: reads dxa.csv, applies the label rule, and picks the result that fits a CT.
 
-Label of a vertebra (method.md): a given `osteoporosis` wins; else T-score <= -2.5; else BMD
+Label of a vertebra (docs/method.md): a given `osteoporosis` wins; else T-score <= -2.5; else BMD
 against the reference of device, level and sex.
 """
 
@@ -18,7 +18,7 @@ from osteojax.errors import CaseError
 
 REQUIRED = ("patient_id", "level", "device", "bmd_g_cm2")
 MAX_GAP_DAYS = 183
-"""CT and DXA within six months (method.md)."""
+"""CT and DXA within six months (docs/method.md)."""
 
 
 @dataclasses.dataclass(frozen=True)

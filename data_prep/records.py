@@ -21,7 +21,7 @@ from osteojax.files import atomic_path
 
 WRITER_OPTIONS = "group_size:1,zstd:1"
 """One record per chunk: training reads two maps of a vertebra at random. Level 1 writes 359 MB/s
-and halves the size; level 9 writes 81 MB/s for the same size (stack.md)."""
+and halves the size; level 9 writes 81 MB/s for the same size."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS)
 

@@ -1,7 +1,7 @@
 """CT + vertebra mask -> upright cubic ROIs, one per vertebra, along the vertebra's own axes.
 
 Two steps, both pure: `measure_vertebrae` finds centres and axes from the mask alone, `extract_roi`
-resamples CT and mask into one vertebra's frame. The rules are in method.md: centre of the
+resamples CT and mask into one vertebra's frame. The rules are in docs/method.md: centre of the
 vertebral body, axial axis tangent to the line of neighbouring centres, posterior towards the
 posterior elements or, for masks of bodies only, the patient's posterior from the header.
 

@@ -20,7 +20,7 @@ from osteojax.files import write_json
 def seconds(run: Callable[[], Any], repeats: int, warmup: int = 1) -> dict[str, float]:
     """Wall seconds of `run()`, blocked until its arrays are ready.
 
-    Returns {"median", "min", "max"} over `repeats` runs after `warmup` uncounted ones (compilation).
+    Returns {"median", "min", "max"} of `repeats` runs after `warmup` uncounted ones (compile).
     """
     for _ in range(warmup):
         jax.block_until_ready(run())

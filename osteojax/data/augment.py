@@ -1,7 +1,7 @@
 """From stored codes to network input, on the device, inside the jitted step.
 
 Augmentation preserves texture: integer shifts and a left-right flip move voxels and change none
-(method.md). The affine option interpolates, and is off by default.
+(docs/method.md). The affine option interpolates, and is off by default.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ UNKNOWN_DEVICE = "unknown"
 """The device of a vertebra whose DXA scanner is not known; always the last entry of `devices`."""
 
 HU_MIN, HU_MAX = -200.0, 1000.0
-"""HU are clipped to [HU_MIN, HU_MAX) (method.md)."""
+"""HU are clipped to [HU_MIN, HU_MAX) (docs/method.md)."""
 IMAGE_STEP_HU = 5.0
 """Width of an image code. It divides the GLCM bin width, so codes keep every grey level."""
 
@@ -141,7 +141,7 @@ def image_spec() -> MapSpec:
 def map_spec(name: str, bin_width: float) -> MapSpec:
     """Fixed-range uint8 storage of a texture map over grey levels 1..(HU_MAX-HU_MIN)/bin_width.
 
-    Ranges are known in advance, so nothing has to be read twice to write it (method.md).
+    Ranges are known in advance, so nothing has to be read twice to write it (docs/method.md).
     """
     levels = math.ceil((HU_MAX - HU_MIN) / bin_width)
     ranges = {

@@ -19,7 +19,7 @@ Example = dict[str, Any]
 """Arrays and NumPy scalars of one vertebra; stacked into a batch."""
 
 INTENSITY_MAPS = ("image", "Autocorrelation", "JointAverage")
-"""Smooth functions of the local mean: pairs among them are near-trivial (method.md)."""
+"""Smooth functions of the local mean: pairs among them are near-trivial (docs/method.md)."""
 
 
 def _all_pairs() -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from osteojax.data.schema import LEVELS
 
 def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:
     """x / |x| along the last axis, f32. The epsilon keeps the gradient finite at zero; without the
-    normalisation SwAV's scores overflow (method.md, traps)."""
+    normalisation SwAV's scores overflow (docs/method.md, traps)."""
     x = x.astype(jnp.float32)
     return x * jnp.reciprocal(jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + epsilon))
 

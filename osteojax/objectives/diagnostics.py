@@ -1,4 +1,4 @@
-"""Is pre-training learning bone, or the easy things? (method.md, "SSL diagnostics")
+"""Is pre-training learning bone, or the easy things? (docs/method.md, "SSL diagnostics")
 
 The SwAV loss cannot say: telling maps, scanners or poses apart lowers it too. These numbers can.
 """

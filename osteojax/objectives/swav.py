@@ -88,7 +88,7 @@ class SwAV:
             projector=Projector(settings.projector_dim, settings.prototype_dim, AXIS),
             prototypes=Prototypes(settings.num_prototypes, settings.prototype_dim),
         )
-        # A batch of 8 K spreads over the prototypes by itself (method.md).
+        # A batch of 8 K spreads over the prototypes by itself (docs/method.md).
         wants_queue = config.batch_size < 8 * settings.num_prototypes
         self.queue_size = settings.queue_size if wants_queue else 0
         if self.queue_size and self.queue_size < config.batch_size:
@@ -234,7 +234,7 @@ class SwAV:
     def validate(
         self, state: TrainState, devices: DataParallel
     ) -> tuple[ModelState, dict[str, float]]:
-        """Diagnostics of method.md, on validation vertebrae; see `diagnostics`.
+        """Diagnostics of docs/method.md, on validation vertebrae; see `diagnostics`.
 
         Returns:
           (model state with fresh `image_batch_stats`, metrics).

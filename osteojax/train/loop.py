@@ -191,8 +191,7 @@ class _Run:
                 last = step == self.total_steps
                 # Not just before the last one, which comes anyway.
                 look = last or (
-                    step % self.eval_steps == 0
-                    and self.total_steps - step >= self.eval_steps / 2
+                    step % self.eval_steps == 0 and self.total_steps - step >= self.eval_steps / 2
                 )
                 if look or step % self.save_steps == 0:
                     self._look(*pending, watch, progress)

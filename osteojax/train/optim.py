@@ -23,7 +23,7 @@ def duration_steps(config: ConfigDict, name: str, num_examples: int) -> int:
 def schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
     """Step -> learning rate: linear from 0 over the warm-up, then cosine to 0.
 
-    The paper fixes rate, warm-up and length; what follows the warm-up it does not (method.md).
+    The paper fixes rate, warm-up and length; what follows the warm-up it does not (docs/method.md).
     """
     total = duration_steps(config, "train", num_examples)
     warmup = duration_steps(config, "warmup", num_examples)
