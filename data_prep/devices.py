@@ -22,8 +22,7 @@ from osteojax.errors import UserError
 T_SCORE_OSTEOPOROSIS = -2.5
 
 LEVEL_RATIOS = {"L1": 0.912, "L2": 1.011, "L3": 1.045, "L4": 1.032}
-"""BMD of a level over the mean of L1-L4 (docs/method.md). One reference for all levels would call L1
-low."""
+"""BMD of a level over the mean of L1-L4 (docs/method.md); without it L1 would be called low."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import time
@@ -73,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
             return status
     minutes = (time.perf_counter() - start) / 60
     console.rule(f"done in {minutes:.1f} minutes")
-    evaluation = out / "finetune" / "evaluation"
-    console.print((evaluation / "report.html").is_file() and _summary(out, evaluation))
+    _summary(console, out)
     return 0
 
 
@@ -86,14 +86,22 @@ def with_files(command: list[str]) -> list[str]:
     ]
 
 
-def _summary(out: Path, evaluation: Path) -> str:
-    """Where everything is."""
+def _summary(console: Console, out: Path) -> None:
+    """The metrics once more, and where everything is."""
+    from osteojax.evaluation import tables
+
+    evaluation = out / "finetune" / "evaluation"
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    for shown in tables.main_tables(metrics):
+        console.print(tables.terminal(shown))
     places = {
         "report": evaluation / "report.html",
+        "figures": evaluation / "*.png",
         "metrics": evaluation / "metrics.json",
-        "ROC": evaluation / "roc.png",
         "texture pool": out / "contact_sheet.png",
         "exported model": out / "model",
         "prediction": out / "prediction" / "prediction.png",
     }
-    return "\n".join(f"{name:<15} {path}" for name, path in places.items())
+    for name, path in places.items():
+        print(f"{name:<15} {path}")
+    print("The cohort is simulated: the numbers say that the pipeline works, nothing of patients.")

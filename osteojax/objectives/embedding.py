@@ -38,6 +38,8 @@ def run_over(
     Returns:
       outputs concatenated along the first axis, [len(rows), ...].
     """
+    # Rounded up: a run of 32 on 8 devices is evaluated on a machine of 3 too.
+    batch_size = -(-batch_size // devices.num_devices) * devices.num_devices
     collected: list[dict[str, np.ndarray]] = []
     batches = evaluation_batches(cohort, rows, view, batch_size=batch_size)
     with tqdm(total=len(rows), desc=title, unit="vertebra", leave=False, delay=2) as bar:

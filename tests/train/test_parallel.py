@@ -124,3 +124,15 @@ def test_what_does_not_divide_is_refused() -> None:
         devices.check_batch(12)
     with pytest.raises(UserError, match="shard_map, pmap"):
         DataParallel.create("pjit")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.rank=2", "model.dtype=bfloat16", "model.norm=group", "model.remat=true",
+     "data.augment.affine=true", "data.pairs=cross_group"],
+)  # fmt: skip
+def test_every_option_of_the_config_trains(override: str, cohort: PreparedCohort) -> None:
+    config = pretraining(f"--config.{override}", "--config.optim.warmup_steps=1")
+    _, metrics = run(config, cohort, "shard_map", 2)
+    assert np.isfinite(metrics["loss"])
+    assert metrics["gradient_norm"] > 0
