@@ -134,8 +134,7 @@ class _Run:
         params, model_state = self.objective.init(init_key, example)
         if self.config.get("init_from"):
             params, model_state = _take_encoder(self.config.init_from, params, model_state)
-        # A copy: donating the parameters must not delete the average that starts equal to them.
-        ema = jax.tree.map(jnp.copy, params) if self.config.optim.ema_decay is not None else None
+        ema = params if self.config.optim.ema_decay is not None else None
         state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), ema)
         state = self.devices.replicate(state)
         restored = self.checkpoints.restore(state)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -75,8 +76,13 @@ class DataParallel:
         return self.put({key: value[start : start + share] for key, value in batch.items()})
 
     def replicate(self, tree: Any) -> Any:
-        """Host or single-device arrays -> the same values on every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        """Host or single-device arrays -> the same values on every device, in buffers of their own.
+
+        A step donates its state: an array that stood in it twice, or was used elsewhere, would be
+        deleted under its other user.
+        """
+        copies = jax.tree.map(jnp.copy, tree)
+        return jax.device_put(copies, NamedSharding(self.mesh, PartitionSpec()))
 
     def map_step(self, step: Callable) -> Callable:
         """(state, share of batch, key) -> (state, metrics), both equal on all devices. The state

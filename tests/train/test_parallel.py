@@ -38,8 +38,7 @@ def run(config, cohort: PreparedCohort, engine: str, num_devices: int):
     )
     batch = next(batches)
     params, model_state = objective.init(jax.random.key(0), batch)
-    average = jax.tree.map(jnp.copy, params)
-    state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), average)
+    state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), params)
     state = devices.replicate(state)
     metrics = {}
     for _ in range(STEPS):
@@ -110,7 +109,7 @@ def test_gradients_agree_to_rounding(name: str, cohort: PreparedCohort) -> None:
             return (devices.mean_gradients(values), new_state), metrics
 
         step = devices.map_step(gradients)
-        state = devices.replicate(jax.tree.map(jnp.copy, (params, model_state)))
+        state = devices.replicate((params, model_state))
         found.append(jax.device_get(step(state, devices.put(batch), jax.random.key(2))))
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found[0][0][0]))
     for other in found[1:]:
