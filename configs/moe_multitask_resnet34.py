@@ -82,6 +82,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         config.model.width = 16
         config.data.unlabelled_too = True
+        config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
         config.data.augment.max_shift_voxels = 2
         config.optim.learning_rate = 1e-3
         config.optim.train_epochs, config.optim.warmup_epochs = 40.0, 4.0

@@ -28,7 +28,8 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        x = nn.Dense(self.hidden_dim, name="hidden")(x.astype(jnp.float32))
+        # No bias: the normalisation would take it away again.
+        x = nn.Dense(self.hidden_dim, use_bias=False, name="hidden")(x.astype(jnp.float32))
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
         )(x)
