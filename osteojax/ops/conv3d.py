@@ -1,8 +1,8 @@
 """Convolution of images and volumes, the best lowering of each platform behind one function.
 
 On GPU and TPU a channels-last `lax.conv_general_dilated`. On CPU `conv3d_cpu`, because XLA's own 3D
-convolutions run there at 1-60 GFLOP/s where its matrix products reach 200. A strided convolution of
-few channels (the stem) first moves the stride into channels (`space_to_depth`).
+convolutions run there at 1-60 GFLOP/s where its matrix products reach 200; strides go into channels
+first (`space_to_depth`), so that only stride 1 is left.
 
 The platform is chosen when the program is lowered (`lax.platform_dependent`), not when it is
 traced: one `jax.export` for cpu, cuda and tpu holds each platform's own form, and a computation put
@@ -28,8 +28,8 @@ Strides = tuple[int, ...]
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 DIMENSION_NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
-SPACE_TO_DEPTH_MAX_CHANNELS = 4
-"""Strided convolutions of at most this many channels go through `space_to_depth`."""
+DEPTH_TO_CHANNELS_MAX_CHANNELS = 8
+"""On CPU: convolutions of at most this many channels (the stem's 8) take depth as channels."""
 LOWERINGS = ("auto", "xla", "cpu")
 
 
@@ -171,7 +171,26 @@ def _conv_cpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
     kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], pads)
     if len(strides) == 2:
         return conv3d_cpu(x[:, None], kernel[None], ((0, 0), *pads))[:, 0]
+    if x.shape[-1] <= DEPTH_TO_CHANNELS_MAX_CHANNELS:
+        x, kernel, pads = _depth_to_channels(x, kernel, pads)
     return conv3d_cpu(x, kernel, pads)
+
+
+def _depth_to_channels(
+    x: jax.Array, kernel: jax.Array, pads: Pads
+) -> tuple[jax.Array, jax.Array, Pads]:
+    """The same convolution with one depth tap: each plane takes its neighbours as channels.
+
+    A layer of few channels (the stem) is bound by writing its output, which a sum over depth taps
+    would do once for each of them.
+    """
+    taps, depth = kernel.shape[0], x.shape[1] + sum(pads[0]) - kernel.shape[0] + 1
+    config = [(0, 0, 0)] * x.ndim
+    config[1] = (*pads[0], 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), config)
+    x = jnp.concatenate([x[:, tap : tap + depth] for tap in range(taps)], axis=-1)
+    kernel = jnp.moveaxis(kernel, 0, 2)
+    return x, kernel.reshape(1, *kernel.shape[:2], -1, kernel.shape[-1]), ((0, 0), *pads[1:])
 
 
 def _without_dead_taps(

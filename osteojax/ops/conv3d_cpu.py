@@ -8,7 +8,7 @@ in one of two ways.
             filter from m + r - 1 products instead of m * r. Each product is a 2D convolution of
             combined depth planes. For 3 taps and m = 4 this halves the arithmetic.
   columns   The patches as a matrix (im2col), where so few positions would leave the 2D
-            convolutions idle.
+            convolutions idle. One depth tap is a 2D convolution as it is.
 
 Every rearrangement (padding and combining planes, gathering patches) is a matrix product with a
 small constant matrix, and the products of a layer are one loop: XLA compiles a handful of kernels
@@ -36,8 +36,8 @@ from jax import lax
 
 Pads = tuple[tuple[int, int], ...]
 
-COLUMNS_MAX_POSITIONS = 8
-"""Output positions of a sample up to which `columns` beats `planes` (measured: 2^3, not 3^3)."""
+COLUMNS_MAX_POSITIONS = 27
+"""Output positions of a sample up to which `columns` beats `planes` (measured: 3^3, not 4^3)."""
 MAX_PRODUCTS = 6
 """Products of a Winograd tile; with more, rounding errors grow faster than arithmetic falls."""
 POINTS = {
@@ -66,13 +66,9 @@ def _conv3d_fwd(x: jax.Array, kernel: jax.Array, pads: Pads):
 def _conv3d_bwd(pads: Pads, residuals, dy: jax.Array):
     x, kernel = residuals
     dy = dy.astype(jnp.float32)
-    mirrored = kernel.astype(jnp.float32)[::-1, ::-1, ::-1].swapaxes(3, 4)
-    mirrored_pads = tuple(
-        (taps - 1 - low, taps - 1 - high)
-        for taps, (low, high) in zip(kernel.shape[:3], pads, strict=True)
-    )
-    dx = _convolve(dy, mirrored, mirrored_pads)
-    dkernel = _kernel_gradient(x.astype(jnp.float32), dy, kernel.shape, pads)
+    kernel32 = kernel.astype(jnp.float32)
+    dx = _input_gradient(dy, kernel32, x.shape, pads)
+    dkernel = _kernel_gradient(x.astype(jnp.float32), dy, kernel32, pads)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
@@ -89,6 +85,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
         columns = _columns(x, window, pads, space)
         y = jnp.dot(columns, kernel.reshape(-1, features))
         return y.reshape(x.shape[0], *space, features)
+    if window[0] == 1:
+        return _conv2d(_pad(x, (pads[0], (0, 0), (0, 0))), kernel[0], pads[1:])
     to_planes, to_taps, to_depth = _depth_matrices(x.shape[1], space[0], window[0], pads[0][0])
     planes = jnp.einsum("atd,ndhwc->anthwc", to_planes, x)
     taps = jnp.einsum("ak,khwco->ahwco", to_taps, kernel)
@@ -96,12 +94,34 @@ def _convolve(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     return jnp.einsum("dat,anthwo->ndhwo", to_depth, products)
 
 
-def _kernel_gradient(x: jax.Array, dy: jax.Array, shape: Sequence[int], pads: Pads) -> jax.Array:
+def _input_gradient(
+    dy: jax.Array, kernel: jax.Array, shape: Sequence[int], pads: Pads
+) -> jax.Array:
+    """f32[*shape]: the transpose of `_convolve`."""
+    window, space = kernel.shape[:3], dy.shape[1:4]
+    if max(window) > 1 and _as_columns(window, space):
+        # Not as a convolution with the mirrored kernel: writing that out costs more than the rest.
+        features = kernel.shape[4]
+        dcolumns = jnp.dot(dy.reshape(-1, features), kernel.reshape(-1, features).T)
+        dcolumns = dcolumns.reshape(shape[0], math.prod(space), math.prod(window), shape[4])
+        gather = _gather(shape[1:4], window, pads, space)
+        return jnp.einsum("ptv,nptc->nvc", gather, dcolumns).reshape(shape)
+    mirrored_pads = tuple(
+        (taps - 1 - low, taps - 1 - high) for taps, (low, high) in zip(window, pads, strict=True)
+    )
+    return _convolve(dy, kernel[::-1, ::-1, ::-1].swapaxes(3, 4), mirrored_pads)
+
+
+def _kernel_gradient(x: jax.Array, dy: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     """f32[kd, kh, kw, C, O] = sum over positions p of x[p + k - low] dy[p]."""
-    window, space, features = tuple(shape[:3]), dy.shape[1:4], shape[4]
+    window, space, features = kernel.shape[:3], dy.shape[1:4], kernel.shape[4]
     if _as_columns(window, space):
         columns = _columns(x, window, pads, space)
-        return jnp.dot(columns.T, dy.reshape(-1, features)).reshape(shape)
+        return jnp.dot(columns.T, dy.reshape(-1, features)).reshape(kernel.shape)
+    if window[0] == 1:
+        planes = _pad(x, (pads[0], (0, 0), (0, 0)))
+        _, transpose = jax.vjp(lambda taps: _conv2d(planes, taps, pads[1:]), kernel[0])
+        return transpose(dy)[0][None]
     to_planes, to_taps, to_depth = _depth_matrices(x.shape[1], space[0], window[0], pads[0][0])
     planes = jnp.einsum("atd,ndhwc->anthwc", to_planes, x)
     dproducts = jnp.einsum("dat,ndhwo->anthwo", to_depth, dy)
@@ -152,13 +172,20 @@ def _columns(x: jax.Array, window: Sequence[int], pads: Pads, space: Sequence[in
     """f32[N * positions, taps * C]: the patch under the window at every output position."""
     if max(window) == 1:
         return _pad(x, pads).reshape(-1, x.shape[-1])
+    voxels = x.reshape(x.shape[0], -1, x.shape[-1])
+    columns = jnp.einsum("ptv,nvc->nptc", _gather(x.shape[1:4], window, pads, space), voxels)
+    return columns.reshape(-1, math.prod(window) * x.shape[-1])
+
+
+def _gather(
+    source: Sequence[int], window: Sequence[int], pads: Pads, space: Sequence[int]
+) -> np.ndarray:
+    """f32[positions, taps, voxels]: 1 where an output position's tap reads a voxel of the input."""
     gather = np.ones((1, 1, 1), np.float32)
     for axis in range(3):
-        low, size = pads[axis][0], x.shape[1 + axis]
-        source = np.arange(space[axis])[:, None] + np.arange(window[axis]) - low
-        gather = np.kron(gather, (source[..., None] == np.arange(size)).astype(np.float32))
-    voxels = x.reshape(x.shape[0], -1, x.shape[-1])
-    return jnp.einsum("ptv,nvc->nptc", gather, voxels).reshape(-1, math.prod(window) * x.shape[-1])
+        reads = np.arange(space[axis])[:, None] + np.arange(window[axis]) - pads[axis][0]
+        gather = np.kron(gather, (reads[..., None] == np.arange(source[axis])).astype(np.float32))
+    return gather
 
 
 def _pad(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:

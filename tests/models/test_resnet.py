@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from osteojax.models import resnet
 from osteojax.models.resnet import ResNet, max_pool, resnet34
 
-SMALL = {"stage_sizes": (2, 1, 1, 1), "width": 8}
+SMALL = {"stage_sizes": (2, 1, 1, 1), "width": 12}
 
 
 def _input(rank, size=16, batch=2):
@@ -98,9 +98,9 @@ def test_features_equal_plain_flax_layers(rank, size, train):
 
 
 def test_gradients_equal_plain_flax_layers():
-    model, x = ResNet((1, 1), 8), _input(3)
+    model, x = ResNet((1, 1), 12), _input(3)
     variables = _variables(model, x)
-    target = jnp.asarray(np.random.default_rng(2).standard_normal((2, 16)), jnp.float32)
+    target = jnp.asarray(np.random.default_rng(2).standard_normal((2, 24)), jnp.float32)
 
     def gradient(forward):
         def loss(params):
@@ -205,10 +205,10 @@ def test_remat_changes_nothing():
 
 @pytest.mark.parametrize("norm", ["batch", "per_map"])
 def test_eight_devices_equal_one(norm):
-    model = ResNet(stage_sizes=(1, 1), width=8, norm=norm)
+    model = ResNet(stage_sizes=(1, 1), width=12, norm=norm)
     x, ids = _input(3, 16, batch=8), jnp.arange(8) % 3
     variables = _variables(model, x)
-    target = jnp.asarray(np.random.default_rng(2).standard_normal((8, 16)), jnp.float32)
+    target = jnp.asarray(np.random.default_rng(2).standard_normal((8, 24)), jnp.float32)
 
     def step(params, x, ids, target, axis_name):
         def loss(params):

@@ -21,8 +21,9 @@ from osteojax.ops.conv3d import Conv, conv, space_to_depth
 CASES = [
     ((16, 16, 16), 7, 2, 3, 1, 4),
     ((9, 7, 11), 7, 2, 3, 1, 4),
-    ((9, 8, 8), 3, 1, 1, 5, 6),
-    ((12, 5, 6), 3, 1, 1, 4, 3),
+    ((9, 8, 8), 3, 1, 1, 10, 9),
+    ((12, 5, 6), 3, 1, 1, 9, 3),
+    ((10, 4, 5), 3, 1, 1, 9, 12),
     ((3, 3, 3), 3, 1, 1, 5, 6),
     ((2, 2, 2), 3, 1, 1, 5, 6),
     ((1, 1, 1), 3, 1, 1, 5, 6),
@@ -33,9 +34,9 @@ CASES = [
     ((2, 2, 2), 3, 2, 1, 5, 6),
     ((7, 8, 5), 1, 2, 0, 5, 6),
     ((4, 4, 4), 1, 1, 0, 5, 6),
-    ((6, 7, 8), 3, 1, "SAME", 2, 3),
+    ((6, 7, 8), 3, 1, "SAME", 9, 3),
     ((6, 7, 8), 3, 1, "VALID", 2, 3),
-    ((6, 7, 8), 2, 1, ((0, 1), (1, 0), (2, 1)), 2, 3),
+    ((6, 7, 8), 2, 1, ((0, 1), (1, 0), (2, 1)), 9, 3),
     ((11, 12), 7, 2, 3, 1, 4),
     ((7, 8), 3, 1, 1, 5, 6),
     ((7, 8), 3, 2, 1, 5, 6),
@@ -212,7 +213,7 @@ def test_module_has_the_parameters_of_flax(space, use_bias):
     )
 
 
-CASES_ON_DEVICES = [CASES[i] for i in (0, 2, 5)]
+CASES_ON_DEVICES = [CASES[i] for i in (0, 2, 6)]
 
 
 def _loss(x, kernel, stride, padding):
@@ -291,7 +292,7 @@ def test_vmap_and_remat():
 
 def test_one_export_holds_the_lowering_of_each_platform():
     """Symbolic batch, cpu + cuda + tpu: on CPU the exported program gives the CPU lowering."""
-    x, kernel, stride, padding = _arrays(CASES[0], dtype=np.float32)
+    x, kernel, stride, padding = _arrays(CASES[2], dtype=np.float32)
     forward = jax.jit(lambda x, k: conv(x, k, strides=stride, padding=padding))
     (batch,) = export.symbolic_shape("batch")
     arguments = (
