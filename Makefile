@@ -11,7 +11,7 @@ demo: $(STAMP)            ## the whole main job on a small simulated cohort
 	$(BIN)/osteojax demo --out demo
 
 test: $(STAMP)            ## the fast test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 test-slow: $(STAMP)       ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -12,7 +12,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
 
-# Tests train the same few models again and again; each program is compiled once a session.
+# Tests train the same few models again and again; each program is compiled once a session (the
+# workers of pytest-xdist inherit the folder).
 _CACHE = tempfile.TemporaryDirectory(prefix="osteojax-test-cache-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

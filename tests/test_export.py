@@ -16,10 +16,10 @@ from flax.traverse_util import flatten_dict
 from launch.evaluate import predictions_table
 from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort
+from osteojax.data.schema import Manifest
 from osteojax.errors import UserError
 from osteojax.export import export_model, flat_weights, tree_weights
 from osteojax.exported import ExportedModel
-from osteojax.train import loop
 from tests.small_runs import pretraining
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "evaluate_exported.py"
@@ -126,9 +126,11 @@ def change(model: Path, **fields) -> None:
 def test_only_fine_tuned_runs_export(tiny_pool: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         export_model(tmp_path, tmp_path / "model")
-    loop.train(pretraining("--config.optim.train_steps=3"), tmp_path / "run", tiny_pool)
+    Manifest.load(tiny_pool).save(tmp_path)
+    config = {"config": json.loads(pretraining().to_json())}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="is a swav run"):
-        export_model(tmp_path / "run", tmp_path / "model")
+        export_model(tmp_path, tmp_path / "model")
 
 
 def test_an_unknown_device_lists_the_known(exported_model: Path) -> None:

@@ -79,11 +79,11 @@ def check_agreement(name: str, cohort: PreparedCohort, arrangements: list) -> No
             np.testing.assert_allclose(
                 other_metrics[key], metrics[key], rtol=2e-3, atol=2e-5, err_msg=f"{where}: {key}"
             )
-        # Adam divides by the root of a second moment, which magnifies rounding of tiny gradients:
-        # parameters are compared with the length of the steps they took.
+        # Adam divides by the root of a second moment, which magnifies the rounding of the few
+        # tiny gradients: parameters are compared, as a whole, with the way they went.
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
             other = _leaf(other_state.params, path)
-            assert np.abs(other - leaf).max() < 0.05 * STEPS * 1e-2, f"{where}: {path}"
+            assert np.sqrt(np.mean((other - leaf) ** 2)) < 0.02 * STEPS * 1e-2, f"{where}: {path}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.model_state):
             np.testing.assert_allclose(
                 _leaf(other_state.model_state, path), leaf, rtol=2e-2, atol=2e-3,
@@ -139,12 +139,14 @@ def test_what_does_not_divide_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["model.rank=2", "model.dtype=bfloat16", "model.norm=group", "model.remat=true",
-     "data.augment.affine=true", "data.pairs=cross_group"],
-)  # fmt: skip
-def test_every_option_of_the_config_trains(override: str, cohort: PreparedCohort) -> None:
-    config = pretraining(f"--config.{override}", "--config.optim.warmup_steps=1")
+    "overrides",
+    [
+        ("model.rank=2", "data.augment.affine=true", "data.pairs=cross_group"),
+        ("model.dtype=bfloat16", "model.norm=group", "model.remat=true"),
+    ],
+)
+def test_every_option_of_the_config_trains(overrides: tuple[str, ...], cohort) -> None:
+    config = pretraining(*[f"--config.{override}" for override in overrides])
     _, metrics = run(config, cohort, "shard_map", 2)
     assert np.isfinite(metrics["loss"])
     assert metrics["gradient_norm"] > 0
