@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 # Tests train the same few models again and again; each program is compiled once a session (the
 # workers of pytest-xdist inherit the folder).
 _CACHE = tempfile.TemporaryDirectory(prefix="osteojax-test-cache-")
+atexit.register(_CACHE.cleanup)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
