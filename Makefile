@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-export PYTHONWARNINGS ?= default
 
 .PHONY: demo test test-slow lint lock clean
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         "checkpoint_step": step,
         "data": str(data),
         "training_devices": sorted(set(cohort.table["device"].iloc[trained])),
-        "command": shlex.join(["osteojax", *sys.argv[1:]]),
+        "command": f"osteojax evaluate --workdir {workdir} --data {data} --split {args.split}",
     }
     out = Path(args.out) if args.out else workdir / "evaluation"
     result = write_report(out, test, valid, context)
