@@ -7,6 +7,7 @@ A prepared folder:
     failures.csv              case, reason, remedy of what could not be used
     excluded.csv              scans left out because a column of the cohort says so
     settings.json             what `osteojax prepare` was called with; the same call resumes
+    parts/                    a report per scan: what a rerun need not do again
     shards/pool-00000-of-00004.array_record
 
 Each vertebra is `len(RECORD_KEYS)` consecutive records of one shard, so that training reads the
