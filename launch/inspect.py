@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.records import ShardReader
-from osteojax.data.schema import HU_MIN, VERTEBRA_COLUMNS, Manifest, MapSpec
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.schema import HU_MIN, Manifest, MapSpec
 from osteojax.errors import UserError
 from osteojax.files import atomic_path
 
@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.vertebrae < 1:
         raise UserError(f"--vertebrae {args.vertebrae}: draw at least one.")
-    manifest = Manifest.load(args.directory)
-    rows = read_vertebrae(args.directory, manifest)
+    cohort = PreparedCohort(args.directory)
+    manifest = cohort.manifest
     console = Console()
     for table in (summary(manifest), maps_table(manifest), shards_table(manifest)):
         console.print(table)
@@ -47,37 +47,10 @@ def run(args: argparse.Namespace) -> int:
         if path.is_file():
             count = len(pd.read_csv(path, dtype=str))
             console.print(f"{count} {name}: {path}", highlight=False, soft_wrap=True)
-    chosen = choose(rows, args.vertebrae)
     out = args.out or args.directory / "contact_sheet.png"
-    draw_contact_sheet(args.directory, manifest, chosen, out)
+    draw_contact_sheet(cohort, choose(cohort.table, args.vertebrae), out)
     console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
     return 0
-
-
-def read_vertebrae(directory: Path, manifest: Manifest) -> pd.DataFrame:
-    """`vertebrae.csv`, checked against the manifest and the shards' own lengths.
-
-    Raises:
-      UserError: the table is damaged, or a shard is missing, damaged or of another length.
-    """
-    path = directory / "vertebrae.csv"
-    try:
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Prepare the cohort again.") from error
-    if tuple(rows.columns) != VERTEBRA_COLUMNS or len(rows) != manifest.num_vertebrae:
-        raise UserError(
-            f"{path}: {len(rows)} rows do not match the manifest's {manifest.num_vertebrae} "
-            "vertebrae and columns. Prepare the cohort again."
-        )
-    for shard in manifest.shards:
-        found = ShardReader(directory / "shards" / shard["name"]).num_vertebrae
-        if found != shard["vertebrae"]:
-            raise UserError(
-                f"{directory}/shards/{shard['name']}: {found} vertebrae, the manifest says "
-                f"{shard['vertebrae']}. Prepare the cohort again."
-            )
-    return rows
 
 
 def summary(manifest: Manifest) -> Table:
@@ -139,31 +112,31 @@ def choose(rows: pd.DataFrame, count: int) -> pd.DataFrame:
     return rows.iloc[positions]
 
 
-def draw_contact_sheet(directory: Path, manifest: Manifest, rows: pd.DataFrame, out: Path) -> None:
+def draw_contact_sheet(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) -> None:
     """Writes a PNG: a row per vertebra, mid-sagittal image and maps, and the mid-axial image.
 
     Sagittal pictures have superior on top and posterior on the right; axial ones have anterior on
     top and the patient's right on the left, as radiologists look at them. The line is the mask.
     """
+    manifest = cohort.manifest
+    names = [spec.name for spec in manifest.maps]
     # A Figure of its own, not pyplot: no global backend is touched.
     columns = len(manifest.maps) + 1
     figure = Figure(figsize=(2.3 * columns, 1.75 * len(rows) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     middle = manifest.size // 2
-    for axes, (_, row) in zip(grid, rows.iterrows(), strict=True):
-        reader = ShardReader(directory / "shards" / row["shard"])
-        volumes = reader.volumes(int(row["position"]), manifest.size)
-        for axis, spec in zip(axes, manifest.maps, strict=False):
-            values = spec.decode(volumes[spec.name][:, :, middle])[::-1]
-            _picture(figure, axis, values, volumes["mask"][:, :, middle][::-1], spec)
+    for axes, number in zip(grid, rows.index, strict=True):
+        volumes, mask = cohort.members(number, names), cohort.masks(number)[0]
+        for axis, spec, codes in zip(axes, manifest.maps, volumes, strict=False):
+            values = spec.decode(codes[:, :, middle])[::-1]
+            _picture(figure, axis, values, mask[:, :, middle][::-1], spec)
         image = manifest.maps[0]
-        values = image.decode(volumes[image.name][middle])
-        _picture(figure, axes[-1], values, volumes["mask"][middle], image)
-        axes[0].set_ylabel(_title(row), fontsize=7)
+        _picture(figure, axes[-1], image.decode(volumes[0][middle]), mask[middle], image)
+        axes[0].set_ylabel(_title(rows.loc[number]), fontsize=7)
     for axis, name in zip(
         grid[0],
-        [*(f"{spec.name}, sagittal" for spec in manifest.maps), "image, axial"],
+        [*(f"{name}, sagittal" for name in names), "image, axial"],
         strict=True,
     ):
         axis.set_title(name, fontsize=7)
@@ -185,7 +158,7 @@ def _picture(figure: Any, axis: Any, values: np.ndarray, mask: np.ndarray, spec:
 
 
 def _title(row: Any) -> str:
-    device = "no DXA" if pd.isna(row["device"]) else str(row["device"])
+    device = row["device"] or "no DXA"
     label = {0: "no osteoporosis", 1: "osteoporosis"}.get(row["osteoporosis"], "no label")
     flags = " (truncated)" if row["truncated"] else ""
     return f"{row['scan_id']}\n{row['level']}{flags}, {device}\n{label}"

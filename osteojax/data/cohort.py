@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from array_record.python import array_record_data_source
+from array_record.python.array_record_module import ArrayRecordReader
 
 from osteojax.data.schema import (
-    POOL,
     RECORD_KEYS,
     UNKNOWN_DEVICE,
     VERTEBRA_COLUMNS,
@@ -50,20 +51,32 @@ class PreparedCohort:
         self.manifest = Manifest.load(directory)
         self.table = self._read_table()
         self.labels = self._read_labels()
-        files = [self.directory / "shards" / shard["name"] for shard in self.manifest.shards]
-        for file in files:
-            if not file.is_file():
-                raise UserError(
-                    f"{file}: the manifest names this shard and it is not there. "
-                    "Copy the folder whole, or prepare the cohort again."
-                )
-        self._records = array_record_data_source.ArrayRecordDataSource([str(f) for f in files])
-        expected = self.manifest.num_vertebrae * len(RECORD_KEYS)
-        if len(self._records) != expected:
+        files = [self._check_shard(shard) for shard in self.manifest.shards]
+        self._records = array_record_data_source.ArrayRecordDataSource(files)
+
+    def _check_shard(self, shard: dict[str, Any]) -> str:
+        """Path of a shard that is there, whole, and as long as the manifest says."""
+        path = self.directory / "shards" / shard["name"]
+        if not path.is_file():
             raise UserError(
-                f"{directory}: shards hold {len(self._records)} records, the manifest says "
-                f"{expected}. Prepare the cohort again."
+                f"{path}: the manifest names this shard and it is not there. Copy the folder "
+                "whole, or prepare the cohort again."
             )
+        try:
+            reader = ArrayRecordReader(str(path))
+            found = reader.num_records()
+            reader.close()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{path}: the shard is damaged ({_line(error)}). Copy it again, or prepare the "
+                "cohort again."
+            ) from error
+        if found != shard["vertebrae"] * len(RECORD_KEYS):
+            raise UserError(
+                f"{path}: {found / len(RECORD_KEYS):g} vertebrae, the manifest says "
+                f"{shard['vertebrae']}. Prepare the cohort again."
+            )
+        return str(path)
 
     def _read_table(self) -> pd.DataFrame:
         path = self.directory / "vertebrae.csv"
@@ -119,8 +132,8 @@ class PreparedCohort:
             return self._records.__getitems__([first + RECORD_KEYS.index(key) for key in keys])
         except RuntimeError as error:  # the format's checksum
             raise UserError(
-                f"{self.directory}: row {row}, {keys}: the shard is damaged ({error}). Copy it "
-                "again, or prepare the cohort again."
+                f"{self.directory}: row {row}, {keys}: the shard is damaged ({_line(error)}). "
+                "Copy it again, or prepare the cohort again."
             ) from error
 
     def members(self, row: int, names: list[str]) -> np.ndarray:
@@ -154,4 +167,6 @@ class PreparedCohort:
             )
 
 
-assert RECORD_KEYS[1 : 1 + len(POOL)] == POOL
+def _line(error: Exception) -> str:
+    """The first clause of a library's message."""
+    return str(error).split(";")[0].replace("\n", " ")

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data_prep.records import ShardReader
 from launch.cli import main
-from launch.inspect import choose, read_vertebrae
+from launch.inspect import choose
+from osteojax.data.cohort import PreparedCohort
 from osteojax.data.schema import POOL, Manifest
 
 
@@ -40,15 +42,16 @@ def test_a_row_is_drawn_upright_with_its_back_to_the_right(prepared, monkeypatch
     drawn = []
     monkeypatch.setattr(module, "_picture", lambda *args: drawn.append(args))
     manifest = Manifest.load(prepared)
-    rows = choose(read_vertebrae(prepared, manifest), 1)
-    module.draw_contact_sheet(prepared, manifest, rows, prepared.parent / "unused.png")
+    cohort = PreparedCohort(prepared)
+    rows = choose(cohort.table, 1)
+    module.draw_contact_sheet(cohort, rows, prepared.parent / "unused.png")
     assert [args[4].name for args in drawn] == [*POOL, "image"]
     _, _, image, mask, _ = drawn[0]
     row_of, column_of = np.nonzero(mask)
     assert column_of.max() - 16 > 16 - column_of.min()  # the process reaches further than the body
     behind = column_of > 16 + 11  # the process itself hangs down by 3 mm: below the middle
     assert row_of[behind].mean() > 15.5
-    reader = module.ShardReader(prepared / "shards" / rows.iloc[0]["shard"])
+    reader = ShardReader(prepared / "shards" / rows.iloc[0]["shard"])
     volume = reader.volumes(int(rows.iloc[0]["position"]), 32)
     expected = manifest.maps[0].decode(volume["image"])[:, :, 16]
     np.testing.assert_array_equal(image, expected[::-1])
@@ -65,9 +68,9 @@ def test_vertebrae_are_spread_over_the_folder():
     ("spoil", "message"),
     [
         (lambda d: (d / "manifest.json").unlink(), "no manifest.json"),
-        (lambda d: (d / "vertebrae.csv").unlink(), "vertebrae.csv: cannot be read"),
-        (lambda d: (d / "vertebrae.csv").write_text("a,b\n"), "do not match the manifest"),
-        (lambda d: next((d / "shards").iterdir()).unlink(), "does not exist"),
+        (lambda d: (d / "vertebrae.csv").unlink(), "vertebrae.csv is missing"),
+        (lambda d: (d / "vertebrae.csv").write_text("a,b\n"), "columns missing"),
+        (lambda d: next((d / "shards").iterdir()).unlink(), "it is not there"),
         (
             lambda d: [p.write_bytes(p.read_bytes()[:3000]) for p in (d / "shards").iterdir()],
             "the shard is damaged",
