@@ -7,9 +7,11 @@ line is the help, the rest (an example) the epilogue.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import logging
 import sys
+from pathlib import Path
 
 from osteojax import __version__
 from osteojax.errors import UserError
@@ -28,8 +30,9 @@ VERBS = (
 
 
 def _verb_help(verb: str) -> tuple[str, str]:
-    """First line and rest of a verb's docstring."""
-    doc = importlib.import_module(f"launch.{verb}").__doc__ or ""
+    """First line and rest of a verb's docstring, read without importing what the verb needs."""
+    source = Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8")
+    doc = ast.get_docstring(ast.parse(source)) or ""
     head, _, rest = doc.strip().partition("\n")
     return head, rest.strip("\n")
 
@@ -40,9 +43,7 @@ def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"osteojax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    # Only the verb asked for is imported: `osteojax prepare` must not wait for flax.
-    asked = [argv[0]] if argv and argv[0] in VERBS else list(VERBS)
-    for verb in asked:
+    for verb in VERBS:
         head, epilogue = _verb_help(verb)
         sub = verbs.add_parser(
             verb,
@@ -52,7 +53,8 @@ def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        importlib.import_module(f"launch.{verb}").add_arguments(sub)
+        if verb in argv[:1]:
+            importlib.import_module(f"launch.{verb}").add_arguments(sub)
     return parser
 
 
