@@ -132,19 +132,27 @@ def probe_metrics(
     return metrics
 
 
-def warn(metrics: dict[str, float], initial_hu_probe: float) -> None:
-    """Logs a warning where the encoder learns map types, or forgets bone density."""
-    if metrics.get("nmi_map", 0.0) > NMI_MAP_LIMIT:
+def warn(metrics: dict[str, float], initial_hu_probe: float, told: set[str]) -> None:
+    """Logs a warning, once a run, where the encoder learns map types or forgets bone density.
+
+    Args:
+      metrics: of a validation.
+      initial_hu_probe: hu_probe_r2 at initialisation; NaN where it is not known.
+      told: what this run was warned of; added to.
+    """
+    if metrics.get("nmi_map", 0.0) > NMI_MAP_LIMIT and "map" not in told:
+        told.add("map")
         log.warning(
             "prototypes sort maps by type: NMI %.2f > %.2f. Try data.pairs=cross_group or "
-            "model.norm=per_map.",
+            "model.norm=per_map, and watch valid/nmi_map.",
             metrics["nmi_map"],
             NMI_MAP_LIMIT,
         )
-    if metrics.get("hu_probe_r2", np.inf) < initial_hu_probe:
+    if metrics.get("hu_probe_r2", np.inf) < initial_hu_probe and "hu" not in told:
+        told.add("hu")
         log.warning(
             "the encoder predicts mean HU worse (R2 %.2f) than at initialisation (%.2f): it is "
-            "forgetting bone density.",
+            "forgetting bone density. Watch valid/hu_probe_r2.",
             metrics["hu_probe_r2"],
             initial_hu_probe,
         )

@@ -97,6 +97,7 @@ class SwAV:
                 "Raise it, or set it to 0 for no queue."
             )
         self._apply: Callable[..., Any] = self.model.apply
+        self._told: set[str] = set()
         self._map_affine = jnp.asarray(cohort.manifest.map_affine())
 
     def training_rows(self) -> np.ndarray:
@@ -259,7 +260,7 @@ class SwAV:
         metrics = diagnostics.assignment_metrics(self.cohort, pairs, self.config.objective)
         metrics |= diagnostics.probe_metrics(self.cohort, *image)
         initial = float(model_state["initial_hu_probe"])
-        diagnostics.warn(metrics, initial)
+        diagnostics.warn(metrics, initial, self._told)
         if np.isnan(initial) and "hu_probe_r2" in metrics:
             model_state["initial_hu_probe"] = jnp.float32(metrics["hu_probe_r2"])
         return devices.replicate(model_state), metrics

@@ -59,7 +59,7 @@ def test_prototypes_that_sort_maps_are_seen(cohort: PreparedCohort, caplog) -> N
     assert got["nmi_map"] == pytest.approx(1.0)
     assert got["nmi_patient"] < 0.9
     with caplog.at_level(logging.WARNING):
-        diagnostics.warn(got, float("nan"))
+        diagnostics.warn(got, float("nan"), set())
     assert "sort maps by type" in caplog.text
 
 
@@ -119,7 +119,9 @@ def test_one_class_gives_no_auroc_and_no_row_gives_nothing(cohort: PreparedCohor
 
 def test_forgetting_density_is_told(caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        diagnostics.warn({"hu_probe_r2": 0.5}, 0.4)
+        told: set[str] = set()
+        diagnostics.warn({"hu_probe_r2": 0.5}, 0.4, told)
         assert not caplog.text
-        diagnostics.warn({"hu_probe_r2": 0.3}, 0.4)
-    assert "forgetting bone density" in caplog.text
+        for _ in range(3):
+            diagnostics.warn({"hu_probe_r2": 0.3}, 0.4, told)
+    assert caplog.text.count("forgetting bone density") == 1  # not once an epoch
