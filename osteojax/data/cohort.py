@@ -16,6 +16,7 @@ from osteojax.data.schema import (
     UNKNOWN_DEVICE,
     VERTEBRA_COLUMNS,
     Manifest,
+    record_position,
 )
 from osteojax.errors import UserError
 
@@ -127,9 +128,8 @@ class PreparedCohort:
 
     def records(self, row: int, keys: list[str]) -> list[bytes]:
         """Stored bytes of some record keys of one vertebra."""
-        first = row * len(RECORD_KEYS)
         try:
-            return self._records.__getitems__([first + RECORD_KEYS.index(key) for key in keys])
+            return self._records.__getitems__([record_position(row, key) for key in keys])
         except RuntimeError as error:  # the format's checksum
             raise UserError(
                 f"{self.directory}: row {row}, {keys}: the shard is damaged ({_line(error)}). "
