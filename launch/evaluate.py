@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
+from scipy.special import softmax
 
 from osteojax.errors import UserError
 
@@ -62,7 +63,7 @@ def predictions_table(
     params = variables["ema_params"] or variables["params"]
     rows = cohort.rows(*splits, labelled=labelled)
     if len(rows) == 0:
-        return pd.DataFrame(), step, cohort
+        return pd.DataFrame({"split": []}), step, cohort
     devices = DataParallel.create(config.engine)
     outputs = objective.predict(params, variables["model_state"], rows, devices)
     return _table(cohort, rows, outputs), step, cohort
@@ -75,13 +76,11 @@ def _table(cohort: Any, rows: np.ndarray, outputs: dict[str, np.ndarray]) -> pd.
     ]  # fmt: skip
     table = cohort.table.iloc[rows][known].reset_index(drop=True)
     manifest = cohort.manifest
-    logits = outputs["logits"].astype(np.float64)
-    levels = outputs["level_logits"].astype(np.float64)
-    levels = np.exp(levels - levels.max(axis=1, keepdims=True))
-    table["probability"] = 1.0 / (1.0 + np.exp(logits[:, 0] - logits[:, 1]))
+    levels = softmax(outputs["level_logits"].astype(np.float64), axis=1)
+    table["probability"] = softmax(outputs["logits"].astype(np.float64), axis=1)[:, 1]
     table["bmd_pred_g_cm2"] = outputs["bmd"] * manifest.bmd_std + manifest.bmd_mean
     table["level_pred"] = levels.argmax(axis=1) + 1
-    table["level_probability"] = levels.max(axis=1) / levels.sum(axis=1)
+    table["level_probability"] = levels.max(axis=1)
     for expert in range(outputs["gate"].shape[1]):
         table[f"gate_{expert}"] = outputs["gate"][:, expert]
     return table
@@ -95,13 +94,16 @@ def run(args: argparse.Namespace) -> int:
     workdir, data = Path(args.workdir), Path(args.data)
     labelled = None if args.all_levels else True
     reported = ("test", "external") if args.split == "test" else (args.split,)
-    test, step, cohort = predictions_table(workdir, data, reported, args.checkpoint, labelled)
+    table, step, cohort = predictions_table(
+        workdir, data, ("valid", *reported), args.checkpoint, labelled
+    )
+    is_valid = table["split"] == "valid"
+    test, valid = table[~is_valid], table[is_valid]
     if test.empty:
         raise UserError(
             f"{data}: no labelled vertebra in {' or '.join(reported)}; the manifest counts "
             f"{cohort.manifest.counts}."
         )
-    valid, _, _ = predictions_table(workdir, data, ("valid",), args.checkpoint, labelled)
     if valid.empty:
         raise UserError(f"{data}: no labelled validation vertebra to fit thresholds on.")
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]

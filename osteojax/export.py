@@ -30,15 +30,13 @@ from osteojax.checkpoints import load_variables
 from osteojax.data.augment import network_input
 from osteojax.data.schema import HU_MAX, HU_MIN, LEVELS, Manifest
 from osteojax.errors import UserError
+from osteojax.exported import CARD, FORMAT, FORMAT_VERSION, PROGRAM, WEIGHTS
 from osteojax.files import atomic_path, write_json
 from osteojax.objectives.multitask import build_model
 
 log = logging.getLogger(__name__)
 
-FORMAT = "osteojax-model"
-FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS, CARD = "program.jaxexport", "weights.safetensors", "model.json"
 
 INTENDED_USE = (
     "Research on opportunistic screening for low bone density. Not a medical device: no diagnosis "

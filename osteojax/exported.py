@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from osteojax.errors import UserError
 
 FORMAT, FORMAT_VERSION = "osteojax-model", 1
+PROGRAM, WEIGHTS, CARD = "program.jaxexport", "weights.safetensors", "model.json"
 BATCH = 8
 
 
@@ -36,8 +37,8 @@ class ExportedModel:
                     f"{path} is not the file that was exported: its SHA-256 differs from "
                     "model.json. Export the model again, or copy it whole."
                 )
-        self._weights = load_file(str(directory / "weights.safetensors"))
-        program = jax.export.deserialize(bytearray((directory / "program.jaxexport").read_bytes()))
+        self._weights = load_file(str(directory / WEIGHTS))
+        program = jax.export.deserialize(bytearray((directory / PROGRAM).read_bytes()))
         self._call = jax.jit(program.call)
 
     @property
@@ -73,7 +74,7 @@ class ExportedModel:
 
 
 def _read_card(directory: Path) -> dict[str, Any]:
-    path = directory / "model.json"
+    path = directory / CARD
     if not path.is_file():
         raise UserError(
             f"{directory}: no model.json. Give the folder that `osteojax export` wrote."
@@ -87,7 +88,7 @@ def _read_card(directory: Path) -> dict[str, Any]:
             )
         for key in ("inputs", "outputs", "devices", "levels", "sha256"):
             card[key]
-        if not {"program.jaxexport", "weights.safetensors"} <= set(card["sha256"]):
+        if not {PROGRAM, WEIGHTS} <= set(card["sha256"]):
             raise KeyError("sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a model card ({error!r}). Export the model again.") from error

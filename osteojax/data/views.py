@@ -7,6 +7,7 @@ reads only the records it shows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def _all_pairs() -> list[tuple[int, int]]:
     return [(s, t) for s in range(count) for t in range(s + 1, count)]
 
 
+@functools.cache
 def pair_choices(sampler: str) -> np.ndarray:
     """i32[P, 2] the pairs a sampler draws from, uniformly.
 
