@@ -32,16 +32,17 @@ reference manual, 2019.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+
+from osteojax.ops.whole_box import whole_box_mean
+from osteojax.ops.windows import ANGLES, box_sum, pair_ends
 
 
 class PairFeature(NamedTuple):
@@ -68,9 +69,6 @@ PAIR_FEATURES = {
     "DifferenceAverage": PairFeature(_difference, lambda n: n - 1),
 }
 FEATURES = tuple(PAIR_FEATURES)
-
-ANGLES = tuple(a for a in itertools.product((-1, 0, 1), repeat=3) if a > (0, 0, 0))
-"""One of each opposite pair of the 26 neighbours, as (depth, height, width) steps."""
 
 _SLAB_VOXELS = {"box": 1_000_000, "masked": 330_000}
 """Voxels of one CPU program: its buffers (26 and 90 bytes a voxel) stay below 32 MiB."""
@@ -130,49 +128,6 @@ def texture_maps(
     if next(iter(levels.devices())).platform != "cpu":
         return {name: _feature_map(levels, mask, name=name, **settings) for name in features}
     return {name: _map_by_slabs(levels, mask, name=name, **settings) for name in features}
-
-
-def discretise(
-    hu: jax.Array | np.ndarray,
-    bin_width: int,
-    origin: int | None = None,
-    mask: jax.Array | np.ndarray | None = None,
-) -> jax.Array:
-    """Fixed-width grey levels of an integer image, exactly.
-
-    Level 1 holds [origin, origin + bin_width). `origin=None` is PyRadiomics' own rule: edges at
-    multiples of the width, the smallest value inside the mask in level 1. Integers only: in
-    float32 a value beside an edge can land in the neighbouring bin (XLA divides by multiplying
-    with a reciprocal).
-
-    Args:
-      hu: integer[...], at least `origin` inside the mask.
-      bin_width: width of a level in the image's unit (HU), a positive integer.
-      origin: lower edge of level 1, or None.
-      mask: bool[...] or None; the ROI of the `origin=None` rule. Levels below 1 outside it are 0.
-
-    Returns:
-      int32[...] levels, 1 and up.
-    """
-    hu = jnp.asarray(hu)
-    if not jnp.issubdtype(hu.dtype, jnp.integer) or int(bin_width) != bin_width or bin_width < 1:
-        raise ValueError(
-            f"image of dtype {hu.dtype} with bin width {bin_width}: levels are exact for integers "
-            "only. Round the image to integers and take a whole bin width of at least 1."
-        )
-    hu = hu.astype(jnp.int32)
-    if origin is None:
-        bins = hu // int(bin_width)
-        inside = bins if mask is None else jnp.where(mask, bins, jnp.iinfo(jnp.int32).max)
-        levels = bins - inside.min() + 1
-    else:
-        levels = (hu - int(origin)) // int(bin_width) + 1
-    return jnp.maximum(levels, 0)
-
-
-def levels_from_codes(codes: jax.Array | np.ndarray, codes_per_level: int) -> jax.Array:
-    """uint8[...] image codes (`schema.image_spec`) -> uint8[...] grey levels from 1."""
-    return jnp.asarray(codes) // jnp.uint8(codes_per_level) + jnp.uint8(1)
 
 
 def _check(levels, mask, kernel_radius, num_levels, features) -> None:
@@ -235,68 +190,9 @@ def _feature_map(levels, mask, *, name, radius, num_levels, init_value) -> jax.A
     feature = PAIR_FEATURES[name]
     bound = feature.bound(num_levels)
     if mask is None:
-        return feature.scale * _box_mean(levels, feature.value, bound, radius)
+        return feature.scale * whole_box_mean(levels, feature.value, bound, radius)
     mean = feature.scale * _masked_mean(levels, mask, feature.value, bound, radius)
     return jnp.where(mask, mean, init_value)
-
-
-# ---------------------------------------------------------------- the whole box
-
-
-def _box_mean(levels, value, bound: int, radius: int) -> jax.Array:
-    """Mean over angles of the window means of `value`, every voxel in the mask."""
-    shape = levels.shape[-3:]
-    moves = [(0,) if size == 1 else (0, 1) for size in shape]  # one slice: no angle leaves it
-    classes = [c for c in itertools.product(*moves) if any(c)]
-    if not classes:
-        return jnp.full(levels.shape, jnp.nan, jnp.float32)
-    # The first pass adds 4 * (2r + 1) pairs at most.
-    cells = levels.astype(_integer_or_float(4 * (2 * radius + 1) * bound))
-    sums: Mapping[tuple[int, ...], jax.Array] = {c: _cell_sums(cells, c, value) for c in classes}
-    for axis in (-1, -2, -3):
-        # Classes that differ only along this axis are added as soon as it is done.
-        groups: dict[tuple[int, ...], dict[int, jax.Array]] = {}
-        for (*rest, moved), image in sums.items():
-            groups.setdefault(tuple(rest), {})[moved] = image
-        size = shape[axis]
-        sums = {rest: _axis_mean(images, axis, size, radius) for rest, images in groups.items()}
-    num_angles = sum(2 ** (sum(c) - 1) for c in classes)
-    return sums[()] / num_angles
-
-
-def _cell_sums(levels, moved: tuple[int, ...], value) -> jax.Array:
-    """Sum of `value` over the diagonals of the cell at each voxel, one voxel shorter where moved.
-
-    The 2^(k-1) angles that move along the same k axes are the diagonals of one cell (an edge, a
-    square, a cube), and a window holds a cell when it holds any one of its diagonals.
-    """
-    diagonals = [angle for angle in ANGLES if tuple(map(abs, angle)) == moved]
-    total = value(*_pair_ends(levels, diagonals[0]))
-    for angle in diagonals[1:]:
-        total = total + value(*_pair_ends(levels, angle))
-    return total
-
-
-def _axis_mean(images: dict[int, jax.Array], axis: int, size: int, radius: int) -> jax.Array:
-    """Sum over `images` of their window means along an axis of `size` voxels.
-
-    images: by how far their pairs move along the axis (0 or 1); f32 or integer[size - moved].
-    """
-    center = np.arange(size)
-    length = np.minimum(center + radius, size - 1) - np.maximum(center - radius, 0) + 1
-    total = jnp.float32(0)
-    for moved, image in images.items():
-        sums = _box_sum(image, axis, radius, 2 * radius + 1 - moved).astype(jnp.float32)
-        weight = (1 / (length - moved)).astype(np.float32)
-        total = total + sums * weight.reshape(-1, *[1] * (-1 - axis))
-    return total
-
-
-def _integer_or_float(bound: int):
-    """The narrowest accumulator that `bound` fits; float32, which rounds but never wraps, above."""
-    if bound < 2**16:
-        return jnp.uint16
-    return jnp.int32 if bound < 2**31 else jnp.float32
 
 
 # ---------------------------------------------------------------- inside a mask
@@ -323,9 +219,9 @@ def _masked_sums(levels, mask, value, bound: int, radius: int, angle) -> tuple[A
     """
     most = math.prod(2 * radius + 1 - abs(step) for step in angle)
     sum_bits, count_bits = (most * bound).bit_length(), most.bit_length()
-    valid = jnp.logical_and(*_pair_ends(mask, angle))
+    valid = jnp.logical_and(*pair_ends(mask, angle))
     word = jnp.float32 if sum_bits > 32 else jnp.uint32
-    values = jnp.where(valid, value(*_pair_ends(levels.astype(word), angle)), 0)
+    values = jnp.where(valid, value(*pair_ends(levels.astype(word), angle)), 0)
     if sum_bits + count_bits <= 32:
         packed = values + (valid.astype(word) << sum_bits)
         packed = _window_sum(packed, radius, angle)
@@ -344,30 +240,5 @@ def _as_float(words, bits: int):
 def _window_sum(pairs, radius: int, angle):
     """Sums over the pairs that lie whole in the window of each voxel; [D-|dz|, ...] -> [D, ...]."""
     for axis in (-1, -2, -3):
-        pairs = _box_sum(pairs, axis, radius, 2 * radius + 1 - abs(angle[axis]))
+        pairs = box_sum(pairs, axis, radius, 2 * radius + 1 - abs(angle[axis]))
     return pairs
-
-
-# ---------------------------------------------------------------- both
-
-
-def _pair_ends(image, angle):
-    """The two ends of every pair along `angle`, [..., D-|dz|, H-|dy|, W-|dx|] each."""
-    first = tuple(slice(max(-step, 0), -step if step > 0 else None) for step in angle)
-    second = tuple(slice(max(step, 0), step if step < 0 else None) for step in angle)
-    return image[(..., *first)], image[(..., *second)]
-
-
-def _box_sum(image, axis: int, radius: int, taps: int):
-    """Sums of `taps` neighbours along a negative axis padded by `radius` zeros at either end."""
-    padding = [(0, 0)] * image.ndim
-    padding[axis] = (radius, radius)
-    padded = jnp.pad(image, padding)
-    size = padded.shape[axis] - taps + 1
-    axis += image.ndim
-    # One fused loop over all taps: its loads hit the first cache, where log-step partial sums
-    # would be written out and read again.
-    total = lax.slice_in_dim(padded, 0, size, axis=axis)
-    for tap in range(1, taps):
-        total = total + lax.slice_in_dim(padded, tap, tap + size, axis=axis)
-    return total

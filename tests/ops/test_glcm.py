@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from osteojax.ops import glcm
+from osteojax.ops import glcm, grey_levels, whole_box
 from tests.oracles import glcm as oracle
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
@@ -85,8 +85,8 @@ def test_wide_levels_never_wrap(num_levels, masked):
 def test_full_windows_at_the_edge_of_each_accumulator():
     """7^3 windows of the largest level that uint16 sums and packed words take, and of one more."""
     largest = {False: int(np.sqrt((2**16 - 1) / 28)), True: int(np.sqrt((2**23 - 1) / 294))}
-    assert glcm._integer_or_float(28 * largest[False] ** 2) == jax.numpy.uint16
-    assert glcm._integer_or_float(28 * (largest[False] + 1) ** 2) == jax.numpy.int32
+    assert whole_box.integer_or_float(28 * largest[False] ** 2) == jax.numpy.uint16
+    assert whole_box.integer_or_float(28 * (largest[False] + 1) ** 2) == jax.numpy.int32
     for masked, top in largest.items():
         mask = np.ones((7, 7, 7), bool) if masked else None
         for num_levels in (top, top + 1):
@@ -272,7 +272,7 @@ def pyradiomics(image, mask, radius, bin_width):
 
 def assert_parity(image, mask, radius, bin_width=25, num_levels=NUM_LEVELS):
     reference = pyradiomics(image, mask, radius, bin_width)
-    levels = np.asarray(glcm.discretise(image, bin_width, mask=mask))
+    levels = np.asarray(grey_levels.discretise(image, bin_width, mask=mask))
     levels = np.where(mask, levels, 0)
     maps = glcm.texture_maps(levels, mask, kernel_radius=radius, num_levels=num_levels)
     # PyRadiomics' JointAverage is NaN where an angle is empty and its batch has that angle; ours
@@ -316,7 +316,7 @@ def test_pyradiomics_parity(kind, radius):
     accident = assert_parity(image, mask, radius)
     if kind == "full":
         assert not accident.any()
-        levels = np.asarray(glcm.discretise(image, 25))
+        levels = np.asarray(grey_levels.discretise(image, 25))
         whole = glcm.texture_maps(levels, kernel_radius=radius, num_levels=NUM_LEVELS)
         assert_maps_equal(whole, pyradiomics(image, mask, radius, 25))
 
@@ -344,12 +344,12 @@ def test_pyradiomics_parity_on_a_real_vertebra(real_data, radius):
 
 def test_bin_edges_are_multiples_of_the_width_and_half_open():
     hu = np.array([-30, -25, -1, 0, 24, 25, 50])
-    np.testing.assert_array_equal(glcm.discretise(hu, 25), [1, 2, 2, 3, 3, 4, 5])
+    np.testing.assert_array_equal(grey_levels.discretise(hu, 25), [1, 2, 2, 3, 3, 4, 5])
 
 
 def test_narrow_integers_do_not_overflow():
     hu = np.array([10, 100, 200, 250], np.uint8)
-    np.testing.assert_array_equal(glcm.discretise(hu, 25), [1, 5, 9, 11])
+    np.testing.assert_array_equal(grey_levels.discretise(hu, 25), [1, 5, 9, 11])
 
 
 def test_every_integer_near_every_edge():
@@ -357,7 +357,7 @@ def test_every_integer_near_every_edge():
     for width in (1, 5, 7, 25, 40):
         expected = [(value + 200) // width + 1 for value in hu.tolist()]
         np.testing.assert_array_equal(
-            glcm.discretise(hu, width, origin=-200), np.maximum(expected, 0)
+            grey_levels.discretise(hu, width, origin=-200), np.maximum(expected, 0)
         )
 
 
@@ -366,7 +366,7 @@ def test_roi_minimum_rule_is_pyradiomics():
     hu = np.random.default_rng(0).integers(-1024, 3072, (6, 6, 6))
     mask = random_mask(hu.shape, 0.5)
     expected, _ = operations.binImage(hu, mask, binWidth=25)
-    levels = np.asarray(glcm.discretise(hu, 25, mask=mask))
+    levels = np.asarray(grey_levels.discretise(hu, 25, mask=mask))
     np.testing.assert_array_equal(levels[mask], expected[mask])
 
 
@@ -374,8 +374,8 @@ def test_levels_of_codes_are_levels_of_the_hu_they_stand_for():
     codes = np.arange(240, dtype=np.uint8)
     hu = -200 + 5 * codes.astype(int)
     for width in (5, 25, 35, 1200):
-        levels = glcm.levels_from_codes(codes, width // 5)
-        np.testing.assert_array_equal(levels, glcm.discretise(hu, width, origin=-200))
+        levels = grey_levels.levels_from_codes(codes, width // 5)
+        np.testing.assert_array_equal(levels, grey_levels.discretise(hu, width, origin=-200))
 
 
 # ---------------------------------------------------------------- refusals
@@ -403,6 +403,6 @@ def test_refuses_what_it_cannot_do(change, message):
 
 def test_refuses_levels_of_a_float_image():
     with pytest.raises(ValueError, match="exact for integers"):
-        glcm.discretise(np.array([24.99]), 25)
+        grey_levels.discretise(np.array([24.99]), 25)
     with pytest.raises(ValueError, match=r"bin width 0\.1"):
-        glcm.discretise(np.array([24]), 0.1)
+        grey_levels.discretise(np.array([24]), 0.1)
