@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from osteojax.data.schema import POOL, RECORD_KEYS, record_position
+from osteojax.data.schema import POOL, record_keys, record_position
 from osteojax.errors import UserError
 from osteojax.files import atomic_path
+
+RECORD_KEYS = record_keys()
 
 WRITER_OPTIONS = "group_size:1,zstd:1"
 """One record per chunk: training reads two maps of a vertebra at random. Level 1 writes 359 MB/s
@@ -29,7 +31,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES,
 def encode_vertebra(
     codes: dict[str, np.ndarray], mask: np.ndarray, valid: np.ndarray
 ) -> list[bytes]:
-    """The records of one vertebra, in `RECORD_KEYS` order, with an empty meta record.
+    """The records of one vertebra, in `record_keys` order, with an empty meta record.
 
     Args:
       codes: member of `POOL` -> uint8[D, H, W].
@@ -95,13 +97,13 @@ class ShardReader:
         """The meta record of every vertebra, without reading its maps."""
         for position in range(self.num_vertebrae):
             try:
-                yield json.loads(self._read([record_position(position, "meta")])[0])
+                yield json.loads(self._read([record_position(position, "meta", RECORD_KEYS)])[0])
             except ValueError as error:
                 raise self._damaged(f"meta record {position} is not JSON") from error
 
     def raw(self, position: int) -> list[bytes]:
         """All records of one vertebra, in `RECORD_KEYS` order."""
-        first = record_position(position, RECORD_KEYS[0])
+        first = record_position(position, "meta", RECORD_KEYS)
         return self._read(list(range(first, first + len(RECORD_KEYS))))
 
     def volumes(self, position: int, size: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ from array_record.python import array_record_data_source
 from array_record.python.array_record_module import ArrayRecordReader
 
 from osteojax.data.schema import (
-    RECORD_KEYS,
     UNKNOWN_DEVICE,
     VERTEBRA_COLUMNS,
     Manifest,
@@ -57,7 +56,7 @@ class PreparedCohort:
 
     def _check_shard(self, shard: dict[str, Any]) -> str:
         """Path of a shard that is there, whole, and as long as the manifest says."""
-        path = self.directory / "shards" / shard["name"]
+        path, keys = self.directory / "shards" / shard["name"], self.manifest.record_keys
         if not path.is_file():
             raise UserError(
                 f"{path}: the manifest names this shard and it is not there. Copy the folder "
@@ -72,9 +71,9 @@ class PreparedCohort:
                 f"{path}: the shard is damaged ({_line(error)}). Copy it again, or prepare the "
                 "cohort again."
             ) from error
-        if found != shard["vertebrae"] * len(RECORD_KEYS):
+        if found != shard["vertebrae"] * len(keys):
             raise UserError(
-                f"{path}: {found / len(RECORD_KEYS):g} vertebrae, the manifest says "
+                f"{path}: {found / len(keys):g} vertebrae, the manifest says "
                 f"{shard['vertebrae']}. Prepare the cohort again."
             )
         return str(path)
@@ -128,8 +127,15 @@ class PreparedCohort:
 
     def records(self, row: int, keys: list[str]) -> list[bytes]:
         """Stored bytes of some record keys of one vertebra."""
+        stored = self.manifest.record_keys
+        if absent := [key for key in keys if key not in stored]:
+            raise UserError(
+                f"{self.directory} stores {', '.join(self.manifest.stored)}, not "
+                f"{', '.join(absent)}. Train with --config.data.textures=online, or prepare the "
+                "cohort again with all maps."
+            )
         try:
-            return self._records.__getitems__([record_position(row, key) for key in keys])
+            return self._records.__getitems__([record_position(row, key, stored) for key in keys])
         except RuntimeError as error:  # the format's checksum
             raise UserError(
                 f"{self.directory}: row {row}, {keys}: the shard is damaged ({_line(error)}). "

@@ -10,12 +10,13 @@ A prepared folder:
     parts/                    a report per scan: what a rerun need not do again
     shards/pool-00000-of-00004.array_record
 
-Each vertebra is `len(RECORD_KEYS)` consecutive records of one shard, so that training reads the
-two members of the pool it needs and nothing else (`record_position`):
+Each vertebra is `len(manifest.record_keys)` consecutive records of one shard, so that training
+reads the two members of the pool it needs and nothing else (`record_position`):
 
     meta                      UTF-8 JSON, the vertebra's row of `vertebrae.csv`
     image, Autocorrelation, JointAverage, Contrast, DifferenceAverage
-                              uint8[D, H, W] codes, C order (`MapSpec`)
+                              uint8[D, H, W] codes, C order (`MapSpec`); a folder for training
+                              with data.textures="online" stores the image alone (`stored`)
     mask                      two bit planes, `numpy.packbits` of bool[2, D, H, W]:
                               [0] the vertebra, [1] inside the CT
 
@@ -42,7 +43,8 @@ FORMAT_VERSION = 1
 POOL = ("image", "Autocorrelation", "JointAverage", "Contrast", "DifferenceAverage")
 """The texture pool (paper, section 2.1), by PyRadiomics' own names; the order is the map id."""
 
-RECORD_KEYS = ("meta", *POOL, "mask")
+IMAGE_ONLY = POOL[:1]
+"""What a folder stores of the pool when training makes the maps itself."""
 
 LEVELS = tuple([f"T{i}" for i in range(1, 13)] + [f"L{i}" for i in range(1, 7)])
 """Vertebral levels; the class of a level is its position here plus one (1-18)."""
@@ -76,7 +78,7 @@ VERTEBRA_COLUMNS = (
     "mean_hu",  # mean unclipped HU of the label's voxels inside the ROI, in the original CT
     "mask_volume_mm3",  # of the label in the original CT
     "shard",  # file name
-    "position",  # of the vertebra in its shard; its first record is position * len(RECORD_KEYS)
+    "position",  # of the vertebra in its shard; its first record is position * len(record_keys)
 )
 
 
@@ -87,9 +89,14 @@ def level_class(level: str) -> int:
     return LEVELS.index(level) + 1
 
 
-def record_position(vertebra_position: int, key: str) -> int:
-    """The record index in the shard of one member of a vertebra."""
-    return vertebra_position * len(RECORD_KEYS) + RECORD_KEYS.index(key)
+def record_keys(stored: tuple[str, ...] = POOL) -> tuple[str, ...]:
+    """Keys of a vertebra's records, in order, in a folder that stores these members of the pool."""
+    return ("meta", *stored, "mask")
+
+
+def record_position(vertebra_position: int, key: str, keys: tuple[str, ...]) -> int:
+    """The index in the shard of one record of a vertebra; keys: the folder's `record_keys`."""
+    return vertebra_position * len(keys) + keys.index(key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +179,8 @@ class Manifest:
       settings: the other settings of `osteojax prepare`.
       label_scheme: scheme the masks were read with ("mixed" where the cohort names several).
       code_version: version of osteojax that wrote the folder.
+      stored: members of the pool that have a record, `POOL` or `IMAGE_ONLY`; statistics are of
+        the whole pool in either case.
     """
 
     size: int
@@ -186,12 +195,17 @@ class Manifest:
     settings: dict[str, Any]
     label_scheme: str
     code_version: str
+    stored: tuple[str, ...] = POOL
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
     @property
     def num_vertebrae(self) -> int:
         return sum(shard["vertebrae"] for shard in self.shards)
+
+    @property
+    def record_keys(self) -> tuple[str, ...]:
+        return record_keys(self.stored)
 
     def map_affine(self) -> np.ndarray:
         """float32[len(POOL), 2]: (scale, shift) from code to network input, by map id."""
@@ -222,6 +236,7 @@ class Manifest:
             fields["maps"] = tuple(MapSpec(**spec) for spec in fields["maps"])
             fields["devices"] = tuple(fields["devices"])
             fields["shards"] = tuple(fields["shards"])
+            fields["stored"] = tuple(fields.get("stored", POOL))
             return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(

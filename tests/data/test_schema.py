@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from osteojax.data.schema import (
+    IMAGE_ONLY,
     LEVELS,
     POOL,
     Manifest,
     image_spec,
     level_class,
     map_spec,
+    record_keys,
     record_position,
 )
 from osteojax.errors import UserError
@@ -58,7 +60,8 @@ def test_levels_and_records() -> None:
         18,
     )
     assert len(LEVELS) == 18
-    assert record_position(3, "meta") == 21
+    assert record_position(3, "meta", record_keys()) == 21
+    assert record_position(3, "mask", record_keys(IMAGE_ONLY)) == 11
     with pytest.raises(KeyError, match="C7"):
         level_class("C7")
 

@@ -9,7 +9,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_prep.records import ShardReader, encode_vertebra, meta_record, write_records
-from osteojax.data.schema import POOL, RECORD_KEYS, record_position
+from osteojax.data.schema import POOL, record_keys, record_position
 from osteojax.errors import UserError
 
 SIZE = 9  # 9^3 is no multiple of 8: the bit planes are padded
@@ -47,14 +47,17 @@ def test_round_trip(tmp_path):
 
 def test_the_layout_is_the_schema_s_read_without_our_reader(tmp_path):
     reader = ArrayRecordReader(str(write_shard(tmp_path / "shard.array_record")))
-    assert reader.num_records() == 3 * len(RECORD_KEYS)
+    assert reader.num_records() == 3 * len(record_keys())
     codes, mask, _ = vertebra(1)
-    (contrast,) = reader.read([record_position(1, "Contrast")])
+    (contrast,) = reader.read([record_position(1, "Contrast", record_keys())])
     assert contrast == codes["Contrast"].tobytes()
-    (planes,) = reader.read([record_position(1, "mask")])
+    (planes,) = reader.read([record_position(1, "mask", record_keys())])
     bits = np.unpackbits(np.frombuffer(planes, np.uint8))[: SIZE**3]
     np.testing.assert_array_equal(bits, mask.ravel())
-    assert json.loads(reader.read([record_position(1, "meta")])[0])["scan_id"] == "s1"
+    (meta,) = reader.read([record_position(1, "meta", record_keys())])
+    assert json.loads(meta)["scan_id"] == "s1"
+        json.loads(reader.read([record_position(1, "meta", record_keys())])[0])["scan_id"] == "s1"
+    )
     assert "group_size:1,transpose:false" in reader.writer_options_string()
     assert "zstd:1" in reader.writer_options_string()
 
