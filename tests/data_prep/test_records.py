@@ -56,8 +56,6 @@ def test_the_layout_is_the_schema_s_read_without_our_reader(tmp_path):
     np.testing.assert_array_equal(bits, mask.ravel())
     (meta,) = reader.read([record_position(1, "meta", record_keys())])
     assert json.loads(meta)["scan_id"] == "s1"
-        json.loads(reader.read([record_position(1, "meta", record_keys())])[0])["scan_id"] == "s1"
-    )
     assert "group_size:1,transpose:false" in reader.writer_options_string()
     assert "zstd:1" in reader.writer_options_string()
 
