@@ -12,6 +12,7 @@ import importlib
 BENCHMARKS = {
     "texture": "texture maps: voxels/s against PyRadiomics",
     "conv3d": "3D convolution and ResNet34-3D: this build's lowering against XLA's and PyTorch",
+    "storage": "texture pools on disk: bytes, errors, and vertebrae/s that training reads",
 }
 
 

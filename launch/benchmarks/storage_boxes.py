@@ -1,0 +1,110 @@
+"""The vertebrae that the storage benchmark stores: simulated here, or out of a prepared folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.pipeline import FIELD_OF_VIEW_MM, RoiSettings
+from data_prep.roi import extract_rois
+from data_prep.simulate.cohort_writer import scan_paths, simulate_cohort
+from data_prep.simulate.patients import Settings
+from data_prep.texture import TextureSettings, texture_pool
+from data_prep.verify import load_case
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.schema import HU_MAX, HU_MIN, POOL, MapSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """One vertebra before its maps are made.
+
+    Attributes:
+      codes: uint8[D, H, W] image codes.
+      hu: float32[D, H, W] clipped HU, or None where only codes are left of them.
+      planes: the mask record, as stored.
+      training: of the training split, whose SD errors are told in.
+    """
+
+    codes: np.ndarray
+    hu: np.ndarray | None
+    planes: bytes
+    training: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Vertebrae of one cohort.
+
+    Attributes:
+      name: "simulated" or "prepared folder".
+      size: edge of a box in voxels.
+      texture: of the maps.
+      specs: uint8 storage of the pool's members, in `POOL` order.
+      boxes: the vertebrae; 14 MB each at 96^3 with HU.
+    """
+
+    name: str
+    size: int
+    texture: TextureSettings
+    specs: tuple[MapSpec, ...]
+    boxes: tuple[Box, ...]
+
+    def pools(self) -> Iterator[tuple[Box, dict[str, np.ndarray]]]:
+        """Each vertebra with its pool, float32[D, H, W] by name in the maps' units: the truth."""
+        image = self.specs[0]
+        for box in self.boxes:
+            mask = None
+            if self.texture.domain == "vertebra":
+                bits = np.unpackbits(np.frombuffer(box.planes, np.uint8))
+                mask = bits[: box.codes.size].reshape(box.codes.shape).astype(bool)
+            maps = texture_pool(box.codes, mask, self.texture)
+            yield box, {"image": image.decode(box.codes) if box.hu is None else box.hu, **maps}
+
+
+def simulated_boxes(size: int, count: int) -> Boxes:
+    """The first `count` vertebrae of the simulated cohort of seed 0, default texture settings.
+
+    The simulation is the one `osteojax simulate` writes: up to four sites, 1.5 mm in plane, T12-L5.
+    """
+    patients = math.ceil(count / len(Settings().levels))
+    settings = Settings(sites=Settings().sites[:patients])  # every site has a patient
+    roi_settings = RoiSettings(size, True, TextureSettings())
+    image = roi_settings.map_specs()[0]
+    boxes: list[Box] = []
+    with tempfile.TemporaryDirectory(prefix="osteojax-storage-") as folder:
+        for patient in simulate_cohort(folder, settings, patients):
+            if len(boxes) >= count:
+                break
+            ct, mask = scan_paths(Path(folder), patient.scan_id)
+            images = load_case(ct, mask, "verse", patient.scan_id)
+            for roi in extract_rois(*images, size, FIELD_OF_VIEW_MM / size, patient.scan_id):
+                hu = np.clip(roi.hu, HU_MIN, np.nextafter(np.float32(HU_MAX), np.float32(0)))
+                planes = np.packbits(np.stack([roi.mask, roi.valid])).tobytes()
+                boxes.append(Box(image.encode(roi.hu), hu, planes, training=True))
+    specs = roi_settings.map_specs()
+    return Boxes("simulated", size, roi_settings.texture, specs, tuple(boxes[:count]))
+
+
+def prepared_boxes(directory: Path, count: int) -> Boxes:
+    """`count` vertebrae (or all there are), evenly spread over a folder of `osteojax prepare`.
+
+    The image's truth is the stored codes, so its uint8 error is not known and not told.
+    """
+    cohort = PreparedCohort(directory)
+    rows = np.unique(np.linspace(0, len(cohort) - 1, min(count, len(cohort))).astype(int))
+    training = cohort.table["split"].to_numpy()[rows] == "train"
+    if not training.any():
+        training[:] = True
+    boxes: list[Box] = []
+    for row, own in zip(rows, training, strict=True):
+        codes = cohort.members(int(row), [POOL[0]])[0]
+        boxes.append(Box(codes, None, cohort.records(int(row), ["mask"])[0], bool(own)))
+    manifest = cohort.manifest
+    texture = TextureSettings(**manifest.texture)
+    return Boxes("prepared folder", manifest.size, texture, manifest.maps, tuple(boxes))

@@ -1,0 +1,114 @@
+"""How a member of the pool can be stored, and what each way loses.
+
+The truth is the float32 map (and the unrounded HU, where there is any). A format's error is told
+in the map's unit, against the map's SD, and in what training feels: the network input, the
+transformed value z-scored over the training split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from osteojax.data.schema import HU_MAX, HU_MIN, MapSpec
+
+FORMATS = ("uint8", "uint8 log1p", "uint16", "float16")
+"""uint8: what `osteojax prepare` writes. uint8 log1p: the maps that it stores as they are, over the
+same range through log1p. uint16: the same range in 65,536 codes, the image in whole HU. float16:
+the value itself, in its unit."""
+
+
+def is_format_of(spec: MapSpec, stored_as: str) -> bool:
+    """Whether the format is another one than uint8 for this map."""
+    return stored_as != "uint8 log1p" or (spec.name != "image" and spec.transform == "linear")
+
+
+def format_spec(spec: MapSpec, stored_as: str) -> MapSpec:
+    """The codes of one member of the pool in a format; float16 has none and keeps the spec."""
+    if stored_as == "uint8 log1p" and is_format_of(spec, stored_as):
+        low, high = np.log1p([spec.offset, spec.offset + spec.step * (spec.codes - 1)])
+        step = float((high - low) / (spec.codes - 1))
+        return dataclasses.replace(spec, transform="log1p", offset=float(low), step=step)
+    if stored_as != "uint16":
+        return spec
+    if spec.name == "image":
+        return dataclasses.replace(spec, offset=HU_MIN, step=1.0, codes=int(HU_MAX - HU_MIN))
+    return dataclasses.replace(spec, step=spec.step * (spec.codes - 1) / 65535, codes=65536)
+
+
+def encode(spec: MapSpec, stored_as: str, values: np.ndarray) -> np.ndarray:
+    """float32[...] values in the map's unit -> uint8, uint16 or float16[...]."""
+    if stored_as == "float16":
+        return values.astype(np.float16)
+    wide = format_spec(spec, stored_as)
+    if wide.codes <= 256:
+        return wide.encode(values)
+    codes = np.floor((transformed(wide, values) - wide.offset) / wide.step + 0.5)
+    return np.clip(codes, 0, wide.codes - 1).astype(np.uint16)
+
+
+def decode(spec: MapSpec, stored: np.ndarray) -> np.ndarray:
+    """What was stored -> float64[...] transformed values, what the network's input is made of.
+
+    spec: `format_spec` of the format; float16 is known by its dtype.
+    """
+    if stored.dtype == np.float16:
+        return transformed(spec, stored)
+    return spec.offset + spec.step * stored.astype(np.float64)
+
+
+def transformed(spec: MapSpec, values: np.ndarray) -> np.ndarray:
+    """float64[...]: values in the map's unit as the spec transforms them."""
+    values = values.astype(np.float64)
+    return np.log1p(values) if spec.transform == "log1p" else values
+
+
+def in_unit(spec: MapSpec, values: np.ndarray) -> np.ndarray:
+    """float64[...]: the inverse of `transformed`."""
+    return np.expm1(values) if spec.transform == "log1p" else values
+
+
+class ErrorSums:
+    """Errors of one map in one format, summed over vertebrae; nothing but sums is kept."""
+
+    def __init__(self, spec: MapSpec, stored_as: str) -> None:
+        self._spec = format_spec(spec, stored_as)
+        self._voxels = 0
+        # Of the value in its unit, and of the transformed value: sum of squares, largest.
+        self._squares, self._largest = np.zeros(2), np.zeros(2)
+        self._training_voxels = 0
+        self._moments = np.zeros((2, 2))  # sum and sum of squares of the truth, each kind
+
+    def add(self, truth: np.ndarray, stored: np.ndarray, training: bool) -> None:
+        """One vertebra: float32[...] truth in the map's unit, and what `encode` made of it.
+
+        training: the vertebra counts for the SD.
+        """
+        exact = transformed(self._spec, truth)
+        found = decode(self._spec, stored)
+        pairs = ((truth.astype(np.float64), in_unit(self._spec, found)), (exact, found))
+        self._voxels += truth.size
+        for kind, (wanted, got) in enumerate(pairs):
+            error = np.abs(got - wanted)
+            self._squares[kind] += np.square(error).sum()
+            self._largest[kind] = max(self._largest[kind], error.max())
+            if training:
+                self._moments[kind] += wanted.sum(), np.square(wanted).sum()
+        self._training_voxels += truth.size if training else 0
+
+    def errors(self) -> dict[str, Any]:
+        """RMS and largest error: in the unit, in SD of the value, and of the network input."""
+        rms = np.sqrt(self._squares / self._voxels)
+        mean, square = self._moments.T / self._training_voxels
+        sd = np.sqrt(np.maximum(square - mean**2, 0))
+        sd[sd == 0] = 1.0  # a map that does not vary, as in the manifest
+        return {
+            "rms_error": float(rms[0]),
+            "max_error": float(self._largest[0]),
+            "rms_error_sd": float(rms[0] / sd[0]),
+            "max_error_sd": float(self._largest[0] / sd[0]),
+            "input_rms_error_sd": float(rms[1] / sd[1]),
+            "input_max_error_sd": float(self._largest[1] / sd[1]),
+        }
