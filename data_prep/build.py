@@ -1,6 +1,7 @@
 """A whole cohort -> a prepared folder: resume, workers, shards, statistics, manifest.
 
 settings.json     written first: what the folder is being made from
+.lock             held by the run at work; workers know the folder by what it says
 parts/            one JSON per finished scan; its records until they are in a shard
 shards/           ArrayRecord files
 vertebrae.csv, failures.csv, excluded.csv
@@ -15,26 +16,27 @@ import dataclasses
 import fcntl
 import io
 import json
+import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data_prep.cohort import Cohort, Scan
 from data_prep.devices import DeviceTable
-from data_prep.pipeline import CODES, RoiSettings, ScanReport, part_path, prepare_scan
-from data_prep.shards import merge_shard, shard_name, shard_rows
-from data_prep.workers import Task, run_tasks
+from data_prep.pipeline import ScanReport, part_path, prepare_scan, save_scan
+from data_prep.pool import RoiSettings, on_accelerator
+from data_prep.shards import load_reports, merge_shard, remove_parts, shard_name, shard_rows
+from data_prep.statistics import bmd_statistics, map_statistics, split_counts
+from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks
 from osteojax import __version__
 from osteojax.data.schema import (
-    SPLITS,
+    POOL,
     UNKNOWN_DEVICE,
     VERTEBRA_COLUMNS,
     Manifest,
-    MapSpec,
 )
 from osteojax.errors import UserError
 from osteojax.files import write_json, write_text
@@ -62,6 +64,7 @@ class BuildSettings:
             "size": self.roi.size,
             "keep_truncated": self.roi.keep_truncated,
             "texture": dataclasses.asdict(self.roi.texture),
+            "store": "pool" if self.roi.stored == POOL else "image",
             "devices": {
                 name: {sex: dataclasses.asdict(ref) for sex, ref in sorted(references.items())}
                 for name, references in self.devices.items()
@@ -89,21 +92,37 @@ class Built:
     excluded: list[tuple[str, str, str]]
 
 
-def build(cohort: Cohort, settings: BuildSettings, out: Path, workers: int) -> Built:
+def build(
+    cohort: Cohort,
+    settings: BuildSettings,
+    out: Path,
+    workers: int,
+    scheduler: str | None = None,
+) -> Built:
     """Prepares a cohort into `out`, or goes on where an earlier run stopped.
 
     Scans that failed are tried again on every run.
 
+    Args:
+      workers: processes of this machine; 1 is this process.
+      scheduler: address of a Dask scheduler whose workers do the work instead.
+
     Raises:
       UserError: `out` belongs to another cohort or other settings, or holds foreign files; another
-        process is at work in it; a worker died; nothing is left of the cohort.
+        process is at work in it; the workers cannot be used or are gone; a shard's worker died
+        again and again; nothing is left of the cohort.
       OSError: the disk is full. What is finished is kept.
     """
+    out = out.resolve()
     _claim(out, cohort, settings)
-    with _lock(out):
+    with _lock(out) as run:
         _remove_leftovers(out)
         shards = _membership(len(cohort.scans), settings.scans_per_shard)
-        _run(cohort.scans, settings, out, shards, workers)
+        work = _remaining(cohort.scans, out, shards)
+        if work.num_tasks:  # a folder that is being changed is not finished
+            (out / "manifest.json").unlink(missing_ok=True)
+            with _crew(out, run, settings, min(workers, work.num_tasks), scheduler) as crew:
+                _run(cohort.scans, settings, out, shards, work, crew)
         return _finish(cohort, settings, out, shards)
 
 
@@ -143,14 +162,22 @@ def _short(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keeps a second `prepare` out; the kernel releases it however this process ends."""
-    with (out / ".lock").open("w") as stream:
+def _lock(out: Path) -> Iterator[str]:
+    """Keeps a second `prepare` out; the kernel releases it however this process ends.
+
+    Yields what the file says meanwhile, the run's own random name.
+    """
+    with (out / ".lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another `osteojax prepare` is at work here.") from None
-        yield
+        run = uuid.uuid4().hex
+        stream.truncate(0)
+        stream.write(run)
+        stream.flush()
+        yield run
+        stream.truncate(0)
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -169,63 +196,142 @@ def _membership(num_scans: int, scans_per_shard: int) -> dict[str, range]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is left to do: scans to prepare, and shards to bring up to date whose scans are done."""
+
+    scans: list[Scan]
+    shards: list[str]
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.scans) + len(self.shards)
+
+
+def _remaining(scans: list[Scan], out: Path, shards: dict[str, range]) -> _Work:
+    """Compares the cohort with what is in `out`.
+
+    Folders are listed, not asked for single files: a network file system may go on denying for a
+    minute a file that it was asked for before another machine wrote it.
+    """
+    parts, finished = _names(out / "parts"), _names(out / "shards")
+    shard_of = {index: name for name, indices in shards.items() for index in indices}
+
+    def is_done(index: int) -> bool:
+        """By an earlier run, without a failure, its records in place."""
+        path = part_path(out, index, "json")
+        if path.name not in parts:
+            return False
+        report = ScanReport.load(path)
+        in_shard = shard_of[index] in finished and bool(report.histograms)
+        in_place = part_path(out, index, "array_record").name in parts or in_shard
+        return not report.failures and (in_place or not report.rows)
+
+    todo = [scan for scan in scans if not is_done(scan.index)]
+    if (out / "manifest.json").exists():  # all shards were up to date
+        return _Work(todo, [])
+    unfinished = {shard_of[scan.index] for scan in todo}
+    return _Work(todo, [name for name in shards if name not in unfinished])
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+@contextlib.contextmanager
+def _crew(
+    out: Path, run: str, settings: BuildSettings, workers: int, scheduler: str | None
+) -> Iterator[Crew]:
+    """Who does the work; maps are made on an accelerator where there is one."""
+    with contextlib.ExitStack() as stack:
+        if scheduler is None and workers == 1:
+            yield Crew(Here(), Here() if on_accelerator(settings.roi) else None)
+            return
+        from data_prep import cluster  # half a second, for those who need it
+
+        conditions = cluster.Conditions(str(out), run, cluster.versions())
+        if scheduler is not None:
+            yield stack.enter_context(cluster.cluster_crew(scheduler, conditions))
+            return
+        crew = stack.enter_context(cluster.local_crew(workers, conditions))
+        if on_accelerator(settings.roi):  # this process has it to itself
+            crew = dataclasses.replace(crew, accelerator=stack.enter_context(beside()))
+        yield crew
+
+
 def _run(
     scans: list[Scan],
     settings: BuildSettings,
     out: Path,
     shards: dict[str, range],
-    workers: int,
+    work: _Work,
+    crew: Crew,
 ) -> None:
-    """Prepares the scans that are not done and merges every shard as soon as its scans are."""
+    """Prepares the scans that are not done and merges every shard as soon as its scans are.
+
+    Without an accelerator the maps are made with the scan: a CPU gains nothing by batches, and the
+    scans of one shard keep all workers busy. PyRadiomics takes minutes a vertebra; so do its maps.
+    """
+    with_maps = crew.accelerator is None or settings.roi.texture.engine == "pyradiomics"
+
+    def merge(name: str) -> Task:
+        arguments = (out, name, shards[name], settings.roi)
+        return Task(name, merge_shard, arguments, texture=not with_maps)
+
     shard_of = {index: name for name, indices in shards.items() for index in indices}
-    todo = [scan for scan in scans if not _is_done(out, scan.index, shard_of[scan.index])]
-    if todo:  # a folder that is being changed is not finished
-        (out / "manifest.json").unlink(missing_ok=True)
-    waiting = Counter(shard_of[scan.index] for scan in todo)
-    tasks: deque[Task] = deque(
-        (name, merge_shard, (out, name, indices))
-        for name, indices in shards.items()
-        if not waiting[name]
-    )
-    tasks.extend((scan.scan_id, prepare_scan, (scan, settings.roi, out)) for scan in todo)
-    workers = max(1, min(workers, len(todo)))
-    with tqdm(
-        total=len(scans), initial=len(scans) - len(todo), unit="scan", desc="prepare", smoothing=0.1
-    ) as bar:
+    waiting = Counter(shard_of[scan.index] for scan in work.scans)
+    tasks = deque(merge(name) for name in work.shards)
+    for scan in work.scans:
+        tasks.append(Task(scan.scan_id, prepare_scan, (scan, settings.roi, out, with_maps)))
+    done = len(scans) - len(work.scans)
+    dead: list[str] = []
+    with tqdm(total=len(scans), initial=done, unit="scan", desc="prepare", smoothing=0.1) as bar:
         failed = 0
-        for (_, function, arguments), result in run_tasks(tasks, workers):
-            if function is not prepare_scan:
+        for task, result in run_tasks(tasks, crew):
+            if task.function is not prepare_scan:
+                if isinstance(result, WorkerDied):
+                    dead.append(task.name)
+                else:
+                    remove_parts(out, shards[task.name])
                 continue
+            scan = task.arguments[0]
+            if isinstance(result, WorkerDied):
+                result = _killer(scan)
+                save_scan(out, scan.index, result, [])
             failed += bool(result.failures)
             bar.set_postfix(failed=failed, refresh=False)
             bar.update()
-            name = shard_of[arguments[0].index]
+            name = shard_of[scan.index]
             waiting[name] -= 1
             if not waiting[name]:
-                tasks.append((name, merge_shard, (out, name, shards[name])))
+                tasks.appendleft(merge(name))  # before other scans: parts take room
+    if dead:
+        raise UserError(
+            f"the worker that wrote {', '.join(dead)} died, and so did those that tried again. "
+            "Often this is too little memory: rerun the same command with fewer workers or more "
+            "memory for each; what is finished is kept."
+        )
 
 
-def _is_done(out: Path, index: int, shard: str) -> bool:
-    """Finished by an earlier run, without a failure, its records in place."""
-    path = part_path(out, index, "json")
-    if not path.exists():
-        return False
-    report = ScanReport.load(path)
-    if report.failures:
-        return False
-    in_place = part_path(out, index, "array_record").exists() or (out / "shards" / shard).exists()
-    return in_place or not report.rows
+def _killer(scan: Scan) -> ScanReport:
+    """The report of a scan that every worker died of."""
+    reason = "the worker that read it died, and so did those that tried again."
+    remedy = (
+        "Often this is too little memory: give a worker more, or use fewer. If the CT opens in no "
+        "viewer either, leave the scan out."
+    )
+    return ScanReport([], [(scan.scan_id, reason, remedy)], [])
 
 
 def _finish(cohort: Cohort, settings: BuildSettings, out: Path, shards: dict[str, range]) -> Built:
     """Tables, statistics and, last, the manifest."""
-    reports = [ScanReport.load(part_path(out, scan.index, "json")) for scan in cohort.scans]
+    reports = load_reports(out, range(len(cohort.scans)))
     failures = [(e.case, e.reason, e.remedy) for e in cohort.failures]
-    failures += [failure for report in reports for failure in report.failures]
-    excluded = cohort.excluded + [row for report in reports for row in report.excluded]
+    failures += [failure for report in reports.values() for failure in report.failures]
+    excluded = cohort.excluded + [row for report in reports.values() for row in report.excluded]
     _write_table(out / "failures.csv", ("case", "reason", "remedy"), failures)
     _write_table(out / "excluded.csv", ("case", "patient_id", "reason"), excluded)
-    rows_of = {name: shard_rows(out, name, indices) for name, indices in shards.items()}
+    rows_of = {name: shard_rows(name, indices, reports) for name, indices in shards.items()}
     rows = [row for own in rows_of.values() for row in own]
     if not rows:
         first = f" The first: {failures[0][0]}: {failures[0][1]}" if failures else ""
@@ -238,21 +344,23 @@ def _finish(cohort: Cohort, settings: BuildSettings, out: Path, shards: dict[str
         VERTEBRA_COLUMNS,
         [tuple(row[column] for column in VERTEBRA_COLUMNS) for row in rows],
     )
+    training = [reports[scan.index] for scan in cohort.scans if scan.split == "train"]
     schemes = {scan.label_scheme for scan in cohort.scans}
-    bmd_mean, bmd_std = _bmd_statistics(rows)
+    bmd_mean, bmd_std = bmd_statistics(rows)
     manifest = Manifest(
         size=settings.roi.size,
         spacing_mm=settings.roi.spacing_mm,
-        maps=_map_statistics(settings.roi.map_specs(), reports),
+        maps=map_statistics(settings.roi.map_specs(), training),
         devices=(*settings.devices, UNKNOWN_DEVICE),
         bmd_mean=bmd_mean,
         bmd_std=bmd_std,
         texture=settings.as_json()["texture"],
         shards=tuple({"name": name, "vertebrae": len(own)} for name, own in rows_of.items() if own),
-        counts=_counts(rows),
+        counts=split_counts(rows),
         settings=settings.as_json() | {"cohort": cohort.digest},
         label_scheme=schemes.pop() if len(schemes) == 1 else "mixed",
         code_version=__version__,
+        stored=settings.roi.stored,
     )
     manifest.save(out)
     return Built(manifest, rows, failures, excluded)
@@ -264,42 +372,3 @@ def _write_table(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...
     writer.writerow(columns)
     writer.writerows(rows)  # None is written as an empty field
     write_text(path, stream.getvalue())
-
-
-def _map_statistics(specs: tuple[MapSpec, ...], reports: list[ScanReport]) -> tuple[MapSpec, ...]:
-    """Mean and SD of t over every voxel of the training vertebrae, exact from summed histograms.
-
-    A map that does not vary, and a cohort without training vertebrae, keep an SD of 1.
-    """
-    described = []
-    for spec in specs:
-        counts = np.zeros(CODES, np.int64)
-        for report in reports:
-            counts += np.array(report.histograms.get(spec.name, 0), np.int64)
-        if counts.sum():
-            t = spec.offset + spec.step * np.arange(CODES)
-            mean = float(np.average(t, weights=counts))
-            std = float(np.sqrt(np.average((t - mean) ** 2, weights=counts)))
-            spec = dataclasses.replace(spec, mean=mean, std=std if std > 0 else 1.0)
-        described.append(spec)
-    return tuple(described)
-
-
-def _bmd_statistics(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Mean and SD of BMD over training vertebrae that have one; (0, 1) where none has."""
-    bmd = [r["bmd_g_cm2"] for r in rows if r["split"] == "train" and r["bmd_g_cm2"] is not None]
-    if not bmd:
-        return 0.0, 1.0
-    return float(np.mean(bmd)), float(np.std(bmd)) or 1.0
-
-
-def _counts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    counts = {}
-    for split in SPLITS:
-        own = [row for row in rows if row["split"] == split]
-        counts[split] = {
-            "patients": len({row["patient_id"] for row in own}),
-            "vertebrae": len(own),
-            "labelled": sum(row["osteoporosis"] is not None for row in own),
-        }
-    return counts

@@ -1,88 +1,172 @@
-"""Runs tasks in worker processes: bounded in flight, no orphans, no hang when a worker dies."""
+"""Hands tasks to workers: a bounded number in flight, results in the order they finish.
+
+Workers are this process (`--workers 1`), processes of this machine, or a Dask cluster
+(`data_prep.cluster`); the tasks are the same functions.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
+import contextlib
+import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any
-
-import SimpleITK as sitk
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol
 
 from osteojax.errors import UserError
 
-Task = tuple[str, Callable[..., Any], tuple[Any, ...]]
-"""(name for messages, function, arguments); all of it crosses to the worker."""
+LOST_SECONDS = 600.0
+"""How long a run waits for a worker to come back once the last one is gone: a queue may start
+another."""
 
 
-def run_tasks(tasks: deque[Task], workers: int) -> Iterator[tuple[Task, Any]]:
-    """Runs tasks and yields each with its result, in the order they finish.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A function to run somewhere.
 
-    The caller may append to `tasks` while it consumes. With one worker everything runs in this
-    process. At most twice as many tasks as workers are in flight, so memory is bounded.
-
-    Raises:
-      UserError: a worker died (killed, out of memory); names the tasks that were in flight.
-      What a task raises.
+    Attributes:
+      name: for messages.
+      function, arguments: both cross to the worker.
+      texture: makes maps, so it belongs where an accelerator is, if there is one.
     """
-    pending: dict[Future[Any], Task] = {}
-    pool = _InlineExecutor() if workers == 1 else _process_pool(workers)
-    try:
-        while tasks or pending:
-            while tasks and len(pending) < 2 * workers:
-                task = tasks.popleft()
-                pending[pool.submit(task[1], *task[2])] = task
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda f: list(pending).index(f)):
-                result = future.result()
-                yield pending.pop(future), result
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a worker process died while one of these was in work: "
-            f"{', '.join(task[0] for task in pending.values())}. Often this is too little memory: "
-            "rerun the same command with fewer --workers; what is finished is kept."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    texture: bool = False
 
 
-class _InlineExecutor(Executor):
-    """Runs each task at once, in this process."""
+class WorkerDied(Exception):
+    """The worker of a task died, and so did those that tried it again."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+
+class Place(Protocol):
+    """Somewhere tasks run."""
+
+    def capacity(self) -> int:
+        """How many tasks may be here at once; 0 while nobody is there to run one."""
+
+    def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+        """Starts a task. The future raises what the task raises, or `WorkerDied`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Crew:
+    """Who does the work. accelerator: makes the maps; None where those who read the CTs do."""
+
+    workers: Place
+    accelerator: Place | None = None
+
+
+class Here:
+    """This process, one task at a time, at once."""
+
+    def capacity(self) -> int:
+        return 1
+
+    def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(fn(*args, **kwargs))
+            future.set_result(function(*arguments))
         except Exception as error:
             future.set_exception(error)
         return future
 
 
-def _process_pool(workers: int) -> Executor:
-    # Spawned, not forked: JAX's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+class Beside:
+    """A thread of this process, for maps on its accelerator while others read CTs."""
+
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+
+    def capacity(self) -> int:
+        return 2  # one at work, one to follow
+
+    def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+        return self._executor.submit(function, *arguments)
 
 
-def _start_worker() -> None:
-    """One thread per worker, and an end with the parent's end, however that came."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = (
-        f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    )
-    os.environ["JAX_PLATFORMS"] = "cpu"  # read when JAX is imported, with the first task
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    parent = multiprocessing.parent_process()
+@contextlib.contextmanager
+def beside() -> Iterator[Beside]:
+    """A `Beside`, ended with the block."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="texture")
+    try:
+        yield Beside(executor)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
+    """Runs tasks and yields each with its result, in the order they finish.
+
+    The caller may add to `tasks` while it consumes. No more tasks are in flight than workers (and
+    two for the accelerator), so memory is bounded and a death accuses few.
+
+    A task whose worker died is tried once more after all others, alone, so that it is neither
+    blamed for another's death nor short of memory for the others' sake. Where its worker dies
+    again the result is the `WorkerDied`.
+
+    Raises:
+      UserError: no worker is left.
+      What a task raises.
+    """
+    pending: dict[Future[Any], tuple[Task, Place]] = {}
+    suspects: deque[Task] = deque()
+    trial: Future[Any] | None = None
+
+    def start(queue: deque[Task]) -> Future[Any]:
+        task = queue.popleft()
+        place = _place(task, crew)
+        future = place.submit(task.function, task.arguments)
+        pending[future] = task, place
+        return future
+
+    last_sign = time.monotonic()
+    while tasks or pending or suspects:
+        while tasks and trial is None and _has_room(tasks[0], pending, crew):
+            start(tasks)
+        if suspects and not tasks and not pending and _has_room(suspects[0], pending, crew):
+            trial = start(suspects)
+        done, _ = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+        if done or _somebody(tasks, suspects, pending, crew):
+            last_sign = time.monotonic()
+        elif time.monotonic() - last_sign > LOST_SECONDS:
+            raise UserError(
+                f"no worker has been there for {LOST_SECONDS / 60:.0f} minutes. Start workers, "
+                "then rerun the same command; what is finished is kept."
+            )
+        if not pending:
+            time.sleep(0.1)  # nobody to give a task to
+        for future in [known for known in pending if known in done]:
+            task, _ = pending.pop(future)
+            try:
+                result = future.result()
+            except WorkerDied as death:
+                if future is not trial:
+                    suspects.append(task)
+                    continue
+                result = death
+            trial = None if future is trial else trial
+            yield task, result
+
+
+def _place(task: Task, crew: Crew) -> Place:
+    return crew.accelerator if task.texture and crew.accelerator else crew.workers
+
+
+def _has_room(task: Task, pending: dict[Future[Any], tuple[Task, Place]], crew: Crew) -> bool:
+    place = _place(task, crew)
+    return sum(own is place for _, own in pending.values()) < place.capacity()
+
+
+def _somebody(
+    tasks: deque[Task],
+    suspects: deque[Task],
+    pending: dict[Future[Any], tuple[Task, Place]],
+    crew: Crew,
+) -> bool:
+    """Whether every place that has something to do has someone to do it."""
+    places = [place for _, place in pending.values()]
+    places += [_place(queue[0], crew) for queue in (tasks, suspects) if queue]
+    return all(place.capacity() > 0 for place in places)

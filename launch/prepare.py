@@ -27,10 +27,10 @@ from data_prep.build import BuildSettings, Built, build
 from data_prep.cohort import EXCLUSIONS, read_cohort
 from data_prep.devices import read_devices
 from data_prep.labels import SCHEMES
-from data_prep.pipeline import SIZES, RoiSettings
+from data_prep.pool import SIZES, RoiSettings
 from data_prep.split import DEFAULT_FRACTIONS
 from data_prep.texture import TextureSettings
-from osteojax.data.schema import SPLITS
+from osteojax.data.schema import IMAGE_ONLY, POOL, SPLITS
 from osteojax.errors import UserError
 
 
@@ -41,7 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-scheme", choices=list(SCHEMES), default="verse", help="of masks whose row has none"
     )
-    parser.add_argument("--workers", type=_positive, default=None, help="processes; default: cores")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--workers", type=_positive, default=None, help="processes; default: cores")
+    place.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do the work"
+    )
+    parser.add_argument(
+        "--store",
+        choices=("pool", "image"),
+        default="pool",
+        help="image: no maps, for training that makes them itself; their statistics are kept",
+    )
     parser.add_argument("--size", type=int, choices=SIZES, default=96, help="ROI edge, voxels")
     parser.add_argument(
         "--external-sites", type=_names, default=frozenset(), metavar="A,B", help="never trained on"
@@ -99,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             domain=args.texture_domain,
             engine=args.texture_engine,
         ),
+        stored=POOL if args.store == "pool" else IMAGE_ONLY,
     )
     devices = read_devices(args.devices)
     cohort = read_cohort(
@@ -125,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
             "simulated": (args.cohort.parent / "simulation.json").is_file(),
         },
     )
-    built = build(cohort, settings, args.out, args.workers or _cores())
+    built = build(cohort, settings, args.out, args.workers or _cores(), args.scheduler)
     console = Console()
     console.print(summary_table(built.rows))
     for note in cohort.notes:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from data_prep.records import ShardReader
-from data_prep.workers import run_tasks
 from osteojax.data.schema import POOL, VERTEBRA_COLUMNS, Manifest
-from osteojax.errors import UserError
 from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
 
 
@@ -202,9 +199,3 @@ def test_settings_hold_no_time_host_or_path(prepared, cohort_folder):
     assert str(cohort_folder) not in text
     assert os.uname().nodename not in text
     assert json.loads(text.partition("\n}\n")[0] + "\n}")["code_version"]
-
-
-def test_a_dead_worker_is_reported_and_does_not_hang():
-    tasks = deque([("scan_a", os._exit, (1,)), ("scan_b", os._exit, (1,))])
-    with pytest.raises(UserError, match=r"a worker process died.*scan_a, scan_b.*fewer --workers"):
-        list(run_tasks(tasks, workers=2))

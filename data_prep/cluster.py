@@ -1,0 +1,256 @@
+"""Dask workers: processes of this machine, or a cluster that was started for the purpose.
+
+Every task runs inside `perform`, which sees to it that a worker uses one core, leaves accelerators
+alone unless it advertises the resource `accelerator`, sees the same --out folder and runs the same
+versions. What a task raises comes back as a value: Dask would log its arguments, which name cases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import logging
+import multiprocessing.resource_tracker
+import os
+import platform
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster, get_worker
+
+from data_prep.workers import Crew, WorkerDied
+from osteojax.errors import UserError
+
+CONNECT_SECONDS = 10.0
+WORKERS_SECONDS = 60.0
+"""How long a scheduler may be without a worker when a run begins."""
+
+START_WORKERS = "dask worker {address} --nthreads 1 --nworkers CORES"
+LOCAL = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.scheduler.worker-saturation": 1.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What must hold on a worker before it does anything.
+
+    Attributes:
+      out: absolute path of the folder, on every machine.
+      run: what `out/.lock` holds during this run.
+      versions: of what decides the bytes.
+    """
+
+    out: str
+    run: str
+    versions: dict[str, str]
+
+    def unmet(self) -> str | None:
+        """What is wrong with this worker, and what to do about it."""
+        worker = get_worker()
+        where = f"worker {worker.address}"
+        if worker.state.nthreads != 1:
+            return (
+                f"{where} has {worker.state.nthreads} threads: memory and umask are one task's. "
+                f"Start it as `{START_WORKERS.format(address='ADDRESS')}`."
+            )
+        if different := [
+            f"{name} {found} (here {self.versions[name]})"
+            for name, found in versions().items()
+            if found != self.versions[name]
+        ]:
+            return (
+                f"{where} runs {', '.join(different)}. Start the workers in the same environment."
+            )
+        try:
+            seen = (Path(self.out) / ".lock").read_text()
+        except OSError:
+            seen = ""
+        if seen != self.run:
+            return (
+                f"{where} does not see the folder {self.out}. Name an --out folder, by the same "
+                "path, on a file system that all machines share."
+            )
+        return None
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions that decide the bytes or the protocol."""
+    packages = ("osteojax", "jax", "numpy", "SimpleITK", "array-record", "distributed")
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    return found | {name: importlib.metadata.version(name) for name in packages}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a task."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def perform(
+    conditions: Conditions, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Outcome:
+    """Runs a task in a Dask worker."""
+    if problem := conditions.unmet():
+        return Outcome(error=UserError(problem))
+    settle_worker()
+    try:
+        return Outcome(function(*arguments))
+    except UserError as error:
+        return Outcome(error=UserError(str(error)))  # a CaseError does not cross processes
+    except OSError as error:
+        return Outcome(error=error)
+    except Exception:
+        return Outcome(error=RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
+
+
+@functools.cache
+def settle_worker() -> None:
+    """One thread, and no accelerator unless it is advertised; before JAX starts in the process."""
+    import jax
+    import SimpleITK as sitk
+    import threadpoolctl
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = (
+        f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    )
+    if not get_worker().state.total_resources.get("accelerator"):
+        jax.config.update("jax_platforms", "cpu")
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    threadpoolctl.threadpool_limits(1)
+
+
+class Workers:
+    """A `Place`: the workers of a Dask scheduler, or those of them that have a resource."""
+
+    def __init__(self, client: Client, conditions: Conditions, resource: str | None) -> None:
+        self._client, self._conditions, self._resource = client, conditions, resource
+        self._capacity, self._counted_at = 0, 0.0
+
+    def capacity(self) -> int:
+        """One task a worker; workers may come and go, so they are counted every second."""
+        if time.monotonic() - self._counted_at > 1:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+            able = [w for w in workers if not self._resource or self._resource in w["resources"]]
+            self._capacity, self._counted_at = len(able), time.monotonic()
+        return self._capacity
+
+    def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+        resources = {self._resource: 1} if self._resource else None
+        executor = self._client.get_executor(pure=False, resources=resources)
+        future: Future[Any] = Future()
+        inner = executor.submit(perform, self._conditions, function, arguments)
+        inner.add_done_callback(lambda finished: _hand_on(finished, future))
+        return future
+
+
+def _hand_on(finished: Future[Any], future: Future[Any]) -> None:
+    """A Dask future's end as the task's own."""
+    if finished.cancelled():
+        gone = "the scheduler is gone. Start it again, then rerun the same command; what is "
+        future.set_exception(UserError(f"{gone}finished is kept."))
+        return
+    error = finished.exception()
+    if isinstance(error, KilledWorker):
+        future.set_exception(WorkerDied())
+    elif isinstance(error, ImportError):
+        future.set_exception(UserError(_cannot_import(error)))
+    elif error is not None:
+        future.set_exception(error)
+    elif (outcome := finished.result()).error is not None:
+        future.set_exception(outcome.error)
+    else:
+        future.set_result(outcome.value)
+
+
+def _cannot_import(error: BaseException) -> str:
+    return (
+        f"a worker cannot import what it needs ({error}). Start the workers in the same "
+        "environment, with osteojax installed."
+    )
+
+
+@contextlib.contextmanager
+def local_crew(workers: int, conditions: Conditions) -> Iterator[Crew]:
+    """Processes of this machine; they end with this one, however it ends."""
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    with contextlib.ExitStack() as stack:
+        # Blocked here, inherited by every worker that this process's threads start: Ctrl-C reaches
+        # the whole process group, and it is this process that ends the workers.
+        multiprocessing.resource_tracker.ensure_running()  # unblocks the signal when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            stack.enter_context(dask.config.set(LOCAL))
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,
+                    scheduler_kwargs={"allowed_failures": 1},
+                )
+            )
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield Crew(Workers(client, conditions, None))
+
+
+@contextlib.contextmanager
+def cluster_crew(address: str, conditions: Conditions) -> Iterator[Crew]:
+    """The workers of a running scheduler; they stay.
+
+    Raises:
+      UserError: no scheduler, no worker, or a worker that does not meet the conditions.
+    """
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    client = _connect(address)
+    try:
+        try:
+            client.wait_for_workers(1, timeout=WORKERS_SECONDS)
+        except TimeoutError:
+            raise UserError(
+                f"the scheduler at {address} has no workers. Start some: "
+                f"`{START_WORKERS.format(address=address)}`."
+            ) from None
+        for found in client.run(_look, conditions, on_error="return").values():
+            if isinstance(found, BaseException):
+                raise UserError(_cannot_import(found))
+            if found is not None:
+                raise UserError(found)
+        accelerator = Workers(client, conditions, "accelerator")
+        yield Crew(
+            Workers(client, conditions, None), accelerator if accelerator.capacity() else None
+        )
+    finally:
+        client.close()
+
+
+def _look(conditions: Conditions) -> str | None:
+    return conditions.unmet()
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"no Dask scheduler answers at {address} ({reason}). Start one with `dask scheduler` "
+            "and give the address that it prints, as tcp://host:8786."
+        ) from None
