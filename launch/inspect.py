@@ -1,43 +1,57 @@
-"""Prints what a prepared folder holds and draws a contact sheet of vertebrae and their maps.
+"""Prints what a prepared folder holds and draws vertebrae, their maps and the maps' histograms.
 
 example:
-  osteojax inspect prepared --vertebrae 6
+  osteojax inspect prepared --vertebrae 6 --slices P1-CT/L1,P2-CT/L3
 
-Look at the sheet before training: vertebrae upright, spinous process on the right of the sagittal
-pictures, whole body in the frame.
+contact_sheet.png            a row per vertebra
+histograms.png               codes of every map, and how many are at either end of their range
+slices_<scan_id>_<level>.png sagittal, coronal and axial slices of every map of one vertebra
+
+Look at them before training: vertebrae upright, spinous process on the right of the sagittal
+pictures, whole body in the frame, no map at an end of its range.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from launch.inspection.contact_sheet import draw_contact_sheet
+from launch.inspection.histograms import Histograms, count_codes, draw_histograms, ends
+from launch.inspection.members import choose, named, stores_maps
+from launch.inspection.slices import draw_slices, slices_path
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import HU_MIN, Manifest, MapSpec
+from osteojax.data.schema import Manifest
 from osteojax.errors import UserError
-from osteojax.files import atomic_path
-
-WINDOW_HU = (HU_MIN, 600.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="written by osteojax prepare")
-    parser.add_argument("--out", type=Path, help="PNG; default: DIR/contact_sheet.png")
-    parser.add_argument("--vertebrae", type=int, default=6, help="rows of the contact sheet")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the pictures, or the contact sheet's own name (*.png), the others go "
+        "beside it; default: DIR",
+    )
+    parser.add_argument("--vertebrae", type=int, default=6, help="rows of the contact sheet (6)")
+    parser.add_argument(
+        "--slices",
+        default="2",
+        metavar="N|SCAN_ID/LEVEL,...",
+        help="vertebrae whose slices are drawn: a number, evenly spread, or their names (2)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.vertebrae < 1:
         raise UserError(f"--vertebrae {args.vertebrae}: draw at least one.")
     cohort = PreparedCohort(args.directory)
+    sliced = _sliced(cohort.table, args.slices)
     manifest = cohort.manifest
     console = Console()
     for table in (summary(manifest), maps_table(manifest), shards_table(manifest)):
@@ -47,10 +61,34 @@ def run(args: argparse.Namespace) -> int:
         if path.is_file():
             count = len(pd.read_csv(path, dtype=str))
             console.print(f"{count} {name}: {path}", highlight=False, soft_wrap=True)
-    out = args.out or args.directory / "contact_sheet.png"
-    draw_contact_sheet(cohort, choose(cohort.table, args.vertebrae), out)
-    console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)
+    sheet, folder = _places(args.directory, args.out)
+
+    def tell(what: str, path: Path) -> None:
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+
+    draw_contact_sheet(cohort, choose(cohort.table, args.vertebrae), sheet)
+    tell("contact sheet", sheet)
+    histograms = count_codes(cohort)
+    draw_histograms(cohort, histograms, folder / "histograms.png")
+    console.print(ends_table(manifest, histograms))
+    tell("histograms", folder / "histograms.png")
+    for number, row in sliced.iterrows():
+        draw_slices(cohort, int(str(number)), slices_path(folder, row))
+        tell("slices", slices_path(folder, row))
     return 0
+
+
+def _places(directory: Path, out: Path | None) -> tuple[Path, Path]:
+    """(contact sheet, folder of the other pictures)."""
+    out = out or directory
+    return (out, out.parent) if out.suffix.lower() == ".png" else (out / "contact_sheet.png", out)
+
+
+def _sliced(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+    """The rows that --slices asks for."""
+    if not wanted.isdecimal():
+        return named(rows, wanted.split(","))
+    return choose(rows, int(wanted)) if int(wanted) else rows.head(0)
 
 
 def summary(manifest: Manifest) -> Table:
@@ -60,6 +98,7 @@ def summary(manifest: Manifest) -> Table:
     texture = ", ".join(f"{key} {value}" for key, value in manifest.texture.items())
     for name, value in (
         ("ROI", f"{size}^3 voxels of {manifest.spacing_mm:g} mm"),
+        ("stored", _stored(manifest)),
         ("texture", texture),
         ("label scheme", manifest.label_scheme),
         ("devices", ", ".join(manifest.devices)),
@@ -78,9 +117,18 @@ def summary(manifest: Manifest) -> Table:
     return table
 
 
+def _stored(manifest: Manifest) -> str:
+    if stores_maps(manifest):
+        return "image and maps"
+    return f"{', '.join(manifest.stored)} only: training makes the maps (data.textures=online)"
+
+
 def maps_table(manifest: Manifest) -> Table:
     """Storage and statistics of each member of the pool."""
-    table = Table("map", "unit", "stored as", "range", "step", "mean", "std", title="texture pool")
+    table = Table(title="texture pool")
+    table.add_column("map", no_wrap=True)
+    for head in ("unit", "stored as", "range", "step", "mean", "std"):
+        table.add_column(head)
     for spec in manifest.maps:
         low, high = spec.decode(np.array([0, spec.codes - 1], np.uint8))
         table.add_row(
@@ -96,69 +144,23 @@ def maps_table(manifest: Manifest) -> Table:
     return table
 
 
+def ends_table(manifest: Manifest, found: Histograms) -> Table:
+    """Share of voxels at either end of each map's stored range."""
+    table = Table(title=f"codes of {len(found.rows)} vertebrae")
+    table.add_column("map", no_wrap=True)
+    for region in found.counts:
+        for end in ("lowest", "highest"):
+            table.add_column(f"{region},\n{end}", justify="right")
+    for member, spec in enumerate(manifest.maps):
+        shares = [s for counts in found.counts.values() for s in ends(counts[member], spec)]
+        table.add_row(spec.name, *(f"{share:.3%}" for share in shares))
+    table.caption = "share of voxels in the lowest and in the highest code of the stored range"
+    return table
+
+
 def shards_table(manifest: Manifest) -> Table:
     """Files and their vertebrae; the first ten."""
     table = Table("shard", "vertebrae", title=f"{len(manifest.shards)} shards")
     for shard in manifest.shards[:10]:
         table.add_row(shard["name"], str(shard["vertebrae"]))
     return table
-
-
-def choose(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Vertebrae spread evenly over the folder, in record order; labelled ones where enough."""
-    labelled = rows[rows["osteoporosis"].notna()]
-    rows = labelled if len(labelled) >= count else rows
-    positions = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
-    return rows.iloc[positions]
-
-
-def draw_contact_sheet(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) -> None:
-    """Writes a PNG: a row per vertebra, mid-sagittal image and maps, and the mid-axial image.
-
-    Sagittal pictures have superior on top and posterior on the right; axial ones have anterior on
-    top and the patient's right on the left, as radiologists look at them. The line is the mask.
-    """
-    manifest = cohort.manifest
-    names = [spec.name for spec in manifest.maps]
-    # A Figure of its own, not pyplot: no global backend is touched.
-    columns = len(manifest.maps) + 1
-    figure = Figure(figsize=(2.3 * columns, 1.75 * len(rows) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    middle = manifest.size // 2
-    for axes, number in zip(grid, rows.index, strict=True):
-        volumes, mask = cohort.members(number, names), cohort.masks(number)[0]
-        for axis, spec, codes in zip(axes, manifest.maps, volumes, strict=False):
-            values = spec.decode(codes[:, :, middle])[::-1]
-            _picture(figure, axis, values, mask[:, :, middle][::-1], spec)
-        image = manifest.maps[0]
-        _picture(figure, axes[-1], image.decode(volumes[0][middle]), mask[middle], image)
-        axes[0].set_ylabel(_title(rows.loc[number]), fontsize=7)
-    for axis, name in zip(
-        grid[0],
-        [*(f"{name}, sagittal" for name in names), "image, axial"],
-        strict=True,
-    ):
-        axis.set_title(name, fontsize=7)
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
-
-
-def _picture(figure: Any, axis: Any, values: np.ndarray, mask: np.ndarray, spec: MapSpec) -> None:
-    low, high = WINDOW_HU if spec.name == "image" else (float(values.min()), float(values.max()))
-    colours = "gray" if spec.name == "image" else "viridis"
-    drawn = axis.imshow(values, cmap=colours, vmin=low, vmax=high if high > low else low + 1)
-    if mask.any() and not mask.all():
-        axis.contour(mask, levels=[0.5], colors=["tab:red"], linewidths=0.6)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    bar = figure.colorbar(drawn, ax=axis, shrink=0.75, pad=0.01)
-    bar.set_label(spec.unit, fontsize=6)
-    bar.ax.tick_params(labelsize=5)
-
-
-def _title(row: Any) -> str:
-    device = row["device"] or "no DXA"
-    label = {0: "no osteoporosis", 1: "osteoporosis"}.get(row["osteoporosis"], "no label")
-    flags = " (truncated)" if row["truncated"] else ""
-    return f"{row['scan_id']}\n{row['level']}{flags}, {device}\n{label}"

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data_prep.pipeline import SIZES
+from data_prep.pool import SIZES
 from data_prep.records import WRITER_OPTIONS
 from launch.benchmarks import measure
 from launch.benchmarks.storage_boxes import Boxes, prepared_boxes, simulated_boxes

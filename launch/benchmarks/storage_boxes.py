@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.pipeline import FIELD_OF_VIEW_MM, RoiSettings
+from data_prep.pool import FIELD_OF_VIEW_MM, RoiSettings
 from data_prep.roi import extract_rois
 from data_prep.simulate.cohort_writer import scan_paths, simulate_cohort
 from data_prep.simulate.patients import Settings

@@ -1,0 +1,1 @@
+"""What `osteojax inspect` draws: contact sheet, histograms, orthogonal slices."""

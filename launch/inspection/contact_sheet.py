@@ -1,0 +1,47 @@
+"""The contact sheet: a row per vertebra, to see at a glance that boxes are what they should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from launch.inspection import drawing
+from launch.inspection.members import pool_codes, title
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.schema import MapSpec
+
+
+def draw_contact_sheet(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) -> None:
+    """Writes a PNG: a row per vertebra, mid-sagittal image and maps, and the mid-axial image.
+
+    Sagittal pictures have superior on top and posterior on the right; axial ones have anterior on
+    top and the patient's right on the left, as radiologists look at them. The line is the mask;
+    what lies outside the CT is blue.
+    """
+    specs = cohort.manifest.maps
+    columns = len(specs) + 1
+    figure = drawing.new_figure(2.3 * columns, 1.75 * len(rows) + 0.4)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, number in zip(grid, rows.index, strict=True):
+        volumes, (mask, inside) = pool_codes(cohort, number), cohort.masks(number)
+        views = [*((spec, "sagittal") for spec in specs), (specs[0], "axial")]
+        for axis, (spec, name), codes in zip(axes, views, [*volumes, volumes[0]], strict=True):
+            values = drawing.plane(spec.decode(codes), name)
+            values = np.where(drawing.plane(inside, name), values, np.float32(np.nan))
+            _picture(figure, axis, values, drawing.plane(mask, name), spec)
+        drawing.draw_directions(axes[0], "sagittal")
+        drawing.draw_directions(axes[-1], "axial")
+        axes[0].set_ylabel(title(rows.loc[number]), fontsize=7, labelpad=10)
+    for axis, name in zip(
+        grid[0], [*(f"{spec.name}, sagittal" for spec in specs), "image, axial"], strict=True
+    ):
+        axis.set_title(name, fontsize=7, pad=11)
+    drawing.save(figure, out)
+
+
+def _picture(figure: Any, axis: Any, values: np.ndarray, mask: np.ndarray, spec: MapSpec) -> None:
+    drawn = drawing.draw_slice(axis, values, mask, spec, drawing.norm(spec, [values]))
+    drawing.draw_bar(figure, drawn, axis, spec, shrink=0.75, pad=0.07)

@@ -1,0 +1,77 @@
+"""Which vertebrae of a prepared folder are drawn, and their maps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from data_prep.texture import TextureSettings, texture_pool
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.schema import POOL, Manifest
+from osteojax.errors import UserError
+
+
+def spread(count: int, rows: int) -> np.ndarray:
+    """i64[<= count] positions out of 0..rows-1, evenly spread, the first and the last among them
+    where there are two."""
+    return np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(int))
+
+
+def choose(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Vertebrae spread evenly over the folder, in record order; labelled ones where enough."""
+    labelled = rows[rows["osteoporosis"].notna()]
+    rows = labelled if len(labelled) >= count else rows
+    return rows.iloc[spread(count, len(rows))]
+
+
+def named(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The vertebrae of some names SCAN_ID/LEVEL, in that order.
+
+    Raises:
+      UserError: a name that the folder does not have.
+    """
+    own = rows["scan_id"] + "/" + rows["level"]
+    found = []
+    for name in names:
+        matching = np.flatnonzero(own == name)
+        if not matching.size:
+            close = own[own.str.startswith(name.rpartition("/")[0] or name)]
+            example = ", ".join((close if len(close) else own).head(5))
+            raise UserError(
+                f"--slices {name}: no such vertebra in the folder. A name is SCAN_ID/LEVEL, for "
+                f"instance {example}; `vertebrae.csv` lists them."
+            )
+        found.append(int(matching[0]))
+    return rows.iloc[found]
+
+
+def stores_maps(manifest: Manifest) -> bool:
+    """Whether the folder has a record for every member of the pool."""
+    return set(POOL) <= set(manifest.stored)
+
+
+def pool_codes(cohort: PreparedCohort, row: int) -> np.ndarray:
+    """uint8[len(POOL), D, H, W] codes of one vertebra.
+
+    Maps that the folder does not store are made from the stored image with the folder's texture
+    settings, as training makes them; the codes are those that would have been stored.
+    """
+    manifest = cohort.manifest
+    if stores_maps(manifest):
+        return cohort.members(row, list(POOL))
+    image = cohort.members(row, [POOL[0]])[0]
+    settings = dataclasses.replace(TextureSettings(**manifest.texture), engine="jax")
+    mask = cohort.masks(row)[0] if settings.domain == "vertebra" else None
+    maps = texture_pool(image, mask, settings)
+    codes = np.stack([image, *(spec.encode(maps[spec.name]) for spec in manifest.maps[1:])])
+    return codes if mask is None else np.where(mask, codes, np.uint8(0))
+
+
+def title(row: pd.Series, separator: str = "\n") -> str:
+    """Scan, level, device and label of a vertebra."""
+    device = row["device"] or "no DXA"
+    label = {0: "no osteoporosis", 1: "osteoporosis"}.get(row["osteoporosis"], "no label")
+    flags = " (truncated)" if row["truncated"] else ""
+    return separator.join((row["scan_id"], f"{row['level']}{flags}, {device}", label))

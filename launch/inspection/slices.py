@@ -1,0 +1,51 @@
+"""Orthogonal slices of every map of one vertebra, through the centre of its body."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from launch.inspection import drawing
+from launch.inspection.members import pool_codes, stores_maps, title
+from osteojax.data.cohort import PreparedCohort
+
+
+def slices_path(folder: Path, row: pd.Series) -> Path:
+    """`slices_<scan_id>_<level>.png`; characters that no file name has are percent-encoded."""
+    return folder / f"slices_{quote(row['scan_id'], safe=' ')}_{row['level']}.png"
+
+
+def draw_slices(cohort: PreparedCohort, number: int, out: Path) -> None:
+    """Writes a PNG of one row of the folder's table: a column per map, a row per plane.
+
+    A map's three pictures share one colour scale, in its unit and on the scale it is stored on.
+    The line is the mask; what lies outside the CT is blue.
+    """
+    manifest, row = cohort.manifest, cohort.table.iloc[number]
+    volumes, (mask, inside) = pool_codes(cohort, number), cohort.masks(number)
+    figure = drawing.new_figure(2.1 * len(manifest.maps), 7.4)
+    grid = figure.subplots(len(drawing.PLANES), len(manifest.maps), squeeze=False)
+    for column, (spec, codes) in enumerate(zip(manifest.maps, volumes, strict=True)):
+        values = np.where(inside, spec.decode(codes), np.float32(np.nan))
+        pictures = {name: drawing.plane(values, name) for name in drawing.PLANES}
+        scale = drawing.norm(spec, pictures.values())
+        for axis, (name, picture) in zip(grid[:, column], pictures.items(), strict=True):
+            outline = drawing.plane(mask, name)
+            drawn = drawing.draw_slice(axis, picture, outline, spec, scale)
+            if column == 0:
+                drawing.draw_directions(axis, name)
+        drawing.draw_bar(
+            figure, drawn, grid[:, column], spec, location="bottom", shrink=0.92, pad=0.01
+        )
+        grid[0, column].set_title(spec.name, fontsize=9, pad=12)
+    for axis, name in zip(grid[:, 0], drawing.PLANES, strict=True):
+        axis.set_ylabel(name, fontsize=9, labelpad=12)
+    edge_mm = manifest.size * manifest.spacing_mm
+    heading = f"{title(row, ', ')}; box of {edge_mm:g} mm, voxels of {manifest.spacing_mm:g} mm"
+    if not stores_maps(manifest):
+        heading += "\nmaps made for this picture: the folder stores the image alone"
+    figure.suptitle(heading, fontsize=9)
+    drawing.save(figure, out)
