@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import statistics
 import tempfile
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         "size": boxes.size,
         "texture": dataclasses.asdict(boxes.texture),
         "read_threads": READ_THREADS,
+        # Reading and compressing take whole cores: on a busy machine only ratios hold.
+        "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "cold": "fsync and POSIX_FADV_DONTNEED before each run of reads",
     }
     console.print(map_table([row for row in rows if row["kind"] == "map"], boxes))
