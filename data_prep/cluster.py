@@ -7,10 +7,12 @@ versions. What a task raises comes back as a value: Dask would log its arguments
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import logging
 import multiprocessing.resource_tracker
 import os
@@ -18,13 +20,14 @@ import platform
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, get_worker
+from distributed import Client, KilledWorker, LocalCluster, Security, Worker, get_worker, rpc
 
 from data_prep.workers import Crew, WorkerDied
 from osteojax.errors import UserError
@@ -34,10 +37,7 @@ WORKERS_SECONDS = 60.0
 """How long a scheduler may be without a worker when a run begins."""
 
 START_WORKERS = "dask worker {address} --nthreads 1 --nworkers CORES"
-LOCAL = {
-    "distributed.worker.profile.enabled": False,
-    "distributed.scheduler.worker-saturation": 1.0,
-}
+LOCAL = {"distributed.worker.profile.enabled": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,8 @@ class Conditions:
     run: str
     versions: dict[str, str]
 
-    def unmet(self) -> str | None:
-        """What is wrong with this worker, and what to do about it."""
-        worker = get_worker()
+    def unmet(self, worker: Worker) -> str | None:
+        """What is wrong with a worker, asked on it, and what to do about it."""
         where = f"worker {worker.address}"
         if worker.state.nthreads != 1:
             return (
@@ -103,7 +102,7 @@ def perform(
     conditions: Conditions, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> Outcome:
     """Runs a task in a Dask worker."""
-    if problem := conditions.unmet():
+    if problem := conditions.unmet(get_worker()):
         return Outcome(error=UserError(problem))
     settle_worker()
     try:
@@ -137,6 +136,8 @@ class Workers:
     """A `Place`: the workers of a Dask scheduler, or those of them that have a resource."""
 
     def __init__(self, client: Client, conditions: Conditions, resource: str | None) -> None:
+        resources = {resource: 1} if resource else None
+        self._executor = client.get_executor(pure=False, resources=resources)
         self._client, self._conditions, self._resource = client, conditions, resource
         self._capacity, self._counted_at = 0, 0.0
 
@@ -149,10 +150,8 @@ class Workers:
         return self._capacity
 
     def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
-        resources = {self._resource: 1} if self._resource else None
-        executor = self._client.get_executor(pure=False, resources=resources)
         future: Future[Any] = Future()
-        inner = executor.submit(perform, self._conditions, function, arguments)
+        inner = self._executor.submit(perform, self._conditions, function, arguments)
         inner.add_done_callback(lambda finished: _hand_on(finished, future))
         return future
 
@@ -200,9 +199,12 @@ def local_crew(workers: int, conditions: Conditions) -> Iterator[Crew]:
                     threads_per_worker=1,
                     processes=True,
                     memory_limit=0,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",  # None would be port 8787
                     silence_logs=logging.ERROR,
-                    scheduler_kwargs={"allowed_failures": 1},
+                    scheduler_kwargs={
+                        "allowed_failures": 0,  # `run_tasks` tries again
+                        "dashboard": False,
+                    },
                 )
             )
             client = stack.enter_context(Client(cluster, set_as_default=False))
@@ -241,16 +243,29 @@ def cluster_crew(address: str, conditions: Conditions) -> Iterator[Crew]:
         client.close()
 
 
-def _look(conditions: Conditions) -> str | None:
-    return conditions.unmet()
+def _look(conditions: Conditions, dask_worker: Worker) -> str | None:
+    return conditions.unmet(dask_worker)
 
 
 def _connect(address: str) -> Client:
+    """address: tcp://host:port, or the file that `dask scheduler --scheduler-file` wrote."""
     try:
-        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if address.endswith(".json"):
+            address = json.loads(Path(address).read_text())["address"]
+        asyncio.run(asyncio.wait_for(_answer(address), CONNECT_SECONDS))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other versions: `Conditions` is stricter
+            return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "no answer"
         raise UserError(
             f"no Dask scheduler answers at {address} ({reason}). Start one with `dask scheduler` "
-            "and give the address that it prints, as tcp://host:8786."
+            "and give the address that it prints, as tcp://host:8786, or its --scheduler-file."
         ) from None
+
+
+async def _answer(address: str) -> None:
+    """Returns once a scheduler answers; `Client` waits for ever for a port that says nothing."""
+    security = Security().get_connection_args("client")
+    async with rpc(address, connection_args=security) as scheduler:
+        await scheduler.identity(n_workers=0)

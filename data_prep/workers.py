@@ -19,6 +19,8 @@ from osteojax.errors import UserError
 LOST_SECONDS = 600.0
 """How long a run waits for a worker to come back once the last one is gone: a queue may start
 another."""
+ASK_SECONDS = 1.0
+"""How often it is asked whether there are workers, while nothing finishes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
             start(tasks)
         if suspects and not tasks and not pending and _has_room(suspects[0], pending, crew):
             trial = start(suspects)
-        done, _ = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+        done, _ = wait(pending, timeout=ASK_SECONDS, return_when=FIRST_COMPLETED)
         if done or _somebody(tasks, suspects, pending, crew):
             last_sign = time.monotonic()
         elif time.monotonic() - last_sign > LOST_SECONDS:
@@ -137,7 +139,7 @@ def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
                 "then rerun the same command; what is finished is kept."
             )
         if not pending:
-            time.sleep(0.1)  # nobody to give a task to
+            time.sleep(ASK_SECONDS)  # nobody to give a task to
         for future in [known for known in pending if known in done]:
             task, _ = pending.pop(future)
             try:

@@ -9,7 +9,7 @@ from tests.data_prep.phantom import spine, write_scan, write_table
 
 LEVELS = ("L1", "L2")
 NUM_SCANS = 5
-OPTIONS = ("--external-sites", "D", "--size", "32", "--scans-per-shard", "2", "--workers", "1")
+OPTIONS = ("--external-sites", "D", "--size", "32", "--scans-per-shard", "2")
 
 
 def write_cohort(folder: Path) -> None:
@@ -28,7 +28,8 @@ def write_cohort(folder: Path) -> None:
 
 def arguments(folder: Path, out: Path, *options: str) -> list[str]:
     tables = ["--cohort", str(folder / "cohort.csv"), "--dxa", str(folder / "dxa.csv")]
-    return ["prepare", *tables, "--out", str(out), *OPTIONS, *options]
+    here = () if "--scheduler" in options else ("--workers", "1")
+    return ["prepare", *tables, "--out", str(out), *OPTIONS, *here, *options]
 
 
 def prepare(folder: Path, out: Path, *options: str) -> int:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import data_prep.build
+import data_prep.pool
+import data_prep.texture
+from data_prep.pool import RoiSettings, map_codes
 from data_prep.records import ShardReader
-from osteojax.data.schema import POOL, VERTEBRA_COLUMNS, Manifest
+from data_prep.texture import TextureSettings
+from osteojax.data.schema import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS, Manifest
 from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
 
 
@@ -199,3 +205,91 @@ def test_settings_hold_no_time_host_or_path(prepared, cohort_folder):
     assert str(cohort_folder) not in text
     assert os.uname().nodename not in text
     assert json.loads(text.partition("\n}\n")[0] + "\n}")["code_version"]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_maps_made_by_shard_in_any_batch_are_those_made_with_the_scan(
+    cohort_folder, prepared, tmp_path, monkeypatch, batch
+):
+    """As where this process has an accelerator: parts without maps, batches across scans."""
+    made = []
+
+    def counted(images, masks, settings):
+        made.append(len(images))
+        return data_prep.texture.texture_pools(images, masks, settings)
+
+    monkeypatch.setattr(data_prep.pool, "texture_pools", counted)
+    monkeypatch.setattr(data_prep.build, "on_accelerator", lambda settings: True)
+    monkeypatch.setattr(data_prep.pool, "BATCH_VOXELS", {"cpu": batch * 32**3})
+    assert prepare(cohort_folder, tmp_path / "out") == 0
+    assert contents(tmp_path / "out") == contents(prepared)
+    # two scans of two vertebrae each a shard, one scan in the last
+    assert made == {1: [1] * 10, 3: [3, 1, 3, 1, 2], 64: [4, 4, 2]}[batch]
+
+
+def test_a_batch_on_an_accelerator_is_filled_up_and_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 240, (3, 32, 32, 32)).astype(np.uint8)
+    masks = rng.random(images.shape) < 0.5
+    settings = RoiSettings(32, False, TextureSettings())
+    expected = map_codes(images, masks, settings)
+    shapes = set()
+
+    def seen(batch, *rest):
+        shapes.add(batch.shape)
+        return data_prep.texture.texture_pools(batch, *rest)
+
+    monkeypatch.setattr(data_prep.pool, "texture_pools", seen)
+    monkeypatch.setattr(data_prep.pool, "on_accelerator", lambda settings: True)
+    monkeypatch.setattr(data_prep.pool, "BATCH_VOXELS", {"accelerator": 2 * 32**3})
+    found = map_codes(images, masks, settings)
+    assert shapes == {(2, 32, 32, 32)}
+    for name in POOL[1:]:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.fixture(scope="module")
+def image_only(cohort_folder, tmp_path_factory):
+    """The cohort prepared without maps in the shards."""
+    out = tmp_path_factory.mktemp("image") / "out"
+    assert prepare(cohort_folder, out, "--store", "image") == 0
+    return out
+
+
+def test_an_image_only_folder_holds_the_same_but_the_maps(image_only, prepared):
+    found, expected = Manifest.load(image_only), Manifest.load(prepared)
+    assert (found.stored, expected.stored) == (IMAGE_ONLY, POOL)
+    assert found.maps == expected.maps  # statistics of maps that were made and not kept
+    assert min(spec.std for spec in found.maps) > 0
+    assert (image_only / "vertebrae.csv").read_bytes() == (prepared / "vertebrae.csv").read_bytes()
+    for shard in found.shards:
+        path = image_only / "shards" / shard["name"]
+        small, whole = ShardReader(path, found.stored), ShardReader(prepared / "shards" / path.name)
+        assert list(small.metas()) == list(whole.metas())
+        for position in range(shard["vertebrae"]):
+            arrays = small.volumes(position, 32)
+            assert set(arrays) == {"image", "mask", "valid"}
+            for name, values in arrays.items():
+                np.testing.assert_array_equal(values, whole.volumes(position, 32)[name])
+    ours, theirs = (
+        sum(path.stat().st_size for path in (folder / "shards").iterdir())
+        for folder in (image_only, prepared)
+    )
+    assert ours < theirs / 2  # less in larger folders: the format fills 64 kB blocks
+
+
+def test_an_image_only_folder_resumes_and_is_no_pool(
+    image_only, cohort_folder, tmp_path, monkeypatch, capsys
+):
+    before = contents(image_only)
+    assert prepare(cohort_folder, image_only) == 1
+    assert 'store was "image", now "pool"' in capsys.readouterr().err
+    assert contents(image_only) == before
+    monkeypatch.setattr(data_prep.build, "on_accelerator", lambda settings: True)
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort_folder, folder)
+    (folder / "s1_ct.nii.gz").write_bytes(b"broken")
+    assert prepare(folder, tmp_path / "out", "--store", "image") == 1
+    shutil.copy(cohort_folder / "s1_ct.nii.gz", folder)
+    assert prepare(folder, tmp_path / "out", "--store", "image") == 0
+    assert contents(tmp_path / "out") == before
