@@ -1,23 +1,26 @@
 """Train, or resume: self-supervised pre-training and fine-tuning alike.
 
 The config says which. Any of its fields can be set as --config.FIELD=VALUE. Rerunning the same
-command resumes where the run was.
+command resumes where the run was. Exit status: 75 after SIGTERM and 130 after Ctrl-C, saved both.
 
 Examples:
   osteojax train --config configs/tp_swav_resnet34.py --workdir pretrain --data pool
   osteojax train --config configs/moe_multitask_resnet34.py --workdir finetune --data pool \\
       --config.init_from=pretrain --config.batch_size=64
+  launch/local.sh 2 --config ... --workdir ... --data ...     # processes; launch/ has clusters too
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from launch import distributed
 from osteojax.errors import UserError
 
 
@@ -27,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workdir", required=True, help="where the run lives; rerun to resume")
     parser.add_argument("--data", required=True, help="folder that `osteojax prepare` wrote")
+    parser.add_argument(
+        "--profile", action="store_true", help="write a trace of a few steps to WORKDIR/profile"
+    )
+    distributed.add_arguments(parser)
 
 
 def load_config(path: str, overrides: list[str]) -> ConfigDict:
@@ -55,14 +62,38 @@ def _exit(message: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Imported late: a wrong command line must not wait for jax.
-    from osteojax.train.loop import train
-
     config = load_config(args.config, args.overrides)
     if config.get("init_from") and not Path(config.init_from).is_dir():
         raise UserError(f"config.init_from {config.init_from}: no such workdir.")
-    best = train(config, args.workdir, args.data)
-    if best:
+    if not distributed.join(args):
+        return _train(args, config)
+    # The others must not wait for one that has failed, whatever it was.
+    try:
+        status = _train(args, config)
+    except UserError as error:
+        print(f"osteojax train: error: {error}", file=sys.stderr)
+        status = 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if status:
+        distributed.leave(status)
+    return 0
+
+
+def _train(args: argparse.Namespace, config: ConfigDict) -> int:
+    # Imported late: a wrong command line must not wait for jax.
+    import jax
+
+    from osteojax.train.loop import train
+    from osteojax.train.stop import Stopped
+
+    try:
+        best = train(config, args.workdir, args.data, profile=args.profile)
+    except Stopped as stopped:
+        print(f"osteojax train: {stopped}", file=sys.stderr)
+        return stopped.status
+    if best and jax.process_index() == 0:
         name = config.checkpoint.best_metric
         print(f"best {name} {best[name]:.4f} at step {int(best['step'])}, in {args.workdir}/best")
     return 0

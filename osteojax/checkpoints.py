@@ -2,44 +2,56 @@
 
 workdir/checkpoints/<step>/   the newest `keep` steps: state and data position together
 workdir/best/<step>/          the best step by the validation metric
+workdir/damaged/              steps whose bytes were not those that were saved
+
+Each step holds hashes.json, written before the step gets its name. Steps of older versions have
+none and are taken as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from osteojax.errors import UserError
+from osteojax.files import write_json
 from osteojax.types import TrainState
 
 log = logging.getLogger(__name__)
 
+HASHES = "hashes.json"
+
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run. With several processes, all of them make every call."""
 
     def __init__(self, workdir: str | Path, keep: int = 2) -> None:
-        root = Path(workdir).resolve()
-        training = ocp.training
-        self._latest = training.Checkpointer(
-            root / "checkpoints", preservation_policy=training.preservation_policies.LatestN(keep)
-        )
-        self._best = training.Checkpointer(
-            root / "best", preservation_policy=training.preservation_policies.LatestN(1)
-        )
+        self._workdir, self._keep = Path(workdir).resolve(), keep
+        self._latest = _open(self._workdir / "checkpoints", keep)
+        self._best = _open(self._workdir / "best", 1)
 
-    def save(self, state: TrainState, batches_seen: int) -> None:
-        """Saves in the background; the arrays are copied before this returns."""
+    def save(self, state: TrainState, position: Mapping[str, float]) -> None:
+        """Saves in the background; the arrays are copied before this returns.
+
+        Args:
+          state: of the run.
+          position: "batches_seen" and whatever else a restart has to know, as numbers.
+        """
         step = int(state.step)
-        if self._latest.latest is not None and self._latest.latest.step == step:
+        if step in self._steps():
             return
         self._latest.save_checkpointables_async(
-            step, {"state": state, "data": {"batches_seen": int(batches_seen)}}, force=True
+            step, {"state": state, "data": dict(position)}, force=True
         )
 
     def save_best(self, state: TrainState, metrics: dict[str, float]) -> None:
@@ -49,36 +61,96 @@ class Checkpoints:
         )
 
     def best_metrics(self) -> dict[str, float] | None:
-        """Metrics that the best step was saved with; None before the first."""
+        """Metrics that the best step was saved with; None before the first, or where it is damaged:
+        it is reported, moved to workdir/damaged, and the next best replaces it."""
         latest = self._best.latest
-        return None if latest is None else dict(latest.metrics or {})
-
-    def restore(self, template: TrainState) -> tuple[TrainState, int] | None:
-        """The newest readable step, placed as `template`'s arrays are; None on a new run.
-
-        A step that cannot be read is reported and the one before it is taken.
-        """
-        target = jax.tree.map(_abstract, template)
-        for checkpoint in reversed(self._latest.checkpoints):
-            try:
-                loaded = self._latest.load_checkpointables(
-                    checkpoint.step,
-                    {"state": target, "data": {"batches_seen": 0}},
-                )
-            except Exception as error:  # whatever a damaged file makes the reader raise
-                log.warning(
-                    "step %s cannot be read (%s); trying the one before it",
-                    checkpoint.step,
-                    str(error).splitlines()[0] if str(error) else type(error).__name__,
-                )
-                continue
-            return loaded["state"], int(loaded["data"]["batches_seen"])
-        if self._latest.checkpoints:
-            raise UserError(
-                f"{self._latest.directory}: no step can be read, or they are of another model. "
-                "Choose a new --workdir, or remove this folder to start over."
-            )
+        if latest is None:
+            return None
+        damage = _damage(self._workdir / "best" / str(latest.step)) if _first_process() else ""
+        if _all_well(not damage):
+            return dict(latest.metrics or {})
+        log.warning("the best step, %s, is damaged (%s); forgetting it", latest.step, damage)
+        self._best.close()
+        self._set_aside("best", [latest.step])
+        self._best = _open(self._workdir / "best", 1)
         return None
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step that is on disk, whole; waits for a save that is under way."""
+        self.wait()
+        return max(self._steps(), default=None)
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a step to restore."""
+        return bool(self._steps())
+
+    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """The newest step that is whole.
+
+        A damaged step is reported and moved to workdir/damaged once one before it is read.
+
+        Args:
+          template: arrays, or shapes with dtype and sharding; the state is placed as they are.
+
+        Returns:
+          (state, the position it was saved with).
+
+        Raises:
+          UserError: where no step can be read, or they are of another model.
+        """
+        damaged: list[int] = []
+        reason = "none is there"
+        for step in reversed(self._steps()):
+            loaded, reason = self._load(step, template)
+            if loaded is not None:
+                if damaged:
+                    self._latest.close()
+                    self._set_aside("checkpoints", damaged)
+                    self._latest = _open(self._workdir / "checkpoints", self._keep)
+                return loaded["state"], dict(loaded["data"])
+            damaged.append(step)
+            log.warning("step %s is damaged (%s); taking the one before it", step, reason)
+        raise UserError(
+            f"{self._latest.directory}: no step can be read ({reason}). Choose a new --workdir, or "
+            "remove this folder to start over."
+        )
+
+    def _steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._latest.checkpoints]
+
+    def _load(self, step: int, template: TrainState) -> tuple[dict[str, Any] | None, str]:
+        """(what the step holds, ""), or (None, why it is damaged). Equal on all processes."""
+        # One process reads the files for all.
+        reason = _damage(Path(self._latest.directory) / str(step)) if _first_process() else ""
+        loaded = None
+        if _all_well(not reason):
+            try:
+                metadata = _metadata(self._latest, step)
+                _check_same_model(metadata["state"], template, self._latest.directory)
+                targets = {
+                    "state": jax.tree.map(_abstract, template),
+                    "data": metadata["data"],  # as it was saved: older versions kept less
+                }
+                loaded = self._latest.load_checkpointables(step, targets)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a damaged file makes the reader raise
+                reason = _first_line(error)
+        if not _all_well(loaded is not None):
+            return None, reason or "another process cannot read it"
+        return loaded, ""
+
+    def _set_aside(self, folder: str, damaged: list[int]) -> None:
+        """Left where they are they would count as the newest, and nothing after them be kept."""
+        if _first_process():
+            for step in damaged:
+                target = self._workdir / "damaged" / f"{folder}-{step}"
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(exist_ok=True)
+                (self._workdir / folder / str(step)).rename(target)
+        _all_well(True)  # nobody looks before they are gone
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
@@ -89,6 +161,83 @@ class Checkpoints:
         self._best.close()
 
 
+def _open(root: Path, keep: int) -> ocp.training.Checkpointer:
+    """A writer of steps below `root`; what an interrupted save left there is removed."""
+
+    def write_hashes() -> None:
+        # Orbax calls this when the files are complete and the folder has its temporary name still.
+        for folder in root.glob("*.orbax-checkpoint-tmp"):
+            write_json(folder / HASHES, _hashes(folder))
+
+    context = ocp.Context()
+    context.asynchronous.post_finalization_callback = write_hashes
+    return ocp.training.Checkpointer(
+        root,
+        context=context,
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=True,
+    )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that Orbax is done with, by path inside the step's folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        # Files at the top are Orbax's own notes, the time of the commit among them.
+        if path.is_file() and len(inside.parts) > 1:
+            with path.open("rb") as file:
+                found[inside.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _damage(folder: Path) -> str:
+    """What differs from the hashes, in words; "" where nothing does, or there are none."""
+    try:
+        known = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""  # saved by a version without hashes
+    except (OSError, ValueError):
+        return f"{HASHES} cannot be read"
+    found = _hashes(folder)
+    changed = [name for name, value in known.items() if found.get(name) != value]
+    if not changed:
+        return ""
+    state = "is missing" if changed[0] not in found else "is not what was saved"
+    return f"{changed[0]} {state}"
+
+
+def _check_same_model(saved: Any, template: TrainState, directory: Any) -> None:
+    """Raises UserError naming the first array that differs in name or shape."""
+    here, there = _shapes(template), _shapes(saved)
+    if here != there:
+        name = sorted(n for n in {*here, *there} if here.get(n) != there.get(n))[0]
+        raise UserError(
+            f"{directory}: a checkpoint of another model: {name} has shape {there.get(name)} there "
+            f"and {here.get(name)} here. Choose a new --workdir, or use the code and config that "
+            "saved it."
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
+
+
+def _first_process() -> bool:
+    return jax.process_index() == 0
+
+
+def _all_well(well: bool) -> bool:
+    """Whether all processes are; they wait for each other here."""
+    if jax.process_count() == 1:
+        return well
+    return bool(multihost_utils.process_allgather(np.array(well)).all())
+
+
 def load_variables(workdir: str | Path, which: str = "best") -> tuple[int, dict[str, Any]]:
     """Parameters and model state of a finished or running workdir, as numpy arrays.
 
@@ -97,22 +246,49 @@ def load_variables(workdir: str | Path, which: str = "best") -> tuple[int, dict[
       which: "best" or "last".
 
     Returns:
-      (step, {"params", "model_state", "ema_params"}).
+      (step, {"params", "model_state", "ema_params"}). A damaged last step is reported and the one
+      before it taken.
 
     Raises:
-      UserError: where there is no such checkpoint.
+      UserError: where there is no such checkpoint, or none that is whole.
     """
     root = Path(workdir).resolve() / {"best": "best", "last": "checkpoints"}[which]
     if not root.is_dir():
         raise UserError(f"{workdir}: no {which} checkpoint. Is it the --workdir of a training run?")
     with ocp.training.Checkpointer(root) as checkpointer:
-        if checkpointer.latest is None:
+        steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+        if not steps:
             raise UserError(f"{root}: no finished checkpoint yet. Rerun the training command.")
-        step = checkpointer.latest.step
-        metadata = checkpointer.checkpointables_metadata(step).metadata["state"]
-        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-        state = checkpointer.load_checkpointables(step, {"state": target})["state"]
-    return step, {name: state[name] for name in ("params", "model_state", "ema_params")}
+        for step in reversed(steps):
+            if not (damage := _damage(root / str(step))):
+                try:
+                    state = _load_state(checkpointer, step)
+                except Exception as error:  # whatever a damaged file makes the reader raise
+                    damage = _first_line(error)
+                else:
+                    names = ("params", "model_state", "ema_params")
+                    return step, {name: state[name] for name in names}
+            log.warning("%s: step %s is damaged (%s)", root, step, damage)
+    way_out = "Use the last checkpoint instead" if which == "best" else "Train again"
+    raise UserError(f"{root}: step {steps[0]} is damaged ({damage}). {way_out}.")
+
+
+def _metadata(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
+    """Shapes and dtypes of what a step holds. Orbax gives None for what it cannot read."""
+    metadata = checkpointer.checkpointables_metadata(step).metadata
+    if metadata.get("state") is None:
+        raise ValueError("its metadata cannot be read")
+    return metadata
+
+
+def _load_state(checkpointer: ocp.training.Checkpointer, step: int) -> Any:
+    metadata = _metadata(checkpointer, step)["state"]
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+    return checkpointer.load_checkpointables(step, {"state": target})["state"]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def warm_start(params: Any, source: Any, prefix: str = "backbone") -> tuple[Any, list[str]]:

@@ -3,42 +3,47 @@
 Order of a resume: config checked -> data opened -> model initialised -> warm start -> newest
 checkpoint over it -> data stream set to the steps done. Order of an iteration: the batch of step n
 is dispatched, then the metrics of step n - 1 are fetched, so that the device never waits for a log.
+
+With several processes all of them run this; only the first one writes anything but checkpoints.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
-import math
 import time
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from osteojax import __version__, objectives
+from osteojax import objectives
 from osteojax.checkpoints import Checkpoints, load_variables, warm_start
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.pipeline import evaluation_batches, training_batches
 from osteojax.errors import UserError
-from osteojax.files import write_json
+from osteojax.train.health import Health, keep_evidence
 from osteojax.train.optim import adamw_direction, duration_steps, schedule
 from osteojax.train.parallel import DataParallel
+from osteojax.train.profile import Profile
 from osteojax.train.step import make_step
-from osteojax.train.timing import Stopwatch
+from osteojax.train.stop import Stopped, StopSignals
+from osteojax.train.timing import Start, Stopwatch, device_memory
+from osteojax.train.workdir import check_devices, check_processes, claim
 from osteojax.train.writer import Writer
 from osteojax.types import TrainState
 
-log = logging.getLogger(__name__)
 
-
-def train(config: ConfigDict, workdir: str | Path, data: str | Path) -> dict[str, float]:
+def train(
+    config: ConfigDict, workdir: str | Path, data: str | Path, *, profile: bool = False
+) -> dict[str, float]:
     """Runs or resumes an experiment.
 
     Args:
@@ -46,53 +51,30 @@ def train(config: ConfigDict, workdir: str | Path, data: str | Path) -> dict[str
       workdir: where config.json, manifest.json, metrics.jsonl, tensorboard/, checkpoints/ and best/
         are written.
       data: folder that `osteojax prepare` wrote.
+      profile: write a trace of a few steps to workdir/profile.
 
     Returns:
       the metrics of the best validation.
 
     Raises:
       UserError: for what the user can mend: a config that differs from the workdir's, too few
-        vertebrae, a device count that does not fit, a loss that is not finite.
+        vertebrae, a device count that does not fit, a loss that is not finite or diverges.
+      Stopped: after SIGTERM or SIGINT; everything is saved.
     """
     workdir = Path(workdir)
+    start = Start()
     cohort = PreparedCohort(data)
-    _claim(workdir, config, cohort)
+    check_devices()
+    check_processes(config, cohort)
+    claim(workdir, config, cohort)
     run = _Run(config, workdir, cohort)
     try:
-        return run.finish()
-    finally:
-        run.close()
-
-
-def _claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
-    """Writes the config and the manifest, or checks that they are those of an earlier start."""
-    wanted = json.loads(config.to_json())
-    path = workdir / "config.json"
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))["config"]
-        if differences := _differences(found, wanted):
-            raise UserError(
-                f"{workdir} holds a run with another config: {'; '.join(differences[:6])}. Use the "
-                "same config to resume, or another --workdir."
-            )
-        known = (workdir / "manifest.json").read_text(encoding="utf-8")
-        if known != (cohort.directory / "manifest.json").read_text(encoding="utf-8"):
-            raise UserError(
-                f"{workdir} was trained on another cohort than {cohort.directory}. Use the same "
-                "--data to resume, or another --workdir."
-            )
-    elif jax.process_index() == 0:
-        cohort.manifest.save(workdir)
-        write_json(path, {"config": wanted, "osteojax": __version__, "data": str(cohort.directory)})
-
-
-def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        parts = []
-        for key in sorted({*found, *wanted}):
-            parts += _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
-        return parts
-    return [] if found == wanted else [f"{name} was {found!r}, is {wanted!r}"]
+        best = run.finish(start, profile)
+    except BaseException:
+        run.close(failed=True)
+        raise
+    run.close()
+    return best
 
 
 class _Run:
@@ -106,11 +88,11 @@ class _Run:
         self.objective.check_devices(self.devices.num_devices)
         self.rows = self.objective.training_rows()
         cohort.check_no_leak(self.rows)
-        if len(self.rows) == 0:
+        if len(self.rows) < config.batch_size:
             raise UserError(
-                f"{cohort.directory}: no vertebra to train on after the config's selection; the "
-                f"manifest counts {cohort.manifest.counts}. See data.labelled_too and "
-                "data.unlabelled_too."
+                f"{cohort.directory}: {len(self.rows)} vertebrae to train on after the config's "
+                f"selection, and batch_size is {config.batch_size}; the manifest counts "
+                f"{cohort.manifest.counts}. See data.labelled_too and data.unlabelled_too."
             )
         self.total_steps = duration_steps(config, "train", len(self.rows))
         self.eval_steps = duration_steps(config, "eval", len(self.rows))
@@ -119,46 +101,55 @@ class _Run:
             adamw_direction(config), schedule(config, len(self.rows))
         )
         self.step = make_step(self.objective.loss, optimizer, self.devices, config.optim.ema_decay)
+        self.workdir = workdir
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        self.position: dict[str, float] = {}
+        self.pending: tuple[int, Any, np.ndarray] | None = None
         self.state = self._initial_state(optimizer)
+        self.health = Health(self.position)
         self.first_step = int(self.state.step)
         self.best = self.checkpoints.best_metrics()
         self.writer = Writer(workdir, self.first_step)
         self.key = jax.random.key(config.seed)
 
-    def _initial_state(self, optimizer: Any) -> TrainState:
+    def _initial_state(self, optimizer: optax.GradientTransformation) -> TrainState:
+        if not self.checkpoints.started:
+            return self.devices.replicate(self._new_state(optimizer, self.config.get("init_from")))
+        # Shapes are enough to restore into; nothing is compiled or drawn to be thrown away.
+        shapes = jax.eval_shape(lambda: self._new_state(optimizer, None))
+        restored = self.checkpoints.restore(self.devices.replicated_like(shapes))
+        state, self.position = restored
+        if self.position["batches_seen"] != int(state.step):
+            raise UserError(
+                f"checkpoint of step {int(state.step)} says that {self.position['batches_seen']} "
+                "batches were read: it is damaged. Remove that step's folder and rerun."
+            )
+        _say(f"resuming at step {int(state.step)} of {self.total_steps}")
+        return state
+
+    def _new_state(
+        self, optimizer: optax.GradientTransformation, init_from: str | None
+    ) -> TrainState:
         _, example = next(
             evaluation_batches(self.cohort, self.rows[:2], self.objective.view, batch_size=2)
         )
         init_key = jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 1)
         params, model_state = self.objective.init(init_key, example)
-        if self.config.get("init_from"):
-            params, model_state = _take_encoder(self.config.init_from, params, model_state)
+        if init_from:
+            params, model_state = _take_encoder(init_from, params, model_state)
         ema = params if self.config.optim.ema_decay is not None else None
-        state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), ema)
-        state = self.devices.replicate(state)
-        restored = self.checkpoints.restore(state)
-        if restored is None:
-            return state
-        state, batches_seen = restored
-        if batches_seen != int(state.step):
-            raise UserError(
-                f"checkpoint of step {int(state.step)} says that {batches_seen} batches were read: "
-                "it is damaged. Remove that step's folder and rerun."
-            )
-        print(f"resuming at step {batches_seen} of {self.total_steps}")
-        return state
+        return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), ema)
 
-    def finish(self) -> dict[str, float]:
+    def finish(self, start: Start, wants_profile: bool) -> dict[str, float]:
         """Trains to the end."""
         config, first = self.config, self.first_step
-        print(
+        _say(
             f"{config.objective.name}: {len(self.rows)} vertebrae, {self.total_steps} steps of "
-            f"{config.batch_size} on {self.devices.num_devices} "
-            f"{jax.devices()[0].device_kind} device(s)"
+            f"{config.batch_size} on {self.devices.num_devices} {jax.devices()[0].device_kind} "
+            f"device(s) in {jax.process_count()} process(es)"
         )
-        if first == 0 and config.eval_at_start:
-            self._validate(0)
+        if (first == 0 and config.eval_at_start) or self.position.get("owes_validation"):
+            self._validate(first)
         batches = training_batches(
             self.cohort,
             self.rows,
@@ -167,58 +158,111 @@ class _Run:
             seed=config.seed,
             first_step=first,
         )
-        watch = Stopwatch(config.batch_size, self.devices.num_devices)
-        pending: tuple[int, Any] | None = None
-        progress = tqdm(
-            total=self.total_steps,
-            initial=first,
-            desc=config.objective.name,
-            unit="step",
-            disable=jax.process_index() != 0,
-        )
-        with progress, logging_redirect_tqdm():
+        profile = Profile(self.workdir, first, self.total_steps, wants_profile)
+        metrics: Any = None
+        with self._bar(), logging_redirect_tqdm(), StopSignals() as signals:
             for step in range(first + 1, self.total_steps + 1):
-                start = time.perf_counter()
-                batch = self.devices.put(next(batches))
-                waited = time.perf_counter() - start
+                profile.before(step, metrics)
+                asked = time.perf_counter()
+                local = next(batches)
+                batch = self.devices.put(local)
+                waited = time.perf_counter() - asked
                 self.state, metrics = self.step(self.state, batch, self.key)
-                if pending is not None:
-                    self._look(*pending, watch, progress)
-                pending = step, metrics
-                watch.tick(waited)
-                progress.update()
-                last = step == self.total_steps
-                # Not just before the last one, which comes anyway.
-                look = last or (
-                    step % self.eval_steps == 0 and self.total_steps - step >= self.eval_steps / 2
-                )
-                if look or step % self.save_steps == 0:
-                    self._look(*pending, watch, progress)
-                    pending = None
-                    with watch.pause():
-                        if look:
-                            self._validate(step)
-                        self.checkpoints.save(self.state, step)
+                if step == first + 1:
+                    self._tell_first_step(start, metrics)
+                if profile.after(step, metrics):
+                    _say(f"wrote a trace to {self.workdir / 'profile'}")
+                self._look()
+                self.pending = step, metrics, local["index"]
+                self.watch.tick(waited)
+                self.progress.update()
+                self._save_or_stop(step, signals.received(step))
         self.checkpoints.wait()
         return self.best or {}
 
-    def _look(self, step: int, metrics: Any, watch: Stopwatch, progress: tqdm) -> None:
-        """Fetches a step's metrics; stops the run on a loss that is not finite; logs."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            self.writer.write(step, "train", values)
-            raise UserError(
-                f"the loss is {values['loss']} at step {step} (gradient norm "
-                f"{values['gradient_norm']:.3g}). The last checkpoint holds the steps before; "
-                "lower optim.learning_rate, or look at metrics.jsonl for when it began."
+    def _bar(self) -> tqdm:
+        """The progress bar. What it measures starts now."""
+        self.began = time.perf_counter()
+        self.watch = Stopwatch(self.config.batch_size, self.devices.num_devices)
+        self.progress = tqdm(
+            total=self.total_steps,
+            initial=self.first_step,
+            desc=self.config.objective.name,
+            unit="step",
+            disable=jax.process_index() != 0,
+        )
+        return self.progress
+
+    def _tell_first_step(self, start: Start, metrics: Any) -> None:
+        jax.block_until_ready(metrics)
+        values = start.report() | device_memory()
+        self.writer.write(self.first_step + 1, "start", values)
+        memory = values.get("device_memory_gib")
+        used = "" if memory is None else f", device memory {memory:.2f} GiB"
+        _say(
+            f"first step after {values['time_to_first_step_s']:.1f} s, of which compilation "
+            f"{values['compile_s']:.1f} s{used}"
+        )
+
+    def _save_or_stop(self, step: int, signal: Signals | None) -> None:
+        """What comes after a step: looking and saving when it is time, leaving when told to."""
+        last = step == self.total_steps
+        # Not just before the last one, which comes anyway.
+        look = last or (
+            step % self.eval_steps == 0 and self.total_steps - step >= self.eval_steps / 2
+        )
+        stop = signal is not None and not last
+        if not (look or stop or step % self.save_steps == 0):
+            return
+        self._look()
+        with self.watch.pause():
+            # Whoever sent the signal will not wait for a validation: the restart makes it.
+            if look and not stop:
+                self._validate(step)
+            hours = (time.perf_counter() - self.began) / 3600
+            self.checkpoints.save(
+                self.state,
+                {
+                    "batches_seen": step,
+                    "hours": self.position.get("hours", 0.0) + hours,
+                    "owes_validation": int(look and stop),
+                    **self.health.to_save(),
+                },
             )
+        if stop and signal is not None:
+            self.checkpoints.wait()
+            raise Stopped(step, signal)
+
+    def _look(self) -> None:
+        """Fetches the metrics that are pending; stops a run that is not well; logs."""
+        if self.pending is None:
+            return
+        step, metrics, rows = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if verdict := self.health.look(step, values):
+            self.writer.write(step, "train", values)
+            raise UserError(self._give_up(step, verdict, rows))
         if step % self.config.log_every_steps == 0 or step == self.total_steps:
-            self.writer.write(step, "train", values | watch.report())
-            progress.set_postfix(loss=f"{values['loss']:.3f}")
+            self.writer.write(step, "train", values | self.watch.report() | device_memory())
+            self.progress.set_postfix(loss=f"{values['loss']:.3f}")
+
+    def _give_up(self, step: int, verdict: str, rows: np.ndarray) -> str:
+        """Keeps the evidence; the message for the user."""
+        last = self.checkpoints.last_step
+        good = f"The last good checkpoint is step {last}" if last else "No step was saved before it"
+        evidence = self.workdir / "evidence" / f"step-{step}.json"
+        if jax.process_index() == 0:
+            keep_evidence(evidence, step, verdict, self.health, self.state, rows)
+        return (
+            f"{verdict}. {good}; the last metrics are in {evidence}. A rerun goes the same way: "
+            "start another --workdir with a lower optim.learning_rate."
+        )
 
     def _validate(self, step: int) -> None:
         """Validates, keeps the best, and puts refreshed running statistics into the state."""
         model_state, metrics = self.objective.validate(self.state, self.devices)
+        metrics = _of_first_process(metrics)
         self.state = dataclasses.replace(self.state, model_state=model_state)
         self.writer.write(step, "valid", metrics)
         name, sign = self.config.checkpoint.best_metric, 1.0
@@ -235,9 +279,27 @@ class _Run:
             finite = {k: v for k, v in self.best.items() if np.isfinite(v)}
             self.checkpoints.save_best(self.state, finite)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """`failed`: by an exception, which the other processes may not have met; waiting for them
+        could take for ever."""
         self.writer.close()
-        self.checkpoints.close()
+        if not failed or jax.process_count() == 1:
+            self.checkpoints.close()
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        tqdm.write(text)
+
+
+def _of_first_process(metrics: dict[str, float]) -> dict[str, float]:
+    """Process 0's numbers on all: a last bit that differs could make one save and another not."""
+    if jax.process_count() == 1:
+        return metrics
+    # As bits: jax would round them to 32.
+    bits = np.array(list(metrics.values()), np.float64).view(np.uint32)
+    same = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
+    return dict(zip(metrics, same.tolist(), strict=True))
 
 
 def _take_encoder(workdir: str, params: Any, model_state: Any) -> tuple[Any, Any]:
@@ -249,7 +311,7 @@ def _take_encoder(workdir: str, params: Any, model_state: Any) -> tuple[Any, Any
     )
     batch_stats, stats_taken = warm_start(model_state["batch_stats"], statistics)
     left = sorted(set(params) - {"backbone"})
-    print(
+    _say(
         f"warm start from {workdir}, step {step}: took {len(taken)} parameters and "
         f"{len(stats_taken)} statistics of the backbone; new: {', '.join(left)}"
     )

@@ -44,14 +44,22 @@ class DataParallel:
         """Over the first `num_devices` devices, all by default."""
         if engine not in ENGINES:
             raise UserError(f"engine is {engine!r}; choose one of {', '.join(ENGINES)}.")
-        devices = jax.devices()[:num_devices]
-        return cls(
-            jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices), engine
-        )
+        if engine == "pmap" and jax.process_count() > 1:
+            # Its results are each process's own, which no checkpoint can hold.
+            raise UserError("engine=pmap is for one process; with several, use engine=shard_map.")
+        # A process's devices side by side, so that its share of a batch is one piece. jax.make_mesh
+        # would follow the wires instead.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.array(devices[:num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
+        return cls(mesh, engine)
 
     @property
     def num_devices(self) -> int:
         return self.mesh.size
+
+    @property
+    def _devices(self) -> list[jax.Device]:
+        return list(self.mesh.devices.flat)
 
     def check_batch(self, batch_size: int) -> None:
         """Raises UserError if a global batch does not divide over the devices."""
@@ -64,8 +72,10 @@ class DataParallel:
     def put(self, local_batch: dict[str, np.ndarray]) -> Any:
         """This process's share of a batch -> the global batch, spread over the devices."""
         if self.engine == "pmap":
-            shape = (jax.local_device_count() if jax.process_count() > 1 else self.num_devices, -1)
-            return {k: v.reshape(*shape, *v.shape[1:]) for k, v in local_batch.items()}
+            return {
+                key: value.reshape(self.num_devices, -1, *value.shape[1:])
+                for key, value in local_batch.items()
+            }
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         return jax.make_array_from_process_local_data(sharding, local_batch)
 
@@ -79,17 +89,28 @@ class DataParallel:
         """Host or single-device arrays -> the same values on every device, in buffers of their own.
 
         A step donates its state: an array that stood in it twice, or was used elsewhere, would be
-        deleted under its other user.
+        deleted under its other user. With several processes the values are those of process 0.
         """
-        copies = jax.tree.map(jnp.copy, tree)
-        return jax.device_put(copies, NamedSharding(self.mesh, PartitionSpec()))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        if jax.process_count() > 1:
+            # Not device_put: it compares the processes' values first, and NaN differs from NaN.
+            host = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
+            return jax.make_array_from_process_local_data(everywhere, host)
+        return jax.device_put(jax.tree.map(jnp.copy, tree), everywhere)
+
+    def replicated_like(self, shapes: Any) -> Any:
+        """Shapes and dtypes -> the same, on every device: what to restore a checkpoint into."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+        )
 
     def map_step(self, step: Callable) -> Callable:
         """(state, share of batch, key) -> (state, metrics), both equal on all devices. The state
         passed in is donated (shard_map)."""
         if self.engine == "pmap":
             return jax.pmap(
-                step, AXIS, in_axes=(None, 0, None), out_axes=None, devices=self._pmap_devices()
+                step, AXIS, in_axes=(None, 0, None), out_axes=None, devices=self._devices
             )
         mapped = jax.shard_map(
             step,
@@ -102,9 +123,7 @@ class DataParallel:
     def map_reduce(self, function: Callable) -> Callable:
         """(variables, share of batch) -> values equal on all devices."""
         if self.engine == "pmap":
-            return jax.pmap(
-                function, AXIS, in_axes=(None, 0), out_axes=None, devices=self._pmap_devices()
-            )
+            return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=self._devices)
         mapped = jax.shard_map(
             function,
             mesh=self.mesh,
@@ -116,7 +135,7 @@ class DataParallel:
     def map_forward(self, function: Callable) -> Callable:
         """(variables, share of batch) -> per-example outputs; numpy arrays of the whole batch."""
         if self.engine == "pmap":
-            mapped = jax.pmap(function, AXIS, in_axes=(None, 0), devices=self._pmap_devices())
+            mapped = jax.pmap(function, AXIS, in_axes=(None, 0), devices=self._devices)
             return lambda variables, batch: jax.tree.map(
                 lambda out: np.asarray(out).reshape(-1, *out.shape[2:]), mapped(variables, batch)
             )
@@ -133,10 +152,6 @@ class DataParallel:
     def mean_gradients(self, gradients: Any) -> Any:
         """Gradients of the averaged loss, from what differentiation gave on each device."""
         return lax.pmean(gradients, AXIS) if self.engine == "pmap" else gradients
-
-    def _pmap_devices(self) -> list[jax.Device] | None:
-        # With several processes pmap wants its default, all of them.
-        return list(self.mesh.devices.flat) if jax.process_count() == 1 else None
 
 
 def _fetch(tree: Any) -> Any:

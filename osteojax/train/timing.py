@@ -1,10 +1,15 @@
-"""Throughput of training alone: compilation, validation and saving are not in it."""
+"""Throughput of training alone: compilation, validation and saving are not in it. And what comes
+before the first step."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator
+
+import jax
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class Stopwatch:
@@ -45,3 +50,36 @@ class Stopwatch:
         }
         self._start, self._steps, self._waited, self._paused = time.perf_counter(), 0, 0.0, 0.0
         return rates
+
+
+class Start:
+    """From the start of the program's work to the end of its first step.
+
+    Compilation includes whatever was compiled on the way: initialisation and a first validation.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._compile_s = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+
+    def _count(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILE_EVENT:
+            self._compile_s += duration_secs
+
+    def report(self) -> dict[str, float]:
+        """Call once, when the first step's results are there."""
+        jax.monitoring.unregister_event_duration_listener(self._count)
+        return {
+            "time_to_first_step_s": time.perf_counter() - self._start,
+            "compile_s": self._compile_s,
+        }
+
+
+def device_memory() -> dict[str, float]:
+    """Most memory this process's first device has held, GiB; nothing where the platform does not
+    say (CPU)."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" not in statistics:
+        return {}
+    return {"device_memory_gib": statistics["peak_bytes_in_use"] / 2**30}

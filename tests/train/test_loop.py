@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -12,6 +16,7 @@ import pytest
 from osteojax.checkpoints import load_variables
 from osteojax.errors import UserError
 from osteojax.train import loop
+from osteojax.train.stop import Stopped
 from tests.small_runs import fine_tuning, pretraining
 from tests.tiny_cohort import write_tiny_cohort
 
@@ -24,7 +29,7 @@ def pool(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(pool: Path, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("pretrained")
-    loop.train(pretraining(), workdir, pool)
+    loop.train(pretraining(), workdir, pool, profile=True)
     return workdir
 
 
@@ -48,6 +53,9 @@ def test_pretraining_leaves_what_it_should(pretrained: Path) -> None:
         assert f"valid/{key}" in valid[-1]
     assert any("train/img/s/device" in row for row in rows)
     assert list((pretrained / "tensorboard").iterdir())
+    assert list((pretrained / "profile").rglob("*.xplane.pb"))
+    (start,) = [row for row in rows if "start/compile_s" in row]
+    assert 0.0 < start["start/compile_s"] < start["start/time_to_first_step_s"]
     _, variables = load_variables(pretrained)
     stats = variables["model_state"]
     assert not same(stats["batch_stats"], stats["image_batch_stats"])
@@ -79,6 +87,36 @@ def test_a_resumed_run_is_bit_identical(pretrained: Path, pool: Path, tmp_path: 
     losses = {row["step"]: row["train/loss"] for row in log_of(workdir) if "train/loss" in row}
     expected = {row["step"]: row["train/loss"] for row in log_of(pretrained) if "train/loss" in row}
     assert losses == expected
+
+
+@pytest.mark.parametrize("stop_at", [3, 4])  # with a validation due, and without
+def test_sigterm_saves_and_the_rerun_is_bit_identical(
+    stop_at: int, pretrained: Path, pool: Path, tmp_path: Path
+) -> None:
+    put = loop.DataParallel.put
+    left = iter(range(stop_at - 1, -1, -1))
+
+    def told_to_stop(self, batch):
+        if len(next(iter(batch.values()))) == 8 and "map_ids" in batch and next(left, None) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(self, batch)
+
+    config = pretraining("--config.eval_at_start=false")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.DataParallel, "put", told_to_stop)
+        with pytest.raises(Stopped) as stopped:
+            loop.train(config, tmp_path, pool)
+    assert (stopped.value.step, stopped.value.status) == (stop_at, 75)
+    assert load_variables(tmp_path, "last")[0] == stop_at
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    loop.train(config, tmp_path, pool)
+    (_, straight), (_, resumed) = (
+        load_variables(pretrained, "last"),
+        load_variables(tmp_path, "last"),
+    )
+    assert same(straight["params"], resumed["params"])
+    validated = [row["step"] for row in log_of(tmp_path) if "valid/nmi_map" in row]
+    assert validated == [3, 6]
 
 
 def test_fine_tuning_takes_the_encoder(pretrained: Path, pool: Path, tmp_path, capsys) -> None:
@@ -114,15 +152,41 @@ def test_another_config_or_cohort_is_refused(pretrained: Path, pool: Path, tmp_p
         loop.train(pretraining(), pretrained, other)
 
 
+def test_a_run_of_an_older_version_goes_on(pretrained: Path, pool: Path, tmp_path, caplog) -> None:
+    """Its config lacks a field, its checkpoints hashes and all of the position but the step."""
+    workdir = tmp_path / "old"
+    shutil.copytree(pretrained, workdir)
+    path = workdir / "config.json"
+    written = json.loads(path.read_text())
+    del written["config"]["model"]["remat"]
+    path.write_text(json.dumps(written))
+    for hashes in workdir.rglob("hashes.json"):
+        hashes.unlink()
+    with caplog.at_level(logging.WARNING):
+        loop.train(pretraining(), workdir, pool)
+    assert "model.remat = False is new" in caplog.text
+    assert "damaged" not in caplog.text
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(pool: Path, tmp_path: Path) -> None:
-    config = fine_tuning("--config.optim.learning_rate=1e30")
-    with pytest.raises(UserError, match=r"loss is (nan|inf) at step [23]"):
-        loop.train(config, tmp_path / "run", pool)
+    config = fine_tuning("--config.optim.learning_rate=1e30", "--config.optim.save_steps=1")
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step [23]") as error:
+        loop.train(config, tmp_path, pool)
+    last, _ = load_variables(tmp_path, "last")
+    assert f"last good checkpoint is step {last}" in str(error.value)
+    (path,) = (tmp_path / "evidence").iterdir()
+    assert str(path) in str(error.value)
+    evidence = json.loads(path.read_text())
+    assert evidence["step"] == last + 1
+    assert [row["step"] for row in evidence["metrics"]] == list(range(1, last + 2))
+    assert any(name.startswith("params.") for name in evidence["not_finite"])
+    assert len(set(evidence["rows_of_the_batch"])) == config.batch_size
 
 
 def test_what_cannot_run_says_why(pool: Path, tmp_path: Path) -> None:
     cases = {
-        "no vertebra to train on": ("pool_without_unlabelled", ()),
+        "0 vertebrae to train on .* batch_size is 8": ("pool_without_unlabelled", ()),
+        "60 vertebrae to train on .* batch_size is 64": (None, ("--config.batch_size=64",)),
         "choose one of": (None, ("--config.checkpoint.best_metric=accuracy",)),
         "queue_size 4 is below": (None, ("--config.objective.queue_size=4",)),
         "before the run": (None, ("--config.optim.warmup_steps=9",)),

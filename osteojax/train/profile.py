@@ -1,0 +1,40 @@
+"""`--profile`: a trace of a few steps once the run is warm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+WARM_UP_STEPS = 10
+TRACED_STEPS = 3
+
+
+class Profile:
+    """Traces `TRACED_STEPS` steps into `workdir/profile`, after `WARM_UP_STEPS` others (fewer where
+    the run is shorter). Nothing where it is not wanted.
+
+    TensorBoard's profile plugin, Perfetto and XProf read what it writes.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, total_steps: int, wanted: bool) -> None:
+        self._folder = workdir / "profile"
+        left = total_steps - first_step
+        self._start = first_step + 1 + max(0, min(WARM_UP_STEPS, left - TRACED_STEPS))
+        self._end = min(self._start + TRACED_STEPS - 1, total_steps)
+        self._wanted = wanted
+
+    def before(self, step: int, previous: Any) -> None:
+        """Call before `step` is dispatched, with what the step before it gave."""
+        if self._wanted and step == self._start:
+            jax.block_until_ready(previous)
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, step: int, result: Any) -> bool:
+        """Call when `step` was dispatched; True where the trace has just been written."""
+        if not self._wanted or step != self._end:
+            return False
+        jax.block_until_ready(result)
+        jax.profiler.stop_trace()
+        return True

@@ -1,0 +1,83 @@
+"""A workdir belongs to one config and one cohort; and what has to hold before a run starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from osteojax import __version__
+from osteojax.data.cohort import PreparedCohort
+from osteojax.errors import UserError
+from osteojax.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+def check_devices() -> None:
+    """Raises UserError where JAX finds nothing to train on."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"no device to train on: {reason}. Look at the driver, or set JAX_PLATFORMS=cpu."
+        ) from error
+
+
+def check_processes(config: ConfigDict, cohort: PreparedCohort) -> None:
+    """Raises UserError unless all processes were started for the same run."""
+    if jax.process_count() == 1:
+        return
+    manifest = (cohort.directory / "manifest.json").read_text(encoding="utf-8")
+    text = f"{__version__}\n{config.to_json(sort_keys=True)}\n{manifest}"
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    everyone = multihost_utils.process_allgather(digest)
+    if (everyone != everyone[0]).any():
+        raise UserError(
+            "the processes were started with different configs, cohorts or versions of osteojax. "
+            "Start the same command everywhere; only --process-id may differ."
+        )
+
+
+def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
+    """Writes the config and the manifest, or checks that they are those of an earlier start."""
+    wanted = json.loads(config.to_json())
+    path = workdir / "config.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))["config"]
+        if differences := _differences(found, wanted):
+            raise UserError(
+                f"{workdir} holds a run with another config: {'; '.join(differences[:6])}. Use the "
+                "same config to resume, or another --workdir."
+            )
+        known = (workdir / "manifest.json").read_text(encoding="utf-8")
+        if known != (cohort.directory / "manifest.json").read_text(encoding="utf-8"):
+            raise UserError(
+                f"{workdir} was trained on another cohort than {cohort.directory}. Use the same "
+                "--data to resume, or another --workdir."
+            )
+    elif jax.process_index() == 0:
+        cohort.manifest.save(workdir)
+        write_json(path, {"config": wanted, "osteojax": __version__, "data": str(cohort.directory)})
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    """Fields that differ, in words. A field that the earlier start did not know yet is not one."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        parts = []
+        for key in sorted({*found, *wanted}):
+            inner = f"{name}.{key}".lstrip(".")
+            if key not in found:
+                log.warning("%s = %r is new since this run began", inner, wanted[key])
+            else:
+                parts += _differences(found[key], wanted.get(key), inner)
+        return parts
+    return [] if found == wanted else [f"{name} was {found!r}, is {wanted!r}"]
