@@ -13,6 +13,7 @@ BENCHMARKS = {
     "texture": "texture maps: voxels/s against PyRadiomics",
     "conv3d": "3D convolution and ResNet34-3D: this build's lowering against XLA's and PyTorch",
     "storage": "texture pools on disk: bytes, errors, and vertebrae/s that training reads",
+    "online": "textures made in the training step: seconds a step, bytes saved, against offline",
 }
 
 

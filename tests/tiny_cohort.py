@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,13 +20,25 @@ from osteojax.data.schema import (
     map_spec,
 )
 
+if TYPE_CHECKING:
+    from data_prep.texture import TextureSettings
+
 DEVICES = ("hologic", "ge_lunar", "medix", "unknown")
 SPLITS = ("train",) * 5 + ("valid",) * 3 + ("test",) * 2
 
 
-def write_tiny_cohort(directory: Path, patients: int = 20, size: int = 16, seed: int = 0) -> Path:
+def write_tiny_cohort(
+    directory: Path,
+    patients: int = 20,
+    size: int = 16,
+    seed: int = 0,
+    *,
+    texture: TextureSettings | None = None,
+    stored: tuple[str, ...] = POOL,
+) -> Path:
     """Two lumbar and one thoracic vertebra a patient; the thoracic one has no DXA result. The
-    brightness of the image follows BMD."""
+    brightness of the image follows BMD. With `texture` the maps are the image's own, as `prepare`
+    makes them; else noise that resembles it."""
     rng = np.random.default_rng(seed)
     rows, records = [], []
     for patient in range(patients):
@@ -34,8 +48,10 @@ def write_tiny_cohort(directory: Path, patients: int = 20, size: int = 16, seed:
             row = _row(patient, level, bmd if labelled else None, position=len(rows))
             rows.append(row)
             volumes = _volumes(rng, bmd, size)
+            if texture:
+                volumes = {"image": volumes["image"], **_maps(volumes["image"], texture)}
             mask = np.ones((2, size, size, size), bool)
-            records += [json.dumps(row).encode(), *(v.tobytes() for v in volumes)]
+            records += [json.dumps(row).encode(), *(volumes[name].tobytes() for name in stored)]
             records.append(np.packbits(mask).tobytes())
     (directory / "shards").mkdir(parents=True)
     writer = ArrayRecordWriter(
@@ -49,7 +65,8 @@ def write_tiny_cohort(directory: Path, patients: int = 20, size: int = 16, seed:
     maps = (image_spec(), *(map_spec(name, 25.0) for name in POOL[1:]))
     Manifest(
         size=size, spacing_mm=96 / size, maps=maps, devices=DEVICES, bmd_mean=0.85, bmd_std=0.2,
-        texture={}, shards=({"name": "pool-00000-of-00001.array_record", "vertebrae": len(rows)},),
+        texture=dataclasses.asdict(texture) if texture else {}, stored=stored,
+        shards=({"name": "pool-00000-of-00001.array_record", "vertebrae": len(rows)},),
         counts={}, settings={}, label_scheme="verse", code_version="test",
     ).save(directory)  # fmt: skip
     return directory
@@ -68,9 +85,17 @@ def _row(patient: int, level: str, bmd: float | None, position: int) -> dict:
     }  # fmt: skip
 
 
-def _volumes(rng: np.random.Generator, bmd: float, size: int) -> list[np.ndarray]:
+def _volumes(rng: np.random.Generator, bmd: float, size: int) -> dict[str, np.ndarray]:
     image = 40 + 120 * bmd + 10 * rng.normal(size=(size, size, size))
     noise = [rng.normal(scale=8, size=(size, size, size)) for _ in POOL[1:]]
     factors = (1.0, 0.9, 0.4, 0.5)
     maps = [factor * image + n for factor, n in zip(factors, noise, strict=True)]
-    return [np.clip(v, 0, 239).astype(np.uint8) for v in (image, *maps)]
+    volumes = [np.clip(v, 0, 239).astype(np.uint8) for v in (image, *maps)]
+    return dict(zip(POOL, volumes, strict=True))
+
+
+def _maps(image: np.ndarray, texture: TextureSettings) -> dict[str, np.ndarray]:
+    from data_prep.texture import texture_pool  # most tests need no maps
+
+    pool = texture_pool(image, None, texture)
+    return {name: map_spec(name, texture.bin_width).encode(pool[name]) for name in POOL[1:]}

@@ -50,6 +50,12 @@ def pair_choices(sampler: str) -> np.ndarray:
     return np.array(pairs, np.int32)
 
 
+def _draw_pair(sampler: str, rng: np.random.Generator) -> np.ndarray:
+    """i32[2] map ids in random order."""
+    choices = pair_choices(sampler)
+    return rng.permutation(choices[rng.integers(len(choices))]).astype(np.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class PoolPair:
     """Two distinct members of a vertebra's pool, in random order: the views s and t of eq. 1."""
@@ -57,12 +63,26 @@ class PoolPair:
     sampler: str = "uniform"
 
     def __call__(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
-        choices = pair_choices(self.sampler)
-        pair = rng.permutation(choices[rng.integers(len(choices))])
+        pair = _draw_pair(self.sampler, rng)
         return {
             "index": np.int32(row),
             "codes": cohort.members(row, [POOL[i] for i in pair]),
-            "map_ids": pair.astype(np.int32),
+            "map_ids": pair,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageForPair:
+    """What `PoolPair` shows, as its image and which members to make of it (`data/online.py`)."""
+
+    sampler: str = "uniform"
+
+    def __call__(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
+        pair = _draw_pair(self.sampler, rng)
+        return {
+            "index": np.int32(row),
+            "image": cohort.members(row, ["image"])[0],
+            "map_ids": pair,
         }
 
 

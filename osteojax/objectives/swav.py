@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from osteojax.data.augment import augment, network_input
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.views import PoolPair, Supervised, pair_choices
+from osteojax.data.online import online_texture
+from osteojax.data.views import ImageForPair, PoolPair, Supervised, pair_choices
 from osteojax.errors import UserError
 from osteojax.models import build_backbone
 from osteojax.models.heads import Projector, Prototypes, l2_normalise
@@ -82,7 +83,8 @@ class SwAV:
         self.config, self.cohort = config, cohort
         settings = config.objective
         pair_choices(config.data.pairs)  # a typo fails before any work
-        self.view: Callable = PoolPair(config.data.pairs)
+        self._online = online_texture(config.data.textures, cohort)
+        self.view: Callable = (ImageForPair if self._online else PoolPair)(config.data.pairs)
         self.model = SwAVModel(
             backbone=build_backbone(config.model, AXIS),
             projector=Projector(settings.projector_dim, settings.prototype_dim, AXIS),
@@ -111,7 +113,8 @@ class SwAV:
             backbone=self.model.backbone.clone(axis_name=None),
             projector=self.model.projector.clone(axis_name=None),
         )
-        x = self._input(jnp.asarray(batch["codes"][:2, 0]), jnp.zeros(2, jnp.int32))
+        space = jax.eval_shape(self._members, batch).shape[2:]
+        x = self._input(jnp.zeros((2, *space), jnp.uint8), jnp.zeros(2, jnp.int32))
         variables = jax.jit(partial(unbound.init, train=False))(key, x, jnp.zeros(2, jnp.int32))
         state = {
             "batch_stats": variables["batch_stats"],
@@ -128,12 +131,18 @@ class SwAV:
     def _input(self, codes: Array, map_ids: Array) -> Array:
         return network_input(codes, map_ids, self._map_affine, self.config.model.rank)
 
+    def _members(self, batch: Batch) -> Array:
+        """uint8[B, V, D, H, W]: the members of the pool that a batch shows, as read or as made."""
+        if self._online and "image" in batch:
+            return self._online.members(batch["image"], batch["map_ids"])
+        return batch["codes"]
+
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, key: Array, step: Array
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
         """Eq. 1 plus the diversity term, over the global batch."""
         settings = self.config.objective
-        codes_BVDHW = augment(batch["codes"], batch["index"], key, self.config.data.augment)
+        codes_BVDHW = augment(self._members(batch), batch["index"], key, self.config.data.augment)
         views = codes_BVDHW.shape[0], codes_BVDHW.shape[1]
         # Both views in one pass: one set of batch statistics, one large matrix product.
         map_ids = batch["map_ids"].reshape(-1)
@@ -300,7 +309,7 @@ class SwAV:
         return {"rows": rows, **outputs}
 
     def _forward_pair(self, variables: Any, batch: Batch) -> dict[str, Array]:
-        codes, map_ids = batch["codes"], batch["map_ids"]
+        codes, map_ids = self._members(batch), batch["map_ids"]
         flat_ids = map_ids.reshape(-1)
         x = self._input(codes.reshape(-1, *codes.shape[2:]), flat_ids)
         outputs = self._apply(variables, x, flat_ids, train=False)

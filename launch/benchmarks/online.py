@@ -1,0 +1,336 @@
+"""Textures offline or online: what making the maps in the training step costs, and what it saves.
+
+One pre-training step of configs/tp_swav_resnet34.py, from stored codes of two members of the pool
+and from the stored image alone (data.textures=online), one after the other in turn, from a batch
+that lies on the device. Beside them the maps alone, by every way of making them. With --data the
+images, their size, the texture settings and the bytes on disk are a prepared folder's; without,
+images are smooth noise and bytes are raw.
+
+Textures come before everything else in a step and share nothing with it, so their share is the
+time of that part alone over the time of the online step; the difference of the two steps, which
+carries the noise of both, stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from scipy import ndimage
+
+from configs.tp_swav_resnet34 import get_config
+from launch.benchmarks import measure
+from osteojax import objectives
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.online import MAPS, OnlineTexture, online_texture
+from osteojax.data.schema import IMAGE_ONLY, POOL, Manifest, image_spec, map_spec
+from osteojax.data.views import pair_choices
+from osteojax.errors import UserError
+from osteojax.ops.chosen_maps import chosen_maps
+from osteojax.ops.grey_levels import levels_from_codes
+from osteojax.train.optim import adamw_direction
+from osteojax.train.parallel import DataParallel
+from osteojax.train.step import make_step
+from osteojax.types import TrainState
+
+MOST_OF_A_STEP = 0.05
+"""Textures may cost this share of a step; above it a folder that stores the maps is better."""
+DISK_SAMPLE = 32
+"""Vertebrae whose records are written out to be weighed."""
+LOWERINGS = ("batched", "one_by_one", "all_maps_then_select")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, default=96, help="edge in voxels (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="vertebrae a step (%(default)s)")
+    parser.add_argument("--radius", type=int, default=3, help="kernel radius (%(default)s)")
+    parser.add_argument("--width", type=int, default=64, help="of the network (%(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="prepared folder: its images, size and settings"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="writes environment and rows")
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("size", "batch", "radius", "width", "repeats"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: numbers from 1 are needed.")
+    cohort = PreparedCohort(args.data) if args.data else _stand_in(args.size, args.radius)
+    texture = online_texture("online", cohort)
+    assert texture is not None
+    images = _images(cohort, args.batch)
+    map_ids = np.random.default_rng(0).permuted(
+        np.resize(pair_choices("uniform"), (args.batch, 2)), axis=1
+    )
+    settings = {
+        "image_size": cohort.manifest.size,
+        "batch_size": args.batch,
+        "kernel_radius": texture.kernel_radius,
+        "width": args.width,
+        "dtype": args.dtype,
+    }
+    rows = _map_rows(texture, images, map_ids, args.repeats)
+    rows += _step_rows(cohort, texture, images, map_ids, args)
+    rows.append(_saved_row(cohort, texture, args.batch))
+    rows.append(_verdict(rows))
+    rows = [settings | row for row in rows]
+    for row in rows:
+        print(_line(row))
+    if args.json:
+        measure.write_results(args.json, measure.environment("flax"), rows)
+        print(f"written to {args.json}")
+    return 0
+
+
+def _stand_in(size: int, radius: int) -> Any:
+    """What the objective reads of a cohort before it validates: a manifest and a folder's name."""
+    manifest = Manifest(
+        size=size,
+        spacing_mm=96 / size,
+        maps=(image_spec(), *(map_spec(name, 25.0) for name in MAPS)),
+        devices=("unknown",),
+        bmd_mean=0.0,
+        bmd_std=1.0,
+        texture={"bin_width": 25.0, "kernel_radius": radius, "domain": "box", "engine": "jax"},
+        shards=(),
+        counts={},
+        settings={},
+        label_scheme="none",
+        code_version="benchmark",
+    )
+    return SimpleNamespace(manifest=manifest, directory=Path("benchmark"))
+
+
+def _images(cohort: Any, count: int) -> np.ndarray:
+    """uint8[count, D, H, W] image codes: of the folder's first vertebrae, or of smooth noise."""
+    if isinstance(cohort, PreparedCohort):
+        rows = np.resize(np.arange(len(cohort)), count)
+        return np.stack([cohort.members(int(row), ["image"])[0] for row in rows])
+    size = cohort.manifest.size
+    noise = np.random.default_rng(0).normal(size=(count, size, size, size))
+    smooth = ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5))
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    return np.minimum(240 * smooth, 239).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- the maps alone
+
+
+def _map_rows(
+    texture: OnlineTexture, images: np.ndarray, map_ids: np.ndarray, repeats: int
+) -> list[dict[str, Any]]:
+    """Every way of making the chosen maps, and the members with quantisation."""
+    stacked = np.repeat(images, map_ids.shape[1], axis=0)
+    levels = levels_from_codes(stacked, texture.codes_per_level)
+    ids = jnp.asarray(map_ids.reshape(-1) - 1)
+    made = int((map_ids > 0).sum()) * images[0].size  # members that are the image cost no map
+    runs: dict[str, Callable[[], Any]] = {
+        name: functools.partial(_maps(texture, name), levels, ids) for name in LOWERINGS
+    }
+    members = jax.jit(texture.members)
+    runs["members"] = functools.partial(members, jnp.asarray(images), jnp.asarray(map_ids))
+    rows = []
+    for name, once in runs.items():
+        timing = measure.seconds(once, repeats)
+        rows.append(
+            {"measurement": "maps", "lowering": name, "seconds": timing["median"]}
+            | {"seconds_min": timing["min"], "seconds_max": timing["max"]}
+            | {"map_voxels_per_second": made / timing["median"]}
+        )
+    return rows
+
+
+def _maps(texture: OnlineTexture, lowering: str) -> Callable[..., jax.Array]:
+    settings: dict[str, Any] = {
+        "kernel_radius": texture.kernel_radius,
+        "num_levels": texture.num_levels,
+    }
+    if lowering != "all_maps_then_select":
+        return jax.jit(lambda v, i: chosen_maps(v, i, MAPS, lowering=lowering, **settings))
+
+    def all_maps(levels: jax.Array, ids: jax.Array) -> jax.Array:
+        result = levels.astype(jnp.float32)
+        for index, name in enumerate(MAPS):
+            one = chosen_maps(levels, 0 * ids, (name,), lowering="batched", **settings)
+            result = jnp.where((ids == index)[:, None, None, None], one, result)
+        return result
+
+    return jax.jit(all_maps)
+
+
+# ---------------------------------------------------------------- the training step
+
+
+def _step_rows(
+    cohort: Any,
+    texture: OnlineTexture,
+    images: np.ndarray,
+    map_ids: np.ndarray,
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Seconds per step of both, taken in turn so that a slow minute hits both."""
+    shared = {"index": np.arange(len(images), dtype=np.int32), "map_ids": map_ids}
+    members = np.asarray(jax.jit(texture.members)(images, map_ids))
+    batches = {"offline": {"codes": members}, "online": {"image": images}}
+    whole = SimpleNamespace(  # offline, the objective wants a folder that stores the maps
+        manifest=_with_all_maps(cohort.manifest), directory=cohort.directory
+    )
+    steps: dict[str, Callable[[], Any]] = {}
+    compile_seconds, times = {}, {name: [] for name in batches}  # type: dict, dict
+    for name, batch in batches.items():
+        config = _config(args, name)
+        start = time.perf_counter()
+        steps[name] = _stepper(config, whole, batch | shared)
+        jax.block_until_ready(steps[name]())
+        compile_seconds[name] = time.perf_counter() - start
+    for _ in range(args.repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            jax.block_until_ready(step())
+            times[name].append(time.perf_counter() - start)
+    return [
+        {
+            "measurement": "step",
+            "textures": name,
+            "step_seconds": statistics.median(taken),
+            "step_seconds_min": min(taken),
+            "step_seconds_max": max(taken),
+            "compile_seconds": compile_seconds[name],
+        }
+        for name, taken in times.items()
+    ]
+
+
+def _with_all_maps(manifest: Manifest) -> Manifest:
+    return Manifest(**{**vars(manifest), "stored": POOL})
+
+
+def _config(args: argparse.Namespace, textures: str) -> ConfigDict:
+    config = get_config()
+    config.batch_size = args.batch
+    config.model.width, config.model.dtype = args.width, args.dtype
+    config.data.textures = textures
+    return config
+
+
+def _stepper(config: ConfigDict, cohort: Any, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
+    """A call that takes one step, from the state that the last one left."""
+    objective = objectives.load(config, cohort)
+    devices = DataParallel.create(config.engine)
+    devices.check_batch(config.batch_size)
+    optimizer = objective.optimizer(adamw_direction(config), optax.constant_schedule(1e-4))
+    step = make_step(objective.loss, optimizer, devices, config.optim.ema_decay)
+    params, model_state = objective.init(jax.random.key(0), batch)
+    state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), None)
+    held, placed, key = [devices.replicate(state)], devices.put(batch), jax.random.key(1)
+
+    def once() -> Any:
+        held[0], metrics = step(held[0], placed, key)
+        return metrics
+
+    return once
+
+
+# ---------------------------------------------------------------- what is saved
+
+
+def _saved_row(cohort: Any, texture: OnlineTexture, batch: int) -> dict[str, Any]:
+    """Bytes on disk by vertebra, and bytes of codes that a step reads and moves."""
+    voxels = cohort.manifest.size**3
+    plane_bytes = -(-2 * voxels // 8)
+    disk = {name: len(stored) * voxels + plane_bytes for name, stored in _STORED.items()}
+    if isinstance(cohort, PreparedCohort):
+        disk = _disk_bytes(cohort, texture)
+    return {
+        "measurement": "bytes",
+        "disk_compressed": isinstance(cohort, PreparedCohort),
+        "disk_bytes_per_vertebra_offline": disk["offline"],
+        "disk_bytes_per_vertebra_online": disk["online"],
+        "input_bytes_per_step_offline": 2 * batch * voxels,
+        "input_bytes_per_step_online": batch * voxels,
+    }
+
+
+_STORED = {"offline": POOL, "online": IMAGE_ONLY}
+
+
+def _disk_bytes(cohort: PreparedCohort, texture: OnlineTexture) -> dict[str, float]:
+    """Bytes of a shard by vertebra, of both kinds of folder, from a sample of this one."""
+    from data_prep.records import write_records
+
+    sample = np.unique(np.linspace(0, len(cohort) - 1, DISK_SAMPLE).astype(int))
+    make = jax.jit(texture.members)
+    vertebrae = []
+    for row in map(int, sample):
+        image = cohort.members(row, ["image"])
+        pool = np.asarray(make(image, np.arange(len(POOL), dtype=np.int32)[None]))[0]
+        meta, mask = cohort.records(row, ["meta", "mask"])
+        vertebrae.append((meta, dict(zip(POOL, pool, strict=True)), mask))
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, stored in _STORED.items():
+            path = Path(folder) / f"{name}.array_record"
+            records = [[m, *(pool[s].tobytes() for s in stored), k] for m, pool, k in vertebrae]
+            write_records(path, records)
+            sizes[name] = path.stat().st_size / len(vertebrae)
+    return sizes
+
+
+# ---------------------------------------------------------------- in words
+
+
+def _verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    steps = {row["textures"]: row["step_seconds"] for row in rows if row["measurement"] == "step"}
+    alone = next(row["seconds"] for row in rows if row.get("lowering") == "members")
+    share = alone / steps["online"]
+    return {
+        "measurement": "verdict",
+        "texture_share_of_step": share,
+        "step_difference": (steps["online"] - steps["offline"]) / steps["online"],
+        "use": "online" if share <= MOST_OF_A_STEP else "offline",
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["measurement"] == "maps":
+        return (
+            f"maps, {row['lowering']}: {1e3 * row['seconds']:.1f} ms "
+            f"({1e3 * row['seconds_min']:.1f}-{1e3 * row['seconds_max']:.1f}), "
+            f"{row['map_voxels_per_second'] / 1e9:.3g} Gvoxel/s of chosen maps"
+        )
+    if row["measurement"] == "step":
+        return (
+            f"step, {row['textures']}: {row['image_size']}^3 x {row['batch_size']}, width "
+            f"{row['width']}, {row['dtype']}: {row['step_seconds']:.4g} s "
+            f"({row['step_seconds_min']:.4g}-{row['step_seconds_max']:.4g}), ready in "
+            f"{row['compile_seconds']:.0f} s"
+        )
+    if row["measurement"] == "bytes":
+        kind = "on disk" if row["disk_compressed"] else "raw"
+        return (
+            f"bytes {kind} a vertebra: {row['disk_bytes_per_vertebra_offline'] / 1e6:.2f} MB with "
+            f"all maps, {row['disk_bytes_per_vertebra_online'] / 1e6:.2f} MB with the image alone; "
+            f"input a step: {row['input_bytes_per_step_offline'] / 1e6:.1f} MB and "
+            f"{row['input_bytes_per_step_online'] / 1e6:.1f} MB"
+        )
+    return (
+        f"textures are {row['texture_share_of_step']:.1%} of the online step (the steps differ by "
+        f"{row['step_difference']:.1%}): use data.textures={row['use']} "
+        f"(limit {MOST_OF_A_STEP:.0%})"
+    )

@@ -1,0 +1,127 @@
+"""Textures made where they are used: from stored images to members of the pool, on the device.
+
+`data.textures = "online"` reads the image of a vertebra once and makes the two members that a step
+shows inside the jitted step; a prepared folder then needs the image alone (`schema.IMAGE_ONLY`).
+Maps are quantised with the manifest's own `MapSpec`s, so that augmentation, normalisation and the
+network see what an offline folder would have given them, up to a code where float32 rounds a tie
+the other way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from osteojax.data.schema import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL, MapSpec
+from osteojax.errors import UserError
+from osteojax.ops.chosen_maps import chosen_maps
+from osteojax.ops.grey_levels import levels_from_codes
+
+if TYPE_CHECKING:
+    from osteojax.data.cohort import PreparedCohort
+
+TEXTURES = ("offline", "online")
+MAPS = POOL[1:]
+_SETTINGS = ("bin_width", "kernel_radius", "domain", "engine")
+"""What a manifest may say of its textures; a setting this does not know would change the maps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineTexture:
+    """Image codes and map ids -> codes of those members of the pool; jittable, no parameters.
+
+    Attributes:
+      kernel_radius: voxels.
+      codes_per_level: image codes per grey level.
+      specs: storage of the four maps, in `MAPS` order.
+    """
+
+    kernel_radius: int
+    codes_per_level: int
+    specs: tuple[MapSpec, ...]
+
+    @property
+    def num_levels(self) -> int:
+        return math.ceil((HU_MAX - HU_MIN) / (self.codes_per_level * IMAGE_STEP_HU))
+
+    def members(self, image_BDHW: jax.Array, map_ids_BV: jax.Array) -> jax.Array:
+        """The chosen members of every vertebra's pool.
+
+        Args:
+          image_BDHW: uint8[B, D, H, W] image codes, 0..239.
+          map_ids_BV: i32[B, V], positions in `POOL`.
+
+        Returns:
+          uint8[B, V, D, H, W] codes, as `PreparedCohort.members` reads them from a folder that
+          stores the pool. A vertebra's codes do not depend on the rest of the batch.
+        """
+        views = map_ids_BV.shape[1]
+        image = jnp.repeat(image_BDHW, views, axis=0)
+        feature_ids = map_ids_BV.reshape(-1) - 1
+        values = chosen_maps(
+            levels_from_codes(image, self.codes_per_level),
+            feature_ids,
+            MAPS,
+            kernel_radius=self.kernel_radius,
+            num_levels=self.num_levels,
+        )
+        is_image = (feature_ids < 0)[:, None, None, None]
+        members = jnp.where(is_image, image, self._encode(values, feature_ids))
+        return members.reshape(-1, views, *image_BDHW.shape[1:])
+
+    def _encode(self, values_NDHW: jax.Array, feature_ids_N: jax.Array) -> jax.Array:
+        """`MapSpec.encode` in float32, with each volume's own spec."""
+
+        def of_each(numbers: list[float]) -> jax.Array:
+            return jnp.array(numbers, jnp.float32)[feature_ids_N][:, None, None, None]
+
+        logarithmic = of_each([spec.transform == "log1p" for spec in self.specs]) > 0
+        t = jnp.where(logarithmic, jnp.log1p(values_NDHW), values_NDHW)
+        steps = (t - of_each([s.offset for s in self.specs])) / of_each(
+            [s.step for s in self.specs]
+        )
+        last = of_each([spec.codes - 1 for spec in self.specs])
+        return jnp.clip(jnp.floor(steps + 0.5), 0, last).astype(jnp.uint8)
+
+
+def online_texture(textures: str, cohort: PreparedCohort) -> OnlineTexture | None:
+    """What makes the members of `config.data.textures`; None where they are read.
+
+    Raises:
+      UserError: a value that is neither "offline" nor "online", or a folder that cannot serve it.
+    """
+    manifest, where = cohort.manifest, cohort.directory
+    if textures not in TEXTURES:
+        raise UserError(f"data.textures is {textures!r}; choose one of {', '.join(TEXTURES)}.")
+    if textures == "offline":
+        if manifest.stored != POOL:
+            raise UserError(
+                f"{where} stores {', '.join(manifest.stored)} and no texture map, and "
+                "data.textures is offline. Train with --config.data.textures=online, or prepare "
+                "the cohort again with --store pool."
+            )
+        return None
+    settings = manifest.texture
+    missing = [name for name in _SETTINGS if name not in settings]
+    unknown = [name for name in settings if name not in _SETTINGS]
+    if missing or unknown or settings["domain"] != "box":
+        found = f"domain {settings.get('domain')!r}"
+        if missing or unknown:
+            found = f"settings missing: {missing or 'none'}, not known: {unknown or 'none'}"
+        raise UserError(
+            f"{where}: data.textures=online makes dense maps of whole boxes (domain 'box'); its "
+            f"manifest says otherwise ({found}). Use data.textures=offline and a folder with all "
+            "maps."
+        )
+    codes_per_level = settings["bin_width"] / IMAGE_STEP_HU
+    if codes_per_level < 1 or not np.isclose(codes_per_level, round(codes_per_level)):
+        raise UserError(
+            f"{where}: texture bin width {settings['bin_width']:g} HU is no multiple of the image "
+            f"code's {IMAGE_STEP_HU:g} HU. The manifest is damaged: prepare the cohort again."
+        )
+    return OnlineTexture(int(settings["kernel_radius"]), round(codes_per_level), manifest.maps[1:])
