@@ -30,7 +30,7 @@ from data_prep.pipeline import ScanReport, part_path, prepare_scan, save_scan
 from data_prep.pool import RoiSettings, on_accelerator
 from data_prep.shards import load_reports, merge_shard, remove_parts, shard_name, shard_rows
 from data_prep.statistics import bmd_statistics, map_statistics, split_counts
-from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks
+from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks, uninterrupted
 from osteojax import __version__
 from osteojax.data.schema import (
     POOL,
@@ -247,7 +247,8 @@ def _crew(
         if scheduler is None and workers == 1:
             yield Crew(Here(), Here() if on_accelerator(settings.roi) else None)
             return
-        from data_prep import cluster  # half a second, for those who need it
+        with uninterrupted():
+            from data_prep import cluster  # a second, for those who need it
 
         conditions = cluster.Conditions(str(out), run, cluster.versions())
         if scheduler is not None:

@@ -14,10 +14,8 @@ import functools
 import importlib.metadata
 import json
 import logging
-import multiprocessing.resource_tracker
 import os
 import platform
-import signal
 import time
 import traceback
 import warnings
@@ -29,7 +27,7 @@ from typing import Any
 import dask
 from distributed import Client, KilledWorker, LocalCluster, Security, Worker, get_worker, rpc
 
-from data_prep.workers import Crew, WorkerDied
+from data_prep.workers import Crew, WorkerDied, uninterrupted
 from osteojax.errors import UserError
 
 CONNECT_SECONDS = 10.0
@@ -182,34 +180,34 @@ def _cannot_import(error: BaseException) -> str:
     )
 
 
+def _quiet() -> None:
+    """What Dask would log of a lost worker or scheduler is told in a line of our own."""
+    for name in [*logging.root.manager.loggerDict]:
+        if name.split(".")[0] in ("distributed", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 @contextlib.contextmanager
 def local_crew(workers: int, conditions: Conditions) -> Iterator[Crew]:
     """Processes of this machine; they end with this one, however it ends."""
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    _quiet()
     with contextlib.ExitStack() as stack:
-        # Blocked here, inherited by every worker that this process's threads start: Ctrl-C reaches
-        # the whole process group, and it is this process that ends the workers.
-        multiprocessing.resource_tracker.ensure_running()  # unblocks the signal when it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            stack.enter_context(dask.config.set(LOCAL))
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    memory_limit=0,
-                    dashboard_address="127.0.0.1:0",  # None would be port 8787
-                    silence_logs=logging.ERROR,
-                    scheduler_kwargs={
-                        "allowed_failures": 0,  # `run_tasks` tries again
-                        "dashboard": False,
-                    },
-                )
+        stack.enter_context(dask.config.set(LOCAL))
+        with uninterrupted():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",  # None would be port 8787
+                silence_logs=logging.CRITICAL,
+                scheduler_kwargs={
+                    "allowed_failures": 0,  # `run_tasks` tries again
+                    "dashboard": False,
+                },
             )
-            client = stack.enter_context(Client(cluster, set_as_default=False))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            client = Client(stack.enter_context(cluster), set_as_default=False)
+            stack.enter_context(client)
         yield Crew(Workers(client, conditions, None))
 
 
@@ -220,7 +218,7 @@ def cluster_crew(address: str, conditions: Conditions) -> Iterator[Crew]:
     Raises:
       UserError: no scheduler, no worker, or a worker that does not meet the conditions.
     """
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    _quiet()
     client = _connect(address)
     try:
         try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing.resource_tracker
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -97,6 +99,26 @@ def beside() -> Iterator[Beside]:
         yield Beside(executor)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C counts at the end of the block, and never for processes that are started in it.
+
+    A terminal sends it to every process, but it is this one that ends its workers; and half-begun
+    imports and clusters swallow it.
+    """
+    pressed = []
+    multiprocessing.resource_tracker.ensure_running()  # it unblocks the signal when it starts
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:

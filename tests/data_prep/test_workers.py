@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import subprocess
 from collections import deque
 from concurrent.futures import Future
 
 import pytest
 
 from data_prep import workers
-from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks
+from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks, uninterrupted
 from osteojax.errors import UserError
 
 
@@ -117,3 +120,24 @@ def test_workers_that_stay_away_end_the_run(monkeypatch):
     gone.capacity = itertools.chain([1], itertools.repeat(0)).__next__
     with pytest.raises(UserError, match=r"Start workers, then rerun the same command"):
         list(run_tasks(named([1]), Crew(gone)))
+
+
+def test_ctrl_c_waits_for_the_block_and_never_reaches_its_processes():
+    reached = []
+
+    def block() -> None:
+        with uninterrupted():
+            child = subprocess.Popen(["sleep", "60"])
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(child.pid, signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(0.2)
+            child.kill()
+            child.wait()
+            reached.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert reached == ["end"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
