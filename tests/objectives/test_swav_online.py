@@ -55,7 +55,7 @@ def test_a_run_is_that_of_stored_maps(folders: dict[str, Path], online: Path, tm
         # Adam make of it. Times differ, and assignments that tie.
         for key in ("train/loss", "train/gradient_norm", "valid/swapped_prediction"):
             if key in read:
-                assert made[key] == pytest.approx(read[key], rel=5e-3), (key, read["step"])
+                assert made[key] == pytest.approx(read[key], rel=1e-3), (key, read["step"])
                 compared.add(key)
     assert len(compared) == 3
     valid = [row for row in log_of(online) if "valid/nmi_map" in row]
@@ -88,19 +88,21 @@ def test_a_run_resumes_to_the_bit(folders: dict[str, Path], online: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_number_of_devices_changes_nothing(folders: dict[str, Path]) -> None:
-    cohort = PreparedCohort(folders["image"])
-    state, metrics = run(pretraining(ONLINE), cohort, "shard_map", 1)
-    for engine, num_devices in (("shard_map", 2), ("shard_map", 8), ("pmap", 8)):
-        other_state, other_metrics = run(pretraining(ONLINE), cohort, engine, num_devices)
-        for key, value in metrics.items():
-            np.testing.assert_allclose(other_metrics[key], value, rtol=2e-3, atol=2e-5, err_msg=key)
-        # The queue holds every projection of these steps, and running statistics all activations.
-        for key in ("queue", "batch_stats"):
-            leaves = jax.tree.leaves(other_state.model_state[key])
-            expected = jax.tree.leaves(state.model_state[key])
-            for leaf, value in zip(leaves, expected, strict=True):
-                np.testing.assert_allclose(leaf, value, rtol=2e-2, atol=2e-3, err_msg=key)
+@pytest.mark.parametrize(
+    ("engine", "num_devices"), [("shard_map", 1), ("shard_map", 2), ("shard_map", 8), ("pmap", 2)]
+)
+def test_any_devices_give_what_they_give_offline(folders, engine: str, num_devices: int) -> None:
+    # Offline on any devices is tests/train/test_parallel.py. Four steps of Adam make 1e-5 between
+    # device counts into 6e-3; between online and offline there is nothing to be made larger.
+    online, offline = (
+        run(pretraining(*overrides), PreparedCohort(folders[name]), engine, num_devices)
+        for name, overrides in (("image", (ONLINE,)), ("pool", ()))
+    )
+    for (path, made), read in zip(
+        jax.tree_util.tree_leaves_with_path(online), jax.tree.leaves(offline), strict=True
+    ):
+        scale = max(1e-3, np.abs(np.nan_to_num(read)).max(initial=0))
+        np.testing.assert_allclose(made, read, atol=1e-3 * scale, err_msg=str(path))
 
 
 def test_what_the_folder_lacks_is_told_before_any_work(folders: dict[str, Path]) -> None:
