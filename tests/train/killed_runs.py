@@ -1,4 +1,4 @@
-"""A run that is killed again and again: `python -m tests.train.killed_runs POOL OUT KILLS SEED`.
+"""A run that is killed again and again: `python -m tests.train.killed_runs POOL OUT KILLS STEPS`.
 
 Trains once without being disturbed, then over again under SIGKILLs at random moments (starting,
 compiling, training, saving) until it was killed KILLS times and has finished. Every run is a forked
@@ -21,15 +21,13 @@ from osteojax.checkpoints import load_variables
 from osteojax.train import loop
 from tests.small_runs import fine_tuning
 
-STEPS = 40
 CONFIG = (
-    "--config.model.rank=2", "--config.model.stage_sizes=(1,)", "--config.seed=3",
-    f"--config.optim.train_steps={STEPS}", "--config.optim.save_steps=1",
-    "--config.optim.eval_steps=8", "--config.optim.ema_decay=0.9",
+    "--config.model.rank=2", "--config.model.stage_sizes=(1,)", "--config.optim.ema_decay=0.9",
+    "--config.optim.save_steps=1", "--config.optim.eval_steps=5",
 )  # fmt: skip
 
 
-def start(workdir: Path, pool: Path) -> int:
+def start(workdir: Path, pool: Path, steps: int) -> int:
     """A process that trains; its id."""
     process = os.fork()
     if process:
@@ -39,7 +37,7 @@ def start(workdir: Path, pool: Path) -> int:
         with open(workdir.with_suffix(".log"), "a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            loop.train(fine_tuning(*CONFIG), workdir, pool)
+            loop.train(fine_tuning(*CONFIG, f"--config.optim.train_steps={steps}"), workdir, pool)
         status = 0
     finally:
         os._exit(status)
@@ -54,7 +52,7 @@ def killed(process: int, workdir: Path, draw: random.Random) -> bool:
     """Kills the process at a moment that is drawn; False if it had finished by itself."""
     early = draw.random() < 0.3
     deadline = time.monotonic() + (draw.uniform(0.0, 3.0) if early else 600.0)
-    before, more = lines(workdir), draw.randint(1, 4)
+    before, more = lines(workdir), draw.randint(1, 3)
     while time.monotonic() < deadline and lines(workdir) != before + more:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
@@ -68,19 +66,19 @@ def killed(process: int, workdir: Path, draw: random.Random) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def main(pool: Path, out: Path, kills: int, seed: int) -> dict:
-    draw = random.Random(seed)
-    _, status = os.waitpid(start(out / "straight", pool), 0)
+def main(pool: Path, out: Path, kills: int, steps: int) -> dict:
+    draw = random.Random(kills)
+    _, status = os.waitpid(start(out / "straight", pool, steps), 0)
     assert status == 0, (out / "straight.log").read_text()[-2000:]
     done, runs, steps_at_kill = 0, 0, []
     while done < kills:
         workdir = out / f"killed-{runs}"
         runs += 1
-        while done < kills and killed(start(workdir, pool), workdir, draw):
+        while done < kills and killed(start(workdir, pool, steps), workdir, draw):
             done += 1
             found = (workdir / "checkpoints").glob("[0-9]*")
             steps_at_kill.append(max((int(p.name) for p in found if p.name.isdigit()), default=0))
-        _, status = os.waitpid(start(workdir, pool), 0)
+        _, status = os.waitpid(start(workdir, pool, steps), 0)
         assert status == 0, workdir.with_suffix(".log").read_text()[-2000:]
     names = ["straight", *(f"killed-{run}" for run in range(runs))]
     arrays = [saved_bytes(out / name) for name in names]
