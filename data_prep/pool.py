@@ -19,9 +19,9 @@ FIELD_OF_VIEW_MM = 96.0
 SIZES = (96, 64, 32)
 CODES = 256
 
-BATCH_VOXELS = {"cpu": 2**22, "accelerator": 2**24}
-"""Voxels of ROIs whose maps are made together: 4 and 18 ROIs at 96^3. A voxel takes about 50 bytes
-of host memory (four float32 maps, a copy, and what encoding needs), so 0.2 and 0.9 GB."""
+BATCH_VOXELS = {"cpu": 2**20, "accelerator": 2**24}
+"""Voxels of ROIs whose maps are made together: 1 and 18 ROIs at 96^3. A voxel takes about 50 bytes
+of host memory (four float32 maps, a copy, and what encoding needs), so 0.05 and 0.9 GB."""
 
 
 @dataclasses.dataclass(frozen=True)
