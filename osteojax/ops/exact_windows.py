@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from osteojax.ops.pair_features import MOMENTS, PAIR_VALUES, difference, pair_mean
-from osteojax.ops.windows import Window, pairs_in_window
+from osteojax.ops.windows import Angle, Window, pairs_in_window
 
 Sums = dict[str, Any]
 Reduce = Callable[[Any, Any], Any]
@@ -47,10 +47,28 @@ def exact_maps(
     Raises:
       ValueError: sums of this many levels do not fit 64 bits.
     """
-    radii = window.radii(levels.shape)
-    most = max((pairs_in_window(radii, a) for a in window.angles(levels.shape)), default=0)
-    check_range(features, most, num_levels)
-    return _dense(levels, mask, window=window, features=features, num_levels=num_levels)
+    radii, angles = window.radii(levels.shape), window.angles(levels.shape)
+    check_range(features, max((pairs_in_window(radii, a) for a in angles), default=0), num_levels)
+    if not angles:
+        return {name: jnp.full(levels.shape, jnp.nan) for name in features}
+    inside = jnp.ones(levels.shape, jnp.bool_) if mask is None else mask
+    return _dense(
+        levels,
+        inside,
+        *angles_and_weights(window, angles),
+        num_levels,
+        radii=radii,
+        reach=max(window.distances),
+        symmetrical=window.symmetrical,
+        features=features,
+    )
+
+
+def angles_and_weights(window: Window, angles: tuple[Angle, ...]) -> tuple[Any, Any]:
+    """i64[A, 3] and, where angles are pooled, f64[A]: data of the programs, so that they are
+    compiled once for all spacings and norms."""
+    weights = None if window.weighting_norm is None else jnp.array(window.weights(angles))
+    return jnp.array(angles), weights
 
 
 def check_range(features: tuple[str, ...], most_pairs: int, num_levels: int) -> None:
@@ -64,11 +82,10 @@ def check_range(features: tuple[str, ...], most_pairs: int, num_levels: int) -> 
             )
 
 
-@partial(jax.jit, static_argnames=("window", "features", "num_levels"))
-def _dense(levels, mask, *, window, features, num_levels):
-    inside = jnp.ones(levels.shape, jnp.bool_) if mask is None else mask
-    reduce = partial(_box_sums, radii=window.radii(levels.shape))
-    return features_of_windows(levels, inside, window, features, num_levels, reduce)
+@partial(jax.jit, static_argnames=("radii", "reach", "symmetrical", "features"))
+def _dense(levels, mask, angles, weights, num_levels, *, radii, reach, symmetrical, features):
+    pairs = Pairs(levels, mask, num_levels, reach, symmetrical, partial(_box_sums, radii=radii))
+    return features_of_windows(pairs, angles, weights, features)
 
 
 def _box_sums(image, angle, *, radii) -> jax.Array:
@@ -93,96 +110,58 @@ def _box_sums(image, angle, *, radii) -> jax.Array:
     return image
 
 
-def features_of_windows(
-    levels, mask, window: Window, features, num_levels, reduce: Reduce
-) -> dict[str, jax.Array]:
-    """f64 features of the windows that `reduce` sums over, NaN where one has no pair.
+class Pairs(NamedTuple):
+    """The pairs of an image, and how they are summed.
 
-    num_levels: Ng of Idn and Idmn; a number or an array that broadcasts against `levels`.
+    Attributes:
+      levels, mask: integer and bool[..., D, H, W].
+      num_levels: Ng of Idn and Idmn; a number or an array that broadcasts against `levels`.
+      reach: largest step of an angle.
+      symmetrical: whether pairs count both ways.
+      reduce: sums over windows.
     """
-    angles = window.angles(levels.shape)
-    shape = jax.eval_shape(reduce, levels, jnp.zeros(3, jnp.int64)).shape
-    if not angles:
-        return {name: jnp.full(shape, jnp.nan) for name in features}
-    sums_of = partial(
-        _angle_sums,
-        levels.astype(jnp.int64),
-        mask,
-        max(map(max, angles)),
-        features,
-        window.symmetrical,
-        num_levels,
-        reduce,
-    )
-    if window.weighting_norm is not None:
-        return _pooled(sums_of, window, angles, features, shape)
 
-    def add_angle(totals, angle):
-        raw = sums_of(angle)
-        some = raw["n"] > 0
-        centred = _centred(raw, *_centres(raw), window.symmetrical)
-        added = {
-            name: totals[name] + jnp.where(some, _feature(name, centred, window.symmetrical), 0)
-            for name in features
-        }
-        return {**added, "angles": totals["angles"] + some}, None
+    levels: Any
+    mask: Any
+    num_levels: Any
+    reach: int
+    symmetrical: bool
+    reduce: Reduce
 
-    start = {name: jnp.zeros(shape) for name in features} | {"angles": jnp.zeros(shape, jnp.int64)}
-    totals, _ = lax.scan(add_angle, start, jnp.array(angles))
-    counted = totals.pop("angles")
-    share = jnp.where(counted > 0, 1 / jnp.maximum(counted, 1), jnp.nan)
-    return {name: total * share for name, total in totals.items()}
+    def sums(self, features, angle) -> Sums:
+        """Raw sums over the pairs of one angle, exact int64 (float64 for Id and its kin)."""
+        i = self.levels.astype(jnp.int64)
+        j = _shifted(i, angle, self.reach)
+        images = {"n": jnp.ones_like(i), "s1": i + j}
+        needed = set(features)
+        for name in sorted(needed - set(MOMENTS)):
+            key = pair_mean(name, self.symmetrical).value
+            images[key] = PAIR_VALUES[key].of(i, j, self.num_levels)
+        if needed & {"DifferenceVariance"}:
+            images["d1"] = difference(i, j)
+        if needed & {"DifferenceVariance", "SumSquares", "Correlation"}:
+            images["d2"] = difference(i, j) ** 2
+        for power in range(2, 1 + max(map(_highest_power, features))):
+            images[f"s{power}"] = (i + j) ** power
+        if not self.symmetrical and needed & {"SumSquares", "Correlation"}:
+            images |= {"i1": i, "j1": j, "i2": i * i, "j2": j * j}
+        valid = self.mask & _shifted(self.mask, angle, self.reach)
+        return self._reduced(images, valid, angle)
 
-
-def _pooled(sums_of, window: Window, angles, features, shape) -> dict[str, jax.Array]:
-    """Features of the weighted sum of the angles' matrices."""
-    weights = window.weights(angles)
-
-    def add(totals, entry, of):
-        angle, weight = entry
-        sums = of(sums_of(angle))
-        return {key: totals[key] + weight * sums[key] for key in totals}, None
-
-    def sum_up(of):
-        found = jax.eval_shape(lambda: of(sums_of(jnp.array(angles[0]))))
-        start = {key: jnp.zeros(shape) for key in found}
-        return lax.scan(partial(add, of=of), start, (jnp.array(angles), jnp.array(weights)))[0]
-
-    rough = sum_up(lambda raw: {key: raw[key] for key in ("n", "s1", "d1") if key in raw})
-    centres = _centres(rough)
-    pooled = sum_up(lambda raw: _centred(raw, *centres, window.symmetrical))
-    empty = pooled["n"] == 0
-    return {
-        name: jnp.where(empty, jnp.nan, _feature(name, pooled, window.symmetrical))
-        for name in features
-    }
+    def _reduced(self, images: Sums, valid, angle) -> Sums:
+        """Sums over windows: one pass for all integers and one for all reals."""
+        sums: Sums = {}
+        for kind in (jnp.integer, jnp.floating):
+            names = [name for name, image in images.items() if jnp.issubdtype(image.dtype, kind)]
+            if names:
+                stacked = jnp.stack([jnp.where(valid, images[name], 0) for name in names])
+                sums |= dict(zip(names, self.reduce(stacked, angle), strict=True))
+        return sums
 
 
-def _angle_sums(
-    levels, mask, reach: int, features, symmetrical: bool, num_levels, reduce: Reduce, angle
-) -> Sums:
-    """Raw sums over the pairs of one angle, exact int64 (float64 for Id and its kin)."""
-    i, j = levels, _shifted(levels, angle, reach)
-    valid = mask & _shifted(mask, angle, reach)
-
-    def total(image):
-        return reduce(jnp.where(valid, image, 0), angle)
-
-    sums = {"n": total(jnp.ones_like(i)), "s1": total(i + j)}
-    needed = set(features)
-    for name in sorted(needed - set(MOMENTS)):
-        key = pair_mean(name, symmetrical).value
-        sums[key] = total(PAIR_VALUES[key].of(i, j, num_levels))
-    if needed & {"DifferenceVariance"}:
-        sums["d1"] = total(difference(i, j))
-    if needed & {"DifferenceVariance", "SumSquares", "Correlation"}:
-        sums["d2"] = total(difference(i, j) ** 2)
-    highest = {"ClusterProminence": 4, "ClusterShade": 3}
-    for power in range(2, 1 + max((highest.get(n, 2) for n in needed & set(MOMENTS)), default=1)):
-        sums[f"s{power}"] = total((i + j) ** power)
-    if not symmetrical and needed & {"SumSquares", "Correlation"}:
-        sums |= {"i1": total(i), "j1": total(j), "i2": total(i * i), "j2": total(j * j)}
-    return sums
+def _highest_power(name: str) -> int:
+    """Of i + j in a feature's sums."""
+    return {"ClusterProminence": 4, "ClusterShade": 3}.get(name, 2 if name in MOMENTS else 1)
 
 
 def _shifted(image, angle, reach: int) -> jax.Array:
@@ -190,6 +169,57 @@ def _shifted(image, angle, reach: int) -> jax.Array:
     around = [(0, 0)] * (image.ndim - 3) + [(reach, reach)] * 3
     start = [jnp.int64(0)] * (image.ndim - 3) + [reach + angle[axis] for axis in range(3)]
     return lax.dynamic_slice(jnp.pad(image, around), start, image.shape)
+
+
+def features_of_windows(pairs: Pairs, angles, weights, features) -> dict[str, jax.Array]:
+    """f64 features of the windows that `pairs.reduce` sums over, NaN where one has no pair.
+
+    angles: i64[A, 3], A at least 1. weights: f64[A] where their matrices are added; None where
+    features are averaged over the angles that have a pair.
+    """
+    if weights is not None:
+        return _pooled(pairs, angles, weights, features)
+    symmetrical = pairs.symmetrical
+
+    def add_angle(totals, angle):
+        raw = pairs.sums(features, angle)
+        some = raw["n"] > 0
+        centred = _centred(raw, *_centres(raw), symmetrical)
+        added = {
+            name: totals[name] + jnp.where(some, _feature(name, centred, symmetrical), 0)
+            for name in features
+        }
+        return {**added, "angles": totals["angles"] + some}, None
+
+    shape = jax.eval_shape(pairs.reduce, pairs.levels, angles[0]).shape
+    start = {name: jnp.zeros(shape) for name in features} | {"angles": jnp.zeros(shape, jnp.int64)}
+    totals, _ = lax.scan(add_angle, start, angles)
+    counted = totals.pop("angles")
+    share = jnp.where(counted > 0, 1 / jnp.maximum(counted, 1), jnp.nan)
+    return {name: total * share for name, total in totals.items()}
+
+
+def _pooled(pairs: Pairs, angles, weights, features) -> dict[str, jax.Array]:
+    """Features of the weighted sum of the angles' matrices."""
+
+    def sum_up(of):
+        def add(totals, entry):
+            angle, weight = entry
+            sums = of(pairs.sums(features, angle))
+            return {key: totals[key] + weight * sums[key] for key in totals}, None
+
+        found = jax.eval_shape(lambda: of(pairs.sums(features, angles[0])))
+        start = {key: jnp.zeros(image.shape) for key, image in found.items()}
+        return lax.scan(add, start, (angles, weights))[0]
+
+    rough = sum_up(lambda raw: {key: raw[key] for key in ("n", "s1", "d1") if key in raw})
+    centres = _centres(rough)
+    pooled = sum_up(lambda raw: _centred(raw, *centres, pairs.symmetrical))
+    empty = pooled["n"] == 0
+    return {
+        name: jnp.where(empty, jnp.nan, _feature(name, pooled, pairs.symmetrical))
+        for name in features
+    }
 
 
 def _centres(sums: Sums) -> tuple[Any, Any]:

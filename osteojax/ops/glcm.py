@@ -10,7 +10,7 @@ Three paths, by what is asked:
 
   whole_box        every voxel counts, neighbours at distance 1: 13 angles in 13 passes
   masked_windows   the same inside a mask: an angle at a time, sums packed into uint32 words
-  exact_windows    central moments, other angles, weights, or float64 maps: 64-bit integers
+  exact_windows    the rest (central moments, other angles, weights, float64 maps): 64-bit sums
 
 The floor: one byte read and 4 written per map and voxel (17 for the paper's four). XLA's own count
 of its programs at radius 3, 96^3, per map and voxel: 377 bytes and 229 operations in the whole-box
@@ -40,7 +40,7 @@ from osteojax.ops.pair_features import (
     check_features,
     pair_mean,
 )
-from osteojax.ops.whole_box import whole_box_mean
+from osteojax.ops.whole_box import whole_box_mean, widest_bound
 from osteojax.ops.windows import Window
 
 _SLAB_VOXELS = {"box": 1_000_000, "masked": 1_000_000, "exact": 500_000}
@@ -167,7 +167,8 @@ def _paths(features, mask, window: Window, dtype) -> dict[str, tuple[str, ...]]:
         raise ValueError(f"dtype is {dtype}; float32 or float64.")
     paths: dict[str, list[str]] = {}
     for name in features:
-        if dtype == np.float64 or name in MOMENTS or not window.plain:
+        fast = window.plain and name not in MOMENTS
+        if dtype == np.float64 or not fast or (mask is not None and not _is_integer(name)):
             path = "exact64" if dtype == np.float64 else "exact"
         elif mask is None:
             path = f"box {name}"  # a program of its own
@@ -177,12 +178,20 @@ def _paths(features, mask, window: Window, dtype) -> dict[str, tuple[str, ...]]:
     return {path: tuple(names) for path, names in paths.items()}
 
 
+def _is_integer(name: str) -> bool:
+    """Whether a feature's sums pack into words."""
+    return PAIR_VALUES[pair_mean(name, symmetrical=True).value].integer
+
+
 def _run(levels, mask, *, path, window, features, num_levels) -> dict[str, jax.Array]:
     """Maps of one path, NaN where there is no pair; values outside the mask are arbitrary."""
     if path.startswith("box"):
         (name,) = features
         radius = max(window.radii(levels.shape))
-        return {name: _box_map(levels, name=name, radius=radius, num_levels=num_levels)}
+        value = PAIR_VALUES[pair_mean(name, symmetrical=True).value]
+        # Real values are at most 1; their integer operands go up to num_levels.
+        bound = widest_bound(value.bound(num_levels) if value.integer else num_levels, radius)
+        return {name: _box_map(levels, num_levels, name=name, radius=radius, bound=bound)}
     if path == "masked":
         return masked_maps(levels, mask, window, features, num_levels)
     if isinstance(levels, jax.core.Tracer) and not jax.config.read("jax_enable_x64"):
@@ -197,13 +206,11 @@ def _run(levels, mask, *, path, window, features, num_levels) -> dict[str, jax.A
         return {name: image.astype(jnp.float32) for name, image in maps.items()}
 
 
-@partial(jax.jit, static_argnames=("name", "radius", "num_levels"))
-def _box_map(levels, *, name, radius, num_levels) -> jax.Array:
+@partial(jax.jit, static_argnames=("name", "radius", "bound"))
+def _box_map(levels, num_levels, *, name, radius, bound) -> jax.Array:
     """One map of the whole box, f32[..., D, H, W], as one program."""
     mean = pair_mean(name, symmetrical=True)
     value = PAIR_VALUES[mean.value]
-    # Real values are at most 1; their integer operands go up to num_levels.
-    bound = value.bound(num_levels) if value.integer else num_levels
     return mean.scale * whole_box_mean(
         levels, lambda i, j: value.of(i, j, num_levels), bound, radius
     )

@@ -42,15 +42,17 @@ def masked_maps(
     features: tuple[str, ...],
     num_levels: int,
 ) -> dict[str, jax.Array]:
-    """f32[..., D, H, W] per feature of `PAIR_MEANS`; NaN where a window has no pair.
+    """f32[..., D, H, W] per integer feature of `PAIR_MEANS`; NaN where a window has no pair.
 
     mask: bool[..., D, H, W]; None counts every voxel.
     """
     values = tuple(dict.fromkeys(pair_mean(n, window.symmetrical).value for n in features))
     totals = tuple(jnp.zeros(levels.shape, jnp.float32) for _ in ("angles", *values))
+    radii = window.radii(levels.shape)
     for angle in window.angles(levels.shape):
+        fields = _layout(values, pairs_in_window(radii, angle), _round_up(num_levels))
         totals = _add_angle(
-            totals, levels, mask, angle=angle, window=window, values=values, num_levels=num_levels
+            totals, levels, mask, num_levels, angle=angle, radii=radii, fields=fields
         )
     means = dict(zip(values, _means(totals), strict=True))
     entries = {name: pair_mean(name, window.symmetrical) for name in features}
@@ -59,20 +61,16 @@ def masked_maps(
     }
 
 
-@partial(
-    jax.jit, static_argnames=("angle", "window", "values", "num_levels"), donate_argnames="totals"
-)
-def _add_angle(totals, levels, mask, *, angle: Angle, window: Window, values, num_levels: int):
+@partial(jax.jit, static_argnames=("angle", "radii", "fields"), donate_argnames="totals")
+def _add_angle(totals, levels, mask, num_levels, *, angle: Angle, radii, fields):
     """Adds one angle's window means to `totals`: (angles with a pair, sum of means of each)."""
-    radii = window.radii(levels.shape)
-    fields = _layout(values, pairs_in_window(radii, angle), num_levels)
     words = _pack(levels, mask, angle, fields, num_levels)
     words = [window_sum(word, radii, angle) for word in words]
     sums = {field.name: _unpack(words[field.word], field) for field in fields}
     pairs = sums[PAIRS]
     share = jnp.where(pairs > 0, 1 / jnp.maximum(pairs, 1), 0)
     angles, *means = totals
-    added = (mean + sums[name] * share for mean, name in zip(means, values, strict=True))
+    added = (mean + sums[f.name] * share for mean, f in zip(means, fields[1:], strict=True))
     return (angles + (pairs > 0), *added)
 
 
@@ -83,6 +81,12 @@ def _means(totals) -> tuple[jax.Array, ...]:
     return tuple(total * share for total in sums)
 
 
+def _round_up(num_levels: int) -> int:
+    """To 2^k or 3 * 2^k: ROIs whose number of levels differs a little share their programs."""
+    power = 1 << (num_levels - 1).bit_length()
+    return power * 3 // 4 if num_levels <= power * 3 // 4 else power
+
+
 def _layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[_Field, ...]:
     """Fields of the words, first fit; every sum of at most `most_pairs` pairs fits its field."""
     fields: list[_Field] = []
@@ -90,9 +94,8 @@ def _layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[
     for name in (PAIRS, *values):
         value = None if name == PAIRS else PAIR_VALUES[name]
         bits = (most_pairs * (value.bound(num_levels) if value else 1)).bit_length()
-        is_float = bits > 32 or (value is not None and not value.integer)
-        if is_float:
-            bits = 32
+        is_float = bits > 32
+        bits = min(bits, 32)
         word = next((w for w, full in enumerate(used) if full + bits <= 32), len(used))
         if word == len(used):
             used.append(0)
@@ -101,7 +104,7 @@ def _layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[
     return tuple(fields)
 
 
-def _pack(levels, mask, angle: Angle, fields: tuple[_Field, ...], num_levels: int) -> list:
+def _pack(levels, mask, angle: Angle, fields: tuple[_Field, ...], num_levels) -> list:
     """The words of every pair along an angle, 0 where an end is outside the mask."""
     i, j = pair_ends(levels, angle)
     valid = jnp.ones(i.shape, jnp.bool_)

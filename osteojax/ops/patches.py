@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from osteojax.ops.exact_windows import check_range, features_of_windows
+from osteojax.ops.exact_windows import (
+    Pairs,
+    angles_and_weights,
+    check_range,
+    features_of_windows,
+)
 from osteojax.ops.pair_features import FEATURES, check_features
 from osteojax.ops.windows import Window, pairs_in_window
 
@@ -135,8 +140,12 @@ def _most_pairs(window: Window, shape: tuple[int, ...]) -> int:
 @partial(jax.jit, static_argnames=("window", "features"))
 def _regions(levels, mask, *, window: Window, features) -> dict[str, jax.Array]:
     """f64[...]: features of each [..., D, H, W] as one window."""
+    angles = window.angles(levels.shape)
+    if not angles:
+        return {name: jnp.full(levels.shape[:-3], jnp.nan) for name in features}
     top = jnp.where(mask, levels, 1).max(axis=(-3, -2, -1), keepdims=True)
-    found = features_of_windows(levels, mask, window, features, top, _total)
+    pairs = Pairs(levels, mask, top, max(window.distances), window.symmetrical, _total)
+    found = features_of_windows(pairs, *angles_and_weights(window, angles), features)
     return {name: value[..., 0, 0, 0] for name, value in found.items()}
 
 

@@ -10,6 +10,7 @@ Integers until the first pass is done, then float32: all terms are non-negative,
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from osteojax.ops.windows import ANGLES, box_sum, pair_ends
 
 
-def whole_box_mean(levels, value, bound: int, radius: int) -> jax.Array:
+def whole_box_mean(levels, value, bound: float, radius: int) -> jax.Array:
     """Mean over angles of the window means of `value`, every voxel in the mask."""
     shape = levels.shape[-3:]
     moves = [(0,) if size == 1 else (0, 1) for size in shape]  # one slice: no angle leaves it
@@ -68,8 +69,17 @@ def _axis_mean(images: dict[int, jax.Array], axis: int, size: int, radius: int) 
     return total
 
 
-def integer_or_float(bound: int):
+def integer_or_float(bound: float):
     """The narrowest accumulator that `bound` fits; float32, which rounds but never wraps, above."""
     if bound < 2**16:
         return jnp.uint16
     return jnp.int32 if bound < 2**31 else jnp.float32
+
+
+def widest_bound(bound: int, radius: int) -> float:
+    """The largest bound of the same accumulator: one program serves all that share it."""
+    cells = 4 * (2 * radius + 1)
+    for limit in (2**16, 2**31):
+        if cells * bound < limit:
+            return (limit - 1) // cells
+    return math.inf
