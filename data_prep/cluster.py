@@ -138,9 +138,10 @@ def _keep_pages() -> None:
     """glibc's own habit of keeping freed pages, which Dask's nanny turns off by the environment:
     fresh pages for every volume made `prepare` a third slower."""
     if platform.system() == "Linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        for option, value in MALLOC.items() if mallopt else ():
-            mallopt(option, value)
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # not in every libc
+            for option, value in MALLOC.items():
+                libc.mallopt(option, value)
 
 
 class Workers:
