@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ def check_devices() -> None:
     """Raises UserError where JAX finds nothing to train on."""
     try:
         jax.devices()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is not installed
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).splitlines()[0] if str(error) else f"JAX_PLATFORMS is {wanted!r}"
         raise UserError(
-            f"no device to train on: {reason}. Look at the driver, or set JAX_PLATFORMS=cpu."
+            f"no device to train on: {reason}. Look at the driver and at what of jax is installed, "
+            "or set JAX_PLATFORMS=cpu."
         ) from error
 
 
@@ -52,13 +55,12 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
     wanted = json.loads(config.to_json())
     path = workdir / "config.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))["config"]
+        found, known = _read_claim(workdir)
         if differences := _differences(found, wanted):
             raise UserError(
                 f"{workdir} holds a run with another config: {'; '.join(differences[:6])}. Use the "
                 "same config to resume, or another --workdir."
             )
-        known = (workdir / "manifest.json").read_text(encoding="utf-8")
         if known != (cohort.directory / "manifest.json").read_text(encoding="utf-8"):
             raise UserError(
                 f"{workdir} was trained on another cohort than {cohort.directory}. Use the same "
@@ -67,6 +69,18 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
     elif jax.process_index() == 0:
         cohort.manifest.save(workdir)
         write_json(path, {"config": wanted, "osteojax": __version__, "data": str(cohort.directory)})
+
+
+def _read_claim(workdir: Path) -> tuple[dict[str, Any], str]:
+    """(config, manifest's text) of an earlier start."""
+    try:
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
+        return config, (workdir / "manifest.json").read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{workdir}: config.json or manifest.json cannot be read ({error}). Restore them, or "
+            "use another --workdir."
+        ) from error
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

@@ -1,0 +1,59 @@
+"""What has to hold before a run starts, each with one clear line."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import jax
+import pytest
+
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.pipeline import training_batches
+from osteojax.data.views import Supervised
+from osteojax.errors import UserError
+from osteojax.train.workdir import check_devices, claim
+from tests.small_runs import fine_tuning
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'"),
+                                   AssertionError()])  # fmt: skip
+def test_no_device_is_said(monkeypatch, error: Exception) -> None:
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match=r"no device to train on: .*cuda.*JAX_PLATFORMS=cpu"):
+        check_devices()
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.json", '{"config'), ("config.json", "{}"),
+                                            ("manifest.json", None)])  # fmt: skip
+def test_a_workdir_that_cannot_be_read_is_refused(tiny_pool, tmp_path, name, text) -> None:
+    cohort = PreparedCohort(tiny_pool)
+    claim(tmp_path, fine_tuning(), cohort)
+    claim(tmp_path, fine_tuning(), cohort)
+    if text is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="cannot be read"):
+        claim(tmp_path, fine_tuning(), cohort)
+
+
+def test_a_record_that_is_damaged_stops_the_run(tiny_pool: Path, tmp_path: Path) -> None:
+    """It is met in one of Grain's threads."""
+    pool = tmp_path / "pool"
+    shutil.copytree(tiny_pool, pool)
+    (shard,) = (pool / "shards").iterdir()
+    data = bytearray(shard.read_bytes())
+    row = len(data) // len(PreparedCohort(pool))  # nearly
+    for place in range(10 * row, 14 * row, 500):  # patients 3 and 4 train
+        data[place] ^= 255
+    shard.write_bytes(data)
+    cohort = PreparedCohort(pool)
+    batches = training_batches(cohort, cohort.rows("train"), Supervised(), batch_size=8, seed=0)
+    with pytest.raises(UserError, match=r"row (9|1[0-4]), .*the shard is damaged"):
+        list(islice(batches, 10))  # more than an epoch
