@@ -124,9 +124,8 @@ def settle_worker() -> None:
     import threadpoolctl
 
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = (
-        f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    )
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
+    os.environ["NPROC"] = "1"  # the size of XLA's thread pool on a CPU; no flag sets it
     if not get_worker().state.total_resources.get("accelerator"):
         jax.config.update("jax_platforms", "cpu")
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
