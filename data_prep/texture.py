@@ -19,6 +19,8 @@ import numpy as np
 from osteojax.data.schema import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL
 from osteojax.errors import UserError
 from osteojax.ops import glcm
+from osteojax.ops.patches import patch_maps
+from osteojax.ops.windows import Window
 
 MAPS = POOL[1:]
 DOMAINS = ("box", "vertebra")
@@ -43,6 +45,9 @@ class TextureSettings:
       bin_width: HU per grey level, a multiple of the image code's 5 HU (levels stay exact).
       kernel_radius: voxels; the window is (2 * kernel_radius + 1)^3.
       domain: "box", every voxel of the ROI, or "vertebra", pairs inside the mask only.
+      patch_stride: None: dense maps with grey levels common to all windows (PyRadiomics' voxel
+        mode). A number: patches this many voxels apart, each with its own grey levels, and maps
+        interpolated between their centres (the paper's sliding window; `osteojax.ops.patches`).
       engine: "jax" (`osteojax.ops.glcm`), or "pyradiomics", the reference and about 5,000 times
         slower; it needs Python < 3.12.
     """
@@ -51,6 +56,7 @@ class TextureSettings:
     kernel_radius: int = 3
     domain: str = "box"
     engine: str = "jax"
+    patch_stride: int | None = None
 
     def __post_init__(self) -> None:
         codes = self.bin_width / IMAGE_STEP_HU
@@ -64,6 +70,16 @@ class TextureSettings:
             raise UserError(
                 f"texture kernel radius {self.kernel_radius}: it must be a whole number of voxels "
                 "from 1. The default is 3, a window of 7 x 7 x 7."
+            )
+        stride = self.patch_stride
+        if stride is not None and (stride != int(stride) or stride < 1):
+            raise UserError(
+                f"texture patch stride {stride}: it must be a whole number of voxels from 1."
+            )
+        if stride is not None and self.engine == "pyradiomics":
+            raise UserError(
+                "texture engine 'pyradiomics' makes dense maps only. Use the engine 'jax' with a "
+                "patch stride: the patches are equal to PyRadiomics on each."
             )
         for what, value, choices in (
             ("domain", self.domain, DOMAINS),
@@ -118,6 +134,8 @@ def texture_pools(
     maps: Mapping[str, Any]
     if settings.engine == "pyradiomics":
         maps = _pyradiomics_maps(levels, inside, settings)
+    elif settings.patch_stride is not None:
+        maps = _patch_maps(levels, inside, settings, settings.patch_stride)
     else:
         maps = glcm.texture_maps(
             levels,
@@ -153,6 +171,25 @@ def _domain_mask(
             "Leave it out, or use the domain 'box'."
         )
     return masks.astype(bool)
+
+
+def _patch_maps(
+    levels: np.ndarray, masks: np.ndarray | None, settings: TextureSettings, stride: int
+) -> dict[str, np.ndarray]:
+    """float32[B, D, H, W] by name from strided patches; NaN where no patch has a pair."""
+    window = Window(settings.kernel_radius)
+    volumes = [
+        patch_maps(
+            volume,
+            None if masks is None else masks[index],
+            window,
+            stride=stride,
+            features=MAPS,
+            init_value=math.nan,
+        )
+        for index, volume in enumerate(levels)
+    ]
+    return {name: np.stack([np.asarray(v[name]) for v in volumes]) for name in MAPS}
 
 
 # ---------------------------------------------------------------- the reference engine

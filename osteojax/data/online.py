@@ -108,9 +108,10 @@ def online_texture(textures: str, cohort: PreparedCohort) -> OnlineTexture | Non
         return None
     settings = manifest.texture
     missing = [name for name in _SETTINGS if name not in settings]
-    unknown = [name for name in settings if name not in _SETTINGS]
-    if missing or unknown or settings["domain"] != "box":
-        found = f"domain {settings.get('domain')!r}"
+    stride = settings.get("patch_stride")  # folders of before it are dense
+    unknown = [name for name in settings if name not in (*_SETTINGS, "patch_stride")]
+    if missing or unknown or settings["domain"] != "box" or stride is not None:
+        found = f"domain {settings.get('domain')!r}, patch stride {stride or 'none'}"
         if missing or unknown:
             found = f"settings missing: {missing or 'none'}, not known: {unknown or 'none'}"
         raise UserError(

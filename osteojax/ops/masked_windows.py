@@ -25,7 +25,7 @@ PAIRS = "pairs"
 """The field that counts pairs."""
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     """Where a sum travels: bits [shift, shift + bits) of a uint32 word, or a float32 word."""
 
     name: str
@@ -50,11 +50,11 @@ def masked_maps(
     totals = tuple(jnp.zeros(levels.shape, jnp.float32) for _ in ("angles", *values))
     radii = window.radii(levels.shape)
     for angle in window.angles(levels.shape):
-        fields = _layout(values, pairs_in_window(radii, angle), _round_up(num_levels))
+        fields = layout(values, pairs_in_window(radii, angle), round_up(num_levels))
         totals = _add_angle(
             totals, levels, mask, num_levels, angle=angle, radii=radii, fields=fields
         )
-    means = dict(zip(values, _means(totals), strict=True))
+    means = dict(zip(values, angle_means(totals), strict=True))
     entries = {name: pair_mean(name, window.symmetrical) for name in features}
     return {
         n: means[e.value] if e.scale == 1 else e.scale * means[e.value] for n, e in entries.items()
@@ -64,9 +64,9 @@ def masked_maps(
 @partial(jax.jit, static_argnames=("angle", "radii", "fields"), donate_argnames="totals")
 def _add_angle(totals, levels, mask, num_levels, *, angle: Angle, radii, fields):
     """Adds one angle's window means to `totals`: (angles with a pair, sum of means of each)."""
-    words = _pack(levels, mask, angle, fields, num_levels)
+    words = pack(levels, mask, angle, fields, num_levels)
     words = [window_sum(word, radii, angle) for word in words]
-    sums = {field.name: _unpack(words[field.word], field) for field in fields}
+    sums = {field.name: unpack(words[field.word], field) for field in fields}
     pairs = sums[PAIRS]
     share = jnp.where(pairs > 0, 1 / jnp.maximum(pairs, 1), 0)
     angles, *means = totals
@@ -75,21 +75,21 @@ def _add_angle(totals, levels, mask, num_levels, *, angle: Angle, radii, fields)
 
 
 @jax.jit
-def _means(totals) -> tuple[jax.Array, ...]:
+def angle_means(totals) -> tuple[jax.Array, ...]:
     angles, *sums = totals
     share = jnp.where(angles > 0, 1 / jnp.maximum(angles, 1), jnp.nan)
     return tuple(total * share for total in sums)
 
 
-def _round_up(num_levels: int) -> int:
+def round_up(num_levels: int) -> int:
     """To 2^k or 3 * 2^k: ROIs whose number of levels differs a little share their programs."""
     power = 1 << (num_levels - 1).bit_length()
     return power * 3 // 4 if num_levels <= power * 3 // 4 else power
 
 
-def _layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[_Field, ...]:
+def layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[Field, ...]:
     """Fields of the words, first fit; every sum of at most `most_pairs` pairs fits its field."""
-    fields: list[_Field] = []
+    fields: list[Field] = []
     used: list[int] = []  # bits of each word; 32 where it is a float
     for name in (PAIRS, *values):
         value = None if name == PAIRS else PAIR_VALUES[name]
@@ -99,12 +99,12 @@ def _layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[
         word = next((w for w, full in enumerate(used) if full + bits <= 32), len(used))
         if word == len(used):
             used.append(0)
-        fields.append(_Field(name, word, used[word], bits, is_float))
+        fields.append(Field(name, word, used[word], bits, is_float))
         used[word] += bits
     return tuple(fields)
 
 
-def _pack(levels, mask, angle: Angle, fields: tuple[_Field, ...], num_levels) -> list:
+def pack(levels, mask, angle: Angle, fields: tuple[Field, ...], num_levels) -> list:
     """The words of every pair along an angle, 0 where an end is outside the mask."""
     i, j = pair_ends(levels, angle)
     valid = jnp.ones(i.shape, jnp.bool_)
@@ -124,12 +124,18 @@ def _pack(levels, mask, angle: Angle, fields: tuple[_Field, ...], num_levels) ->
     return [words[w] for w in range(len(words))]
 
 
-def _unpack(word: jax.Array, field: _Field) -> jax.Array:
+def unpack(word: jax.Array, field: Field) -> jax.Array:
     """f32 sums of one field; exact integers until here."""
     if field.is_float:
         return word
+    sums = unpack_integers(word, field)
+    # CPUs convert signed words to float at full width, unsigned ones not.
+    return (sums.astype(jnp.int32) if field.bits < 32 else sums).astype(jnp.float32)
+
+
+def unpack_integers(word: jax.Array, field: Field) -> jax.Array:
+    """uint32 sums of a field that is not a float."""
     sums = word >> field.shift
     if field.shift + field.bits < 32:
         sums = sums & jnp.uint32((1 << field.bits) - 1)
-    # CPUs convert signed words to float at full width, unsigned ones not.
-    return (sums.astype(jnp.int32) if field.bits < 32 else sums).astype(jnp.float32)
+    return sums

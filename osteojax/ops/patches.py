@@ -22,6 +22,7 @@ from osteojax.ops.exact_windows import (
     check_range,
     features_of_windows,
 )
+from osteojax.ops.packed_patches import packed_patch_grid, packs
 from osteojax.ops.pair_features import FEATURES, check_features
 from osteojax.ops.windows import Window, pairs_in_window
 
@@ -101,24 +102,32 @@ def patch_maps(
     if stride != int(stride) or stride < 1:
         raise ValueError(f"stride is {stride}; it must be a whole number from 1.")
     radii = window.radii(levels.shape)
-    centres = [
+    centres = tuple(
         _centres(size, radius, stride) for size, radius in zip(levels.shape, radii, strict=True)
-    ]
+    )
+    lowest = int(levels.min())
+    num_levels = int(levels.max()) - lowest + 1
+    if np.dtype(dtype) == np.float32 and packs(window, features, num_levels, levels.shape):
+        where = None if mask is None else inside
+        grid = packed_patch_grid(levels - lowest + 1, where, window, features, num_levels, stride)
+        return {
+            name: _brought_back(values, inside, init_value, centres=centres, dtype=dtype)
+            for name, values in grid.items()
+        }
     most = max((pairs_in_window(radii, a) for a in window.angles(levels.shape)), default=0)
-    check_range(features, most, int(levels.max()) - int(levels.min()) + 1)
+    check_range(features, most, num_levels)
     with jax.enable_x64(True):
         grid = _patch_grid(
             levels.astype(jnp.int32),
             inside,
             window=window,
             features=features,
-            centres=tuple(map(tuple, centres)),
+            centres=centres,
         )
-        maps = {}
-        for name, values in grid.items():
-            image = _interpolate(values, centres, levels.shape)
-            maps[name] = jnp.where(inside, image, init_value).astype(dtype)
-    return maps
+        return {
+            name: _brought_back(values, inside, init_value, centres=centres, dtype=dtype)
+            for name, values in grid.items()
+        }
 
 
 def _whole(window: Window, shape: tuple[int, ...]) -> Window:
@@ -153,11 +162,11 @@ def _total(image, _angle) -> jax.Array:
     return image.sum(axis=(-3, -2, -1), keepdims=True)
 
 
-def _centres(size: int, radius: int, stride: int) -> np.ndarray:
+def _centres(size: int, radius: int, stride: int) -> tuple[int, ...]:
     """Patch centres along an axis."""
     if size < 2 * radius + 1:
-        return np.array([size // 2])
-    return np.arange(radius, size - radius, stride)
+        return (size // 2,)
+    return tuple(range(radius, size - radius, stride))
 
 
 @partial(jax.jit, static_argnames=("window", "features", "centres"))
@@ -182,14 +191,20 @@ def _patch_grid(levels, mask, *, window: Window, features, centres) -> dict[str,
     return lax.map(one_row, jnp.array(z))
 
 
-def _interpolate(values, centres: list[np.ndarray], shape: tuple[int, ...]) -> jax.Array:
+@partial(jax.jit, static_argnames=("centres", "dtype"))
+def _brought_back(values, mask, init_value, *, centres, dtype) -> jax.Array:
     """Linear interpolation from patch centres to voxels, over the values that are not NaN."""
     known = ~jnp.isnan(values)
     image, weight = jnp.where(known, values, 0), known.astype(values.dtype)
-    for axis, (own, size) in enumerate(zip(centres, shape, strict=True)):
+    for axis, (own, size) in enumerate(zip(centres, mask.shape, strict=True)):
         matrix = np.stack([np.interp(np.arange(size), own, row) for row in np.eye(len(own))], 1)
         image, weight = (
-            jnp.moveaxis(jnp.tensordot(matrix, volume, (1, axis)), 0, axis)
+            jnp.moveaxis(
+                jnp.tensordot(matrix.astype(values.dtype), volume, (1, axis), precision="highest"),
+                0,
+                axis,
+            )
             for volume in (image, weight)
         )
-    return jnp.where(weight > 0, image / jnp.where(weight > 0, weight, 1), jnp.nan)
+    image = jnp.where(weight > 0, image / jnp.where(weight > 0, weight, 1), jnp.nan)
+    return jnp.where(mask, image, init_value).astype(dtype)

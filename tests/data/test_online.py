@@ -102,6 +102,7 @@ def test_what_a_folder_cannot_serve_is_refused(tmp_path: Path) -> None:
     manifest, asked = cohort.manifest, dataclasses.asdict(SETTINGS)
     for texture, message in (
         ({}, r"missing: \['bin_width', 'kernel_radius'"),
+        (asked | {"patch_stride": 3}, "dense maps.*patch stride 3"),
         (asked | {"domain": "vertebra"}, r"domain 'vertebra'.*textures=offline and a folder"),
         (asked | {"stride": 2}, r"not known: \['stride'\]"),
         (asked | {"bin_width": 12.0}, "12 HU is no multiple"),

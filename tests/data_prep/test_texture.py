@@ -60,6 +60,18 @@ def test_a_batch_is_its_members(domain):
             np.testing.assert_array_equal(pools[name][index], single)
 
 
+def test_patches_have_grey_levels_of_their_own():
+    """Against the definition at the patch centres: the smallest level of every patch is 1."""
+    codes = random_codes((7, 7, 7))
+    settings = TextureSettings(kernel_radius=1, patch_stride=2)
+    pool = texture_pool(codes, None, settings)
+    for centre in ((1, 1, 1), (3, 5, 1), (5, 5, 5)):
+        patch = codes[tuple(slice(c - 1, c + 2) for c in centre)].astype(int) // 5
+        truth = oracle.region_features(patch - patch.min() + 1, np.ones(patch.shape, bool))
+        for name in POOL[1:]:
+            np.testing.assert_allclose(pool[name][centre], truth[name], **TOLERANCE, err_msg=name)
+
+
 @pytest.mark.parametrize("bin_width", [25, 35, 1200])
 def test_values_stay_inside_the_range_of_the_settings(bin_width):
     """The extremes of the codes, side by side and flat."""
@@ -120,6 +132,8 @@ def test_engines_agree_on_a_real_vertebra(real_data):
         ({"bin_width": float("nan")}, "bin width nan"),
         ({"kernel_radius": 0}, "kernel radius 0"),
         ({"domain": "body"}, "'body'.*box, vertebra"),
+        ({"patch_stride": 0}, "patch stride 0"),
+        ({"patch_stride": 3, "engine": "pyradiomics"}, "dense maps only"),
         ({"engine": "torch"}, "'torch'.*jax, pyradiomics"),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 from osteojax.ops.grey_levels import radiomics_levels
-from osteojax.ops.pair_features import ALL_FEATURES
+from osteojax.ops.packed_patches import packs
+from osteojax.ops.pair_features import ALL_FEATURES, FEATURES
 from osteojax.ops.patches import patch_maps, region_features
 from osteojax.ops.windows import Window
 from tests.oracles import glcm as oracle
@@ -180,6 +181,23 @@ def test_features_of_differences_are_the_dense_ones_at_the_centres():
     np.testing.assert_allclose(strided["JointAverage"][centre], joint - lowest, rtol=1e-5)
     expected = auto - 2 * lowest * joint + lowest**2
     np.testing.assert_allclose(strided["Autocorrelation"][centre], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("num_levels", [48, 900])
+def test_packed_sums_are_the_exact_ones(masked, num_levels):
+    """The paper's features in float32 come from strided box sums, in float64 from cut-out patches.
+    The last number of levels is near what 31 bits hold."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(num_levels // 2, num_levels + 1, (9, 8, 12))
+    mask = rng.random(levels.shape) < 0.4 if masked else None
+    assert packs(Window(2), FEATURES, num_levels // 2 + 1, levels.shape)
+    packed, exact = (
+        patch_maps(levels, mask, Window(2), stride=3, dtype=dtype, init_value=-1)
+        for dtype in (np.float32, np.float64)
+    )
+    for name in FEATURES:
+        np.testing.assert_allclose(packed[name], exact[name], rtol=2e-6, err_msg=name)
 
 
 def test_an_offset_of_the_levels_changes_nothing():
