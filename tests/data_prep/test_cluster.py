@@ -130,7 +130,7 @@ def test_workers_that_cannot_be_used_are_told(scheduler, tmp_path):
             pass
         return str(caught.value)
 
-    with worker(scheduler):
+    with worker(scheduler, XLA_FLAGS=""):  # without the fake devices, each of a thread
         here = Conditions(str(tmp_path), "run", versions())
         assert "does not see the folder" in problem(here)
         assert f"{tmp_path}. Name an --out folder" in problem(here)
