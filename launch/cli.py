@@ -13,6 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
+from launch.compilation import keep_compiled_programs
 from osteojax import __version__
 from osteojax.errors import UserError
 
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a verb. Exit status: 0 done, 1 something failed, 2 a wrong command line."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    keep_compiled_programs()  # before a verb imports JAX
     parser = _build_parser(argv)
     args, rest = parser.parse_known_args(argv)
     if rest and args.verb != "train":

@@ -15,6 +15,7 @@ Batch = dict[str, Array]
 
   index: i32[B] row of `vertebrae.csv`; all randomness of an example is keyed by it.
   codes: uint8[B, V, D, H, W] stored codes of V members of the pool (V = 2 views, or 1).
+  image: uint8[B, D, H, W], instead of codes where the members are made on the device.
   map_ids: i32[B, V] which member each view is (`schema.POOL`).
 
 and for supervision:

@@ -14,23 +14,29 @@ import numpy as np
 
 from osteojax.data.schema import HU_MAX, HU_MIN, MapSpec
 
-FORMATS = ("uint8", "uint8 log1p", "uint16", "float16")
-"""uint8: what `osteojax prepare` writes. uint8 log1p: the maps that it stores as they are, over the
-same range through log1p. uint16: the same range in 65,536 codes, the image in whole HU. float16:
+FORMATS = ("uint8", "uint8 linear", "uint8 log1p", "uint16", "float16")
+"""uint8: what `osteojax prepare` writes. uint8 linear, uint8 log1p: maps that it stores the other way,
+over the same range. uint16: the same range in 65,536 codes, the image in whole HU. float16:
 the value itself, in its unit."""
 
 
 def is_format_of(spec: MapSpec, stored_as: str) -> bool:
     """Whether the format is another one than uint8 for this map."""
-    return stored_as != "uint8 log1p" or (spec.name != "image" and spec.transform == "linear")
+    transform = stored_as.removeprefix("uint8 ")
+    if transform not in ("linear", "log1p"):
+        return True
+    return spec.name != "image" and spec.transform != transform
 
 
 def format_spec(spec: MapSpec, stored_as: str) -> MapSpec:
     """The codes of one member of the pool in a format; float16 has none and keeps the spec."""
-    if stored_as == "uint8 log1p" and is_format_of(spec, stored_as):
-        low, high = np.log1p([spec.offset, spec.offset + spec.step * (spec.codes - 1)])
-        step = float((high - low) / (spec.codes - 1))
-        return dataclasses.replace(spec, transform="log1p", offset=float(low), step=step)
+    if stored_as in ("uint8 linear", "uint8 log1p"):
+        if not is_format_of(spec, stored_as):
+            return spec
+        ends = np.array([spec.offset, spec.offset + spec.step * (spec.codes - 1)])
+        low, high = np.log1p(ends) if spec.transform == "linear" else np.expm1(ends)
+        step, transform = float((high - low) / (spec.codes - 1)), stored_as.split()[1]
+        return dataclasses.replace(spec, transform=transform, offset=float(low), step=step)
     if stored_as != "uint16":
         return spec
     if spec.name == "image":

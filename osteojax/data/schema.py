@@ -150,13 +150,14 @@ def map_spec(name: str, bin_width: float) -> MapSpec:
     """Fixed-range uint8 storage of a texture map over grey levels 1..(HU_MAX-HU_MIN)/bin_width.
 
     Ranges are known in advance, so nothing has to be read twice to write it (docs/method.md).
+    Features of differences are small nearly everywhere: log1p spends the codes where values are.
     """
     levels = math.ceil((HU_MAX - HU_MIN) / bin_width)
     ranges = {
         "Autocorrelation": ("grey level^2", "log1p", np.log1p(1.0), np.log1p(levels**2)),
         "JointAverage": ("grey level", "linear", 1.0, float(levels)),
         "Contrast": ("grey level^2", "log1p", 0.0, np.log1p((levels - 1) ** 2)),
-        "DifferenceAverage": ("grey level", "linear", 0.0, float(levels - 1)),
+        "DifferenceAverage": ("grey level", "log1p", 0.0, np.log1p(levels - 1)),
     }
     unit, transform, low, high = ranges[name]
     return MapSpec(name, unit, transform, float(low), float((high - low) / 255), 256)
