@@ -48,6 +48,13 @@ class RoiSettings:
                 "of the image: 5, 10, 15, 20, 25, 30, 40, 50, ..."
             )
 
+        dense_boxes = not self.masked and self.texture.patch_stride is None
+        if self.stored != POOL and not dense_boxes:
+            raise UserError(
+                "--store image: training makes dense maps of whole boxes. Leave --texture-domain "
+                "and --patch-stride at their defaults, or store the pool."
+            )
+
     @property
     def spacing_mm(self) -> float:
         return FIELD_OF_VIEW_MM / self.size

@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel-radius", type=_positive, default=3, help="window radius, voxels")
     parser.add_argument("--texture-domain", choices=("box", "vertebra"), default="box")
     parser.add_argument("--texture-engine", choices=("jax", "pyradiomics"), default="jax")
+    parser.add_argument(
+        "--patch-stride",
+        type=_positive,
+        metavar="VOXELS",
+        help="patches this far apart, each with grey levels of its own; default: dense windows",
+    )
 
 
 def _positive(text: str) -> int:
@@ -108,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
             kernel_radius=args.kernel_radius,
             domain=args.texture_domain,
             engine=args.texture_engine,
+            patch_stride=args.patch_stride,
         ),
         stored=POOL if args.store == "pool" else IMAGE_ONLY,
     )

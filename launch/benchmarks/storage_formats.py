@@ -15,8 +15,8 @@ import numpy as np
 from osteojax.data.schema import HU_MAX, HU_MIN, MapSpec
 
 FORMATS = ("uint8", "uint8 linear", "uint8 log1p", "uint16", "float16")
-"""uint8: what `osteojax prepare` writes. uint8 linear, uint8 log1p: maps that it stores the other way,
-over the same range. uint16: the same range in 65,536 codes, the image in whole HU. float16:
+"""uint8: what `osteojax prepare` writes. uint8 linear, uint8 log1p: maps that it stores the other
+way, over the same range. uint16: the same range in 65,536 codes, the image in whole HU. float16:
 the value itself, in its unit."""
 
 

@@ -1,8 +1,10 @@
 """Texture maps: voxels/s of the four maps of the paper, beside PyRadiomics and its successors.
 
 Every rate is for all four maps of a whole box (48 smooth grey levels) or, where the row says so,
-of an ellipsoid mask in it; voxels are the box's. Peers run in the same process, on a smaller box
-where the full size would take minutes: their rate there is better than at full size, so the ratio
+of an ellipsoid mask in it; voxels are the box's. Beside them, on the smallest box: all 16 GLCM
+features, the nine first-order ones, and the four as patches 3 voxels apart. Peers run in the same
+process, on a smaller box where the full size would take minutes: their rate there is better than at
+full size, so the ratio
 is on their side.
 """
 
@@ -29,11 +31,16 @@ from data_prep.texture import pyradiomics_maps
 from launch.benchmarks import measure
 from osteojax.errors import UserError
 from osteojax.ops import glcm
+from osteojax.ops.first_order import first_order_maps
+from osteojax.ops.pair_features import ALL_FEATURES
+from osteojax.ops.patches import patch_maps
+from osteojax.ops.windows import Window
 
 NUM_LEVELS = 48
 PEER_SIZE = 24
 """Edge of the box that peers get when the asked one is larger."""
 PEER_REPEATS = 3
+PATCH_STRIDE = 3
 FLOOR_BYTES = 1 + 4 * len(glcm.FEATURES)
 """Per voxel, read and written once: what an ideal kernel moves."""
 
@@ -80,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
                 row["max_rel_error"] = None if masked else error
                 row["fraction_of_copy"] = row["bytes_per_second"] / bandwidth
                 rows.append(row)
+        shape = (args.batch, *(min(args.sizes),) * 3)
+        rows.extend(_other_rows(shape, radius, min(args.repeats, PEER_REPEATS)))
     env = measure.environment("pyradiomics", "flash-radiomics")
     env["copy_bytes_per_second"] = bandwidth
     console.print(_table(rows, env))
@@ -139,6 +148,34 @@ def _own_row(shape: tuple[int, ...], masked: bool, radius: int, repeats: int) ->
     row = _row("osteojax", shape, radius, timing, mask="ellipsoid" if masked else "box")
     row["bytes_per_second"] = row["voxels_per_second"] * (FLOOR_BYTES + masked)
     return row
+
+
+def _other_rows(shape: tuple[int, ...], radius: int, repeats: int) -> list[dict[str, Any]]:
+    """What else `osteojax.ops` makes of a box."""
+    levels = smooth_levels(shape)
+    volumes, hu = jnp.asarray(levels), levels.astype(np.int32) * 25
+    window = Window(radius)
+
+    def glcm_features() -> Any:
+        return glcm.window_maps(volumes, None, window, num_levels=NUM_LEVELS, features=ALL_FEATURES)
+
+    def first_order() -> Any:
+        return first_order_maps(hu, kernel_radius=radius, levels=volumes)
+
+    def patches() -> Any:
+        return [patch_maps(volume, None, window, stride=PATCH_STRIDE) for volume in volumes]
+
+    rows = []
+    for maps, run in (
+        ("all 16 GLCM", glcm_features),
+        ("9 first-order", first_order),
+        (f"patches, stride {PATCH_STRIDE}", patches),
+    ):
+        timing = measure.seconds(run, repeats)
+        rows.append(
+            _row("osteojax", shape, radius, timing, features=maps) | {"max_rel_error": None}
+        )
+    return rows
 
 
 def _pyradiomics(levels: np.ndarray, radius: int) -> dict[str, np.ndarray]:
@@ -209,6 +246,7 @@ def _row(
     radius: int,
     timing: dict[str, float] | None,
     mask: str = "box",
+    features: str = "4 of the paper",
     note: str = "",
 ) -> dict[str, Any]:
     voxels = int(np.prod(shape))
@@ -218,6 +256,7 @@ def _row(
         "kernel_radius": radius,
         "levels": NUM_LEVELS,
         "mask": mask,
+        "features": features,
         "voxels_per_second": voxels / timing["median"] if timing else None,
         "spread": (timing["max"] - timing["min"]) / timing["median"] if timing else None,
         "note": note,
@@ -247,16 +286,22 @@ def _table(rows: list[dict[str, Any]], env: dict[str, Any]) -> Table:
         error, share = row["max_rel_error"], row.get("fraction_of_copy")
         batch = f"{row['shape'][0]} x " if len(row["shape"]) == 4 and row["shape"][0] > 1 else ""
         table.add_row(
-            row["engine"] + (", masked" if row["mask"] != "box" else ""),
+            _label(row),
             f"{batch}{row['shape'][-1]}^3",
             str(row["kernel_radius"]),
             f"{rate / 1e6:.3g}" if rate else "absent",
             f"{row['spread']:.0%}" if rate else "",
-            f"{rate / base:,.0f}" if rate and base else "",
+            f"{rate / base:,.0f}" if rate and base and row["features"].startswith("4") else "",
             f"{error:.0e}" if error is not None else "",
             f"{share:.1%}" if share is not None else "",
         )
     return table
+
+
+def _label(row: dict[str, Any]) -> str:
+    if row["mask"] != "box":
+        return f"{row['engine']}, masked"
+    return row["engine"] if row["features"].startswith("4") else f"  {row['features']}"
 
 
 def _numbers(text: str) -> tuple[int, ...]:

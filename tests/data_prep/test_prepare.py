@@ -17,6 +17,7 @@ from data_prep.pool import RoiSettings, map_codes
 from data_prep.records import ShardReader
 from data_prep.texture import TextureSettings
 from osteojax.data.schema import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS, Manifest
+from osteojax.errors import UserError
 from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
 
 
@@ -276,6 +277,24 @@ def test_an_image_only_folder_holds_the_same_but_the_maps(image_only, prepared):
         for folder in (image_only, prepared)
     )
     assert ours < theirs / 2  # less in larger folders: the format fills 64 kB blocks
+
+
+@pytest.mark.parametrize(
+    "texture", [{"domain": "vertebra"}, {"patch_stride": 3}], ids=lambda t: next(iter(t))
+)
+def test_an_image_only_folder_is_for_maps_that_training_can_make(texture):
+    with pytest.raises(UserError, match=r"--store image: .* or store the pool"):
+        RoiSettings(32, False, TextureSettings(**texture), IMAGE_ONLY)
+
+
+def test_patches_are_another_setting_of_the_folder(cohort_folder, prepared, tmp_path):
+    assert prepare(cohort_folder, tmp_path / "out", "--patch-stride", "4") == 0
+    dense, strided = (Manifest.load(folder) for folder in (prepared, tmp_path / "out"))
+    assert (dense.texture["patch_stride"], strided.texture["patch_stride"]) == (None, 4)
+    # Grey levels of their own: Autocorrelation falls, what differences make does not move far.
+    means = [{spec.name: spec.mean for spec in m.maps} for m in (dense, strided)]
+    assert means[1]["Autocorrelation"] < means[0]["Autocorrelation"] - 0.5
+    assert means[1]["Contrast"] == pytest.approx(means[0]["Contrast"], rel=0.1)
 
 
 def test_an_image_only_folder_resumes_and_is_no_pool(
