@@ -43,24 +43,25 @@ def start(workdir: Path, pool: Path, steps: int) -> int:
         os._exit(status)
 
 
-def lines(workdir: Path) -> int:
-    path = workdir / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def newest(workdir: Path) -> int:
+    """The newest step that is saved, 0 for none."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def killed(process: int, workdir: Path, draw: random.Random) -> bool:
     """Kills the process at a moment that is drawn; False if it had finished by itself."""
     early = draw.random() < 0.3
-    deadline = time.monotonic() + (draw.uniform(0.0, 3.0) if early else 600.0)
-    before, more = lines(workdir), draw.randint(1, 3)
-    while time.monotonic() < deadline and lines(workdir) != before + more:
+    deadline = time.monotonic() + (draw.uniform(0.0, 4.0) if early else 600.0)
+    wanted = newest(workdir) + draw.randint(1, 3)
+    while time.monotonic() < deadline and newest(workdir) < wanted:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             assert status == 0, workdir.with_suffix(".log").read_text()[-2000:]
             return False
         time.sleep(0.002)
-        before = min(before, lines(workdir))  # a restart cuts off what it will write again
-    time.sleep(draw.uniform(0.0, 0.3))
+    time.sleep(draw.uniform(0.0, 0.8))  # a step and its save take about as long
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     return os.WIFSIGNALED(status)
@@ -76,8 +77,7 @@ def main(pool: Path, out: Path, kills: int, steps: int) -> dict:
         runs += 1
         while done < kills and killed(start(workdir, pool, steps), workdir, draw):
             done += 1
-            found = (workdir / "checkpoints").glob("[0-9]*")
-            steps_at_kill.append(max((int(p.name) for p in found if p.name.isdigit()), default=0))
+            steps_at_kill.append(newest(workdir))
         _, status = os.waitpid(start(workdir, pool, steps), 0)
         assert status == 0, workdir.with_suffix(".log").read_text()[-2000:]
     names = ["straight", *(f"killed-{run}" for run in range(runs))]
