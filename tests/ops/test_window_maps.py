@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from osteojax.ops.glcm import window_maps
+from osteojax.ops.glcm import _bounding_box, window_maps
 from osteojax.ops.pair_features import ALL_FEATURES, MOMENTS
 from osteojax.ops.windows import Window
 from tests.oracles import glcm as oracle
@@ -100,6 +100,23 @@ def test_the_weights_of_far_angles_do_not_underflow():
     only_axes = expected(levels, mask, Window(2, weighting_norm="manhattan", spacing_mm=(9,) * 3))
     assert_equal(maps_of(levels, mask, near), expected(levels, mask, near), "float64")
     assert_equal(maps_of(levels, mask, far), only_axes, "float64")
+
+
+@pytest.mark.parametrize("feature", ["Contrast", "SumSquares"])
+def test_arrays_are_cut_to_their_mask(feature):
+    """A small mask in a long array, as a vertebra in a CT; each volume of a batch by itself."""
+    rng = np.random.default_rng(0)
+    levels, mask = rng.integers(1, 13, (2, 3, 4, 40)), np.zeros((2, 3, 4, 40), bool)
+    mask[0, :, :, 33:], mask[1, :, :, 2:9] = True, rng.random((3, 4, 7)) < 0.8
+    levels[~mask] = 0
+    cuts = [_bounding_box(m)[2] for m in mask]
+    assert cuts == [slice(24, 40), slice(2, 18)]  # one compiled shape for both
+    found = maps_of(levels, mask, Window(1), "float32", 12, (feature,))[feature]
+    for index, where in enumerate((slice(33, 40), slice(2, 9))):
+        own, inside = levels[index][..., where], mask[index][..., where]
+        truth = expected(own, inside, Window(1))[feature]
+        np.testing.assert_allclose(found[index][..., where], truth, rtol=1e-5, atol=1e-6)
+    assert not found[~mask].any()
 
 
 # ---------------------------------------------------------------- what float32 cannot do
