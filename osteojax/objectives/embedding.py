@@ -42,7 +42,10 @@ def run_over(
     batch_size = -(-batch_size // devices.num_devices) * devices.num_devices
     collected: list[dict[str, np.ndarray]] = []
     batches = evaluation_batches(cohort, rows, view, batch_size=batch_size)
-    with tqdm(total=len(rows), desc=title, unit="vertebra", leave=False, delay=2) as bar:
+    quiet = jax.process_index() != 0
+    with tqdm(
+        total=len(rows), desc=title, unit="vertebra", leave=False, delay=2, disable=quiet
+    ) as bar:
         for chosen, batch in batches:
             outputs = forward(variables, devices.put_whole(batch))
             collected.append({key: out[: len(chosen)] for key, out in outputs.items()})

@@ -82,9 +82,11 @@ def angle_means(totals) -> tuple[jax.Array, ...]:
 
 
 def round_up(num_levels: int) -> int:
-    """To 2^k or 3 * 2^k: ROIs whose number of levels differs a little share their programs."""
-    power = 1 << (num_levels - 1).bit_length()
-    return power * 3 // 4 if num_levels <= power * 3 // 4 else power
+    """To 48 * 2^k: ROIs whose numbers of levels differ share their programs."""
+    rounded = 48
+    while rounded < num_levels:
+        rounded *= 2
+    return rounded
 
 
 def layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[Field, ...]:

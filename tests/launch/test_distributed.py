@@ -73,6 +73,7 @@ def assert_same_run(one: Path, other: Path, learning_rate: float) -> None:
     assert np.sqrt(np.mean(apart**2)) < 0.01 * step * learning_rate
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(
     fine_tuned: Path, tiny_pool: Path, tmp_path: Path
 ) -> None:

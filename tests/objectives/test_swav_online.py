@@ -63,6 +63,7 @@ def test_a_run_is_that_of_stored_maps(folders: dict[str, Path], online: Path, tm
         assert np.isfinite(valid[-1][f"valid/{name}"])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit(folders: dict[str, Path], online: Path, tmp_path) -> None:
     class Killed(BaseException):
         pass

@@ -183,8 +183,7 @@ def test_features_of_differences_are_the_dense_ones_at_the_centres():
     np.testing.assert_allclose(strided["Autocorrelation"][centre], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("num_levels", [48, 900])
+@pytest.mark.parametrize(("masked", "num_levels"), [(False, 768), (True, 48)])
 def test_packed_sums_are_the_exact_ones(masked, num_levels):
     """The paper's features in float32 come from strided box sums, in float64 from cut-out patches.
     The last number of levels is near what 31 bits hold."""

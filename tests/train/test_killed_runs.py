@@ -32,6 +32,7 @@ def killed_runs(pool: Path, out: Path, kills: int, steps: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_is_bit_identical(tiny_pool: Path, tmp_path: Path) -> None:
     result = killed_runs(tiny_pool, tmp_path, kills=2, steps=5)
     assert result["kills"] == 2
