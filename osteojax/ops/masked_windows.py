@@ -12,6 +12,7 @@ Each angle is a program of its own: in one program for all, XLA fuses across pas
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import NamedTuple
 
@@ -47,10 +48,9 @@ def masked_maps(
     mask: bool[..., D, H, W]; None counts every voxel.
     """
     values = tuple(dict.fromkeys(pair_mean(n, window.symmetrical).value for n in features))
-    totals = tuple(jnp.zeros(levels.shape, jnp.float32) for _ in ("angles", *values))
     radii = window.radii(levels.shape)
-    for angle in window.angles(levels.shape):
-        fields = layout(values, pairs_in_window(radii, angle), round_up(num_levels))
+    totals = no_totals(levels.shape, len(values))
+    for angle, fields in plan(window, levels.shape[-3:], values, round_up(num_levels)):
         totals = _add_angle(
             totals, levels, mask, num_levels, angle=angle, radii=radii, fields=fields
         )
@@ -79,6 +79,23 @@ def angle_means(totals) -> tuple[jax.Array, ...]:
     angles, *sums = totals
     share = jnp.where(angles > 0, 1 / jnp.maximum(angles, 1), jnp.nan)
     return tuple(total * share for total in sums)
+
+
+def no_totals(shape: tuple[int, ...], number: int) -> tuple[jax.Array, ...]:
+    """Sums over no angle: uint8 angles with a pair, and f32 for each value."""
+    return jnp.zeros(shape, jnp.uint8), *(jnp.zeros(shape, jnp.float32) for _ in range(number))
+
+
+@functools.cache
+def plan(
+    window: Window, shape: tuple[int, ...], values: tuple[str, ...], num_levels: int
+) -> tuple[tuple[Angle, tuple[Field, ...]], ...]:
+    """The angles and how the sums of each travel."""
+    radii = window.radii(shape)
+    return tuple(
+        (angle, layout(values, pairs_in_window(radii, angle), num_levels))
+        for angle in window.angles(shape)
+    )
 
 
 def round_up(num_levels: int) -> int:

@@ -17,13 +17,14 @@ from osteojax.ops.masked_windows import (
     PAIRS,
     Field,
     angle_means,
-    layout,
+    no_totals,
     pack,
+    plan,
     round_up,
     unpack_integers,
 )
 from osteojax.ops.pair_features import PAIR_MEANS, PAIR_VALUES
-from osteojax.ops.windows import Angle, Window, pairs_in_window
+from osteojax.ops.windows import Angle, Window
 
 
 def packs(window: Window, features: tuple[str, ...], num_levels: int, shape) -> bool:
@@ -55,9 +56,8 @@ def packed_patch_grid(
     if "product" in values:
         values |= {"sum": None}  # the offset's algebra needs it
     offset = _lowest(levels, mask, radius=window.kernel_radius, stride=stride) - 1
-    totals = tuple(jnp.zeros(offset.shape, jnp.float32) for _ in ("angles", *values))
-    for angle in window.angles(levels.shape):
-        fields = layout(tuple(values), pairs_in_window(radii, angle), round_up(num_levels))
+    totals = no_totals(offset.shape, len(values))
+    for angle, fields in plan(window, levels.shape, tuple(values), round_up(num_levels)):
         totals = _add_angle(
             totals, levels, mask, offset, angle=angle, radii=radii, stride=stride, fields=fields
         )
