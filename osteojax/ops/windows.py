@@ -115,8 +115,13 @@ def pair_ends(image, angle):
 
 def window_sum(pairs, radii: tuple[int, int, int], angle: Angle):
     """Sums over the pairs that lie whole in the window of each voxel; [D-|dz|, ...] -> [D, ...]."""
+    # On a CPU up to twice as fast here as `box_sum`, which is the faster one in `whole_box`.
     for axis in (-1, -2, -3):
-        pairs = box_sum(pairs, axis, radii[axis], 2 * radii[axis] + 1 - abs(angle[axis]))
+        taps, padding = [1] * pairs.ndim, [(0, 0)] * pairs.ndim
+        taps[axis] = 2 * radii[axis] + 1 - abs(angle[axis])
+        padding[axis] = (radii[axis], radii[axis])
+        none = np.zeros((), pairs.dtype)
+        pairs = lax.reduce_window(pairs, none, lax.add, taps, [1] * pairs.ndim, padding)
     return pairs
 
 
