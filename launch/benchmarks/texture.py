@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 row["max_rel_error"] = None if masked else error
                 row["fraction_of_copy"] = row["bytes_per_second"] / bandwidth
                 rows.append(row)
-        shape = (args.batch, *(min(args.sizes),) * 3)
+        shape = (1, *(min(args.sizes),) * 3)
         rows.extend(_other_rows(shape, radius, min(args.repeats, PEER_REPEATS)))
     env = measure.environment("pyradiomics", "flash-radiomics")
     env["copy_bytes_per_second"] = bandwidth
