@@ -56,7 +56,9 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: Path, dpi: int = 130) -> None:
     """Writes a PNG, atomically, without the name of the program that wrote it."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})
+        figure.savefig(
+            temporary, dpi=dpi, format="png", bbox_inches="tight", metadata={"Software": None}
+        )
 
 
 def norm(spec: MapSpec, values: Iterable[np.ndarray]) -> Normalize:

@@ -64,7 +64,7 @@ def test_every_feature_on_every_roi(kind):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"binWidth": 40, "kernelRadius": 1},
+        pytest.param({"binWidth": 40, "kernelRadius": 1}, marks=pytest.mark.slow),
         {"binCount": 9, "kernelRadius": 1},
         {"maskedKernel": False, "kernelRadius": 1},
         {"distances": [2]},
@@ -72,7 +72,7 @@ def test_every_feature_on_every_roi(kind):
         {"force2D": True, "force2Ddimension": 0},
         {"force2D": True, "force2Ddimension": 2},
         {"symmetricalGLCM": False},
-        {"weightingNorm": "no_weighting"},
+        pytest.param({"weightingNorm": "no_weighting"}, marks=pytest.mark.slow),
         {"weightingNorm": "infinity"},
         {"weightingNorm": "euclidean"},
         {"weightingNorm": "manhattan"},
