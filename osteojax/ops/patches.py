@@ -8,6 +8,8 @@ against the dense map, JointAverage o; Contrast and DifferenceAverage are the sa
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -55,7 +57,7 @@ def region_features(
         )
     window = _whole(window or Window(), levels.shape)
     top = int(levels.max(where=mask, initial=1))
-    check_range(features, _most_pairs(window, levels.shape), top)
+    check_range(features, math.prod(levels.shape[-3:]), top)
     with jax.enable_x64(True):
         found = _regions(
             jnp.asarray(levels, jnp.int32), jnp.asarray(mask), window=window, features=features
@@ -109,7 +111,9 @@ def patch_maps(
     num_levels = int(levels.max()) - lowest + 1
     if np.dtype(dtype) == np.float32 and packs(window, features, num_levels, levels.shape):
         where = None if mask is None else inside
-        grid = packed_patch_grid(levels - lowest + 1, where, window, features, num_levels, stride)
+        # In 32 bits: 255 - 0 + 1 is no uint8.
+        own = levels.astype(jnp.int32) - lowest + 1
+        grid = packed_patch_grid(own, where, window, features, num_levels, stride)
         return {
             name: _brought_back(values, inside, init_value, centres=centres, dtype=dtype)
             for name, values in grid.items()
@@ -132,18 +136,7 @@ def patch_maps(
 
 def _whole(window: Window, shape: tuple[int, ...]) -> Window:
     """The same pairs in a window that holds the array."""
-    return Window(
-        max(shape[-3:]),
-        window.distances,
-        window.force_2d_axis,
-        window.symmetrical,
-        window.weighting_norm,
-        window.spacing_mm,
-    )
-
-
-def _most_pairs(window: Window, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape[-3:])) if window.angles(shape) else 0
+    return dataclasses.replace(window, kernel_radius=max(shape[-3:]))
 
 
 @partial(jax.jit, static_argnames=("window", "features"))

@@ -206,6 +206,15 @@ def test_an_offset_of_the_levels_changes_nothing():
         np.testing.assert_array_equal(low[name], high[name])
 
 
+def test_narrow_levels_do_not_wrap():
+    """uint8 from 0 to 255 is 256 levels."""
+    levels = np.random.default_rng(0).integers(0, 256, (6, 6, 6))
+    levels[0, 0, :2] = 0, 255
+    wide, narrow = (patch_maps(x, None, Window(1), stride=2) for x in (levels, np.uint8(levels)))
+    for name in wide:
+        np.testing.assert_array_equal(narrow[name], wide[name])
+
+
 def test_patches_without_a_pair_take_no_part():
     """The mask is at one end; voxels near it take the value of the patches that saw it."""
     levels = np.random.default_rng(0).integers(1, 9, (3, 3, 12))
