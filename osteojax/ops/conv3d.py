@@ -1,8 +1,9 @@
 """Convolution of images and volumes, the best lowering of each platform behind one function.
 
-On GPU and TPU a channels-last `lax.conv_general_dilated`. On CPU `conv3d_cpu`, because XLA's own 3D
-convolutions run there at 1-60 GFLOP/s where its matrix products reach 200; strides go into channels
-first (`space_to_depth`), so that only stride 1 is left.
+On GPU and TPU a channels-last `lax.conv_general_dilated`; a strided one of few channels (the stem)
+takes its strides as channels first (`space_to_depth`), because matrix units multiply 8 or more at a
+time. On CPU `conv3d_cpu`, because XLA's own 3D convolutions run there at 1-60 GFLOP/s where its
+matrix products reach 200; there all strides go into channels, so that only stride 1 is left.
 
 The platform is chosen when the program is lowered (`lax.platform_dependent`), not when it is
 traced: one `jax.export` for cpu, cuda and tpu holds each platform's own form, and a computation put
@@ -30,7 +31,9 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 DIMENSION_NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 DEPTH_TO_CHANNELS_MAX_CHANNELS = 8
 """On CPU: convolutions of at most this many channels (the stem's 8) take depth as channels."""
-LOWERINGS = ("auto", "xla", "cpu")
+FEW_CHANNELS = 8
+"""On GPU and TPU: strided convolutions of fewer channels take their strides as channels."""
+LOWERINGS = ("auto", "xla", "cpu", "accelerator")
 
 
 def conv(
@@ -49,7 +52,8 @@ def conv(
       strides: one for all axes, or one for each.
       padding: "SAME", "VALID", or zeros at both ends of all axes (3), of each axis ((3, 3, 3)), or
         (low, high) for each axis.
-      lowering: "auto", or "xla" / "cpu" for one of them on any platform (tests, benchmarks).
+      lowering: "auto" is "cpu" on CPU and "accelerator" elsewhere; or one of these by name on any
+        platform, or "xla", the plain `lax.conv_general_dilated` (tests, benchmarks).
 
     Returns:
       f[N, *space, O] in the dtype of `x`. Equal to `lax.conv_general_dilated` to rounding,
@@ -72,6 +76,8 @@ def conv(
     x, kernel = _same_varying_axes(x, kernel)
     if lowering == "cpu":
         return _conv_cpu(x, kernel, strides, pads)
+    if lowering == "accelerator":
+        return _conv_accelerator(x, kernel, strides, pads)
     return _conv_platform(x, kernel, strides, pads)
 
 
@@ -163,6 +169,13 @@ def _conv_xla(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
     )
 
 
+def _conv_accelerator(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    if max(strides) > 1 and max(kernel.shape[:-2]) > 1 and x.shape[-1] < FEW_CHANNELS:
+        x, kernel, pads = space_to_depth(x, kernel, strides, pads)
+        strides = (1,) * len(strides)
+    return _conv_xla(x, kernel, strides, pads)
+
+
 def _conv_cpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
     if max(kernel.shape[:-2]) == 1 and not any(map(any, pads)):
         x = x[(slice(None), *(slice(None, None, stride) for stride in strides))]
@@ -213,7 +226,7 @@ def _conv_platform(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads
         x,
         kernel,
         cpu=lambda x, kernel: _conv_cpu(x, kernel, strides, pads),
-        default=lambda x, kernel: _conv_xla(x, kernel, strides, pads),
+        default=lambda x, kernel: _conv_accelerator(x, kernel, strides, pads),
     )
 
 
@@ -230,7 +243,7 @@ def _conv_platform_bwd(strides: Strides, pads: Pads, residuals, dy: jax.Array):
         *residuals,
         dy,
         cpu=functools.partial(gradients, _conv_cpu),
-        default=functools.partial(gradients, _conv_xla),
+        default=functools.partial(gradients, _conv_accelerator),
     )
 
 

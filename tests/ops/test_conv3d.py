@@ -120,8 +120,10 @@ def test_value_and_gradients_equal_the_definition_in_float64(case):
 def test_lowerings_agree(case):
     x, kernel, stride, padding = _arrays(case)
     xla = _values_and_gradients(x, kernel, stride, padding, "xla")
-    cpu = _values_and_gradients(x, kernel, stride, padding, "cpu")
-    _assert_close(cpu, [np.asarray(a, np.float64) for a in xla], 6e-6)
+    expected = [np.asarray(a, np.float64) for a in xla]
+    for lowering in ("cpu", "accelerator"):
+        actual = _values_and_gradients(x, kernel, stride, padding, lowering)
+        _assert_close(actual, expected, 6e-6)
 
 
 def test_many_channels_keep_float32_accuracy():
@@ -307,3 +309,12 @@ def test_one_export_holds_the_lowering_of_each_platform():
     assert cuda.count("stablehlo.convolution") == 1
     assert "stablehlo.while" not in cuda
     assert "stablehlo.while" in export.export(forward, platforms=("cpu",))(x, kernel).mlir_module()
+
+
+def test_stem_takes_its_strides_as_channels_on_accelerators():
+    """7^3, stride 2, 1 channel becomes 4^3, stride 1, 8 channels, as the export shows."""
+    x, kernel = jnp.zeros((2, 16, 16, 16, 1)), jnp.zeros((7, 7, 7, 1, 4))
+    stem = jax.jit(lambda x, k: conv(x, k, strides=2, padding=3))
+    module = export.export(stem, platforms=("cuda",))(x, kernel).mlir_module()
+    (line,) = [line for line in module.splitlines() if "stablehlo.convolution" in line]
+    assert "tensor<2x8x8x8x8xf32>, tensor<4x4x4x8x4xf32>" in line, line
