@@ -343,7 +343,8 @@ def _finish(cohort: Cohort, settings: BuildSettings, out: Path, shards: dict[str
     _write_table(
         out / "vertebrae.csv",
         VERTEBRA_COLUMNS,
-        [tuple(row[column] for column in VERTEBRA_COLUMNS) for row in rows],
+        # Scans that an earlier version prepared lack its newest columns.
+        [tuple(row.get(column) for column in VERTEBRA_COLUMNS) for row in rows],
     )
     training = [reports[scan.index] for scan in cohort.scans if scan.split == "train"]
     schemes = {scan.label_scheme for scan in cohort.scans}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from data_prep.cohort import Scan
 from data_prep.pool import RoiSettings, histogram, image_codes, map_codes
@@ -130,7 +131,7 @@ def _vertebrae(
             report.failures.append((case, reason, "Correct the mask: it lies in pieces."))
             continue
         rois.append(roi)
-        report.rows.append(vertebra_row(scan, vertebra, roi.mean_hu))
+        report.rows.append(vertebra_row(scan, vertebra, roi.mean_hu, slice_mm(ct_image)))
     if not rois:
         return report, []
     codes = {"image": np.stack([image_codes(roi, settings) for roi in rois])}
@@ -144,7 +145,16 @@ def _vertebrae(
     ]
 
 
-def vertebra_row(scan: Scan, vertebra: Vertebra, mean_hu: float) -> dict[str, Any]:
+def slice_mm(ct_image: sitk.Image) -> float:
+    """Distance of the CT's slices: its spacing along the axis nearest to the patient's own.
+
+    Overlapping reconstructions are thicker than their distance; a NIfTI does not say so.
+    """
+    superior_of_axes = np.abs(np.array(ct_image.GetDirection()).reshape(3, 3)[2])
+    return float(ct_image.GetSpacing()[int(np.argmax(superior_of_axes))])
+
+
+def vertebra_row(scan: Scan, vertebra: Vertebra, mean_hu: float, slice_mm: float) -> dict[str, Any]:
     """The row of `vertebrae.csv`, still without shard and position."""
     result = scan.dxa.get(vertebra.level)
     return {
@@ -165,4 +175,5 @@ def vertebra_row(scan: Scan, vertebra: Vertebra, mean_hu: float) -> dict[str, An
         "axial_rule": vertebra.axial_rule,
         "mean_hu": round(mean_hu, 3),
         "mask_volume_mm3": round(vertebra.mask_volume_mm3, 1),
+        "slice_mm": round(slice_mm, 4),
     }

@@ -81,6 +81,7 @@ def _row(patient: int, level: str, bmd: float | None, position: int) -> dict:
         "t_score": None, "osteoporosis": None if bmd is None else int(bmd < 0.8), "sex": "F",
         "age": 60, "truncated": 0, "posterior_rule": "elements", "axial_rule": "neighbours",
         "mean_hu": 100.0 if bmd is None else 200 * bmd, "mask_volume_mm3": 3e4 + position,
+        "slice_mm": (1.0, 3.0)[patient % 2],
         "shard": "pool-00000-of-00001.array_record", "position": position,
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from array_record.python import array_record_data_source
 from array_record.python.array_record_module import ArrayRecordReader
 
 from osteojax.data.schema import (
+    OPTIONAL_COLUMNS,
     UNKNOWN_DEVICE,
     VERTEBRA_COLUMNS,
     Manifest,
@@ -89,6 +90,9 @@ class PreparedCohort:
             keep_default_na=False,
             na_values={name: [""] for name in VERTEBRA_COLUMNS if name not in text},
         )
+        for name in OPTIONAL_COLUMNS:
+            if name not in table.columns:
+                table[name] = np.nan
         missing = [name for name in VERTEBRA_COLUMNS if name not in table.columns]
         if missing or len(table) != self.manifest.num_vertebrae:
             raise UserError(

@@ -77,9 +77,13 @@ VERTEBRA_COLUMNS = (
     "axial_rule",  # "neighbours" or "header"
     "mean_hu",  # mean unclipped HU of the label's voxels inside the ROI, in the original CT
     "mask_volume_mm3",  # of the label in the original CT
+    "slice_mm",  # distance of the original CT's slices (`OPTIONAL_COLUMNS`)
     "shard",  # file name
     "position",  # of the vertebra in its shard; its first record is position * len(record_keys)
 )
+
+OPTIONAL_COLUMNS = ("slice_mm",)
+"""Columns that folders of earlier versions lack; they are read as empty."""
 
 
 def level_class(level: str) -> int:

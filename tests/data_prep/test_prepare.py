@@ -40,6 +40,7 @@ def test_tables_shards_and_manifest_agree(prepared):
             for column, value in meta.items():
                 assert value == row[column] or (value is None and pd.isna(row[column]))
             number += 1
+    assert (rows["slice_mm"] == 3.0).all()
     assert manifest.devices == ("hologic", "ge_lunar", "medix", "unknown")
     assert (manifest.size, manifest.spacing_mm, manifest.label_scheme) == (32, 3.0, "verse")
     for split, counts in manifest.counts.items():

@@ -1,0 +1,32 @@
+"""What a scan's rows say of the CT itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from data_prep.pipeline import slice_mm
+
+
+@pytest.mark.parametrize(("slice_axis", "tilt_degrees"), [(0, 0), (1, 0), (2, 0), (2, 20), (0, 30)])
+def test_slices_lie_along_the_axis_nearest_to_the_patients_own(slice_axis, tilt_degrees):
+    """Any storage order, flipped, and with a tilted gantry."""
+    angle = np.radians(tilt_degrees)
+    tilt = [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    order = [axis for axis in range(3) if axis != slice_axis]
+    columns = np.zeros((3, 3))
+    columns[:, slice_axis] = -np.array(tilt)[:, 2]  # stored from the head downwards
+    columns[:, order] = np.array(tilt)[:, :2]
+    image = sitk.Image(4, 4, 4, sitk.sitkInt16)
+    image.SetDirection(columns.ravel().tolist())
+    spacing = [0.7, 0.7, 0.7]
+    spacing[slice_axis] = 5.0
+    image.SetSpacing(spacing)
+    assert slice_mm(image) == 5.0
+
+
+def test_a_thin_slice_is_not_taken_for_the_larger_in_plane_spacing():
+    image = sitk.Image(4, 4, 4, sitk.sitkInt16)
+    image.SetSpacing([0.9, 0.9, 0.5])
+    assert slice_mm(image) == 0.5
