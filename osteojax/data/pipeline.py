@@ -7,15 +7,19 @@ follow each other without a short batch, and a resumed run needs only the number
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import grain
 import jax
 import numpy as np
 
-from osteojax.data.cohort import PreparedCohort
-from osteojax.data.views import Example
 from osteojax.errors import UserError
+
+if TYPE_CHECKING:
+    from osteojax.data.cohort import PreparedCohort
+    from osteojax.data.views import Example
+
+    Make = Callable[[PreparedCohort, int, np.random.Generator], Example]
 
 READ_THREADS = 16
 PREFETCH_EXAMPLES = 128
@@ -34,20 +38,10 @@ class _Rows:
         return int(self._rows[position])
 
 
-class _Read(grain.transforms.RandomMap):
-    """Row number -> example, with Grain's generator for this position of the stream."""
-
-    def __init__(self, cohort: PreparedCohort, view) -> None:
-        self._cohort, self._view = cohort, view
-
-    def random_map(self, row: int, rng: np.random.Generator) -> Example:
-        return self._view(self._cohort, row, rng)
-
-
 def training_batches(
     cohort: PreparedCohort,
     rows: np.ndarray,
-    view,
+    view: Make,
     *,
     batch_size: int,
     seed: int,
@@ -58,7 +52,8 @@ def training_batches(
     Args:
       cohort: where volumes are read from.
       rows: which vertebrae take part.
-      view: `(cohort, row, rng) -> example` (views.py).
+      view: `(cohort, row, rng) -> example`: a view, which reads volumes, or its `draw`, which reads
+        nothing (views.py). Either is given Grain's generator for the position of the stream.
       batch_size: global; must divide by the number of processes.
       seed: of the shuffle and of the views' choices.
       first_step: steps already done; the stream goes on from there, exactly.
@@ -66,6 +61,8 @@ def training_batches(
     Yields:
       examples stacked along a new first axis of batch_size / processes.
     """
+    import grain  # late: machines that read no shards have no grain
+
     processes = jax.process_count()
     if batch_size % processes:
         raise UserError(f"batch_size {batch_size} does not divide by {processes} processes.")
@@ -80,7 +77,7 @@ def training_batches(
         .seed(seed)
         .shuffle()
         .repeat(None)
-        .random_map(_Read(cohort, view))[jax.process_index() :: processes]
+        .random_map(lambda row, rng: view(cohort, row, rng))[jax.process_index() :: processes]
     )
     reading = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=PREFETCH_EXAMPLES)
     iterator = iter(stream.to_iter_dataset(reading).batch(local, drop_remainder=True))
@@ -89,7 +86,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    cohort: PreparedCohort, rows: np.ndarray, view, *, batch_size: int, seed: int = 0
+    cohort: PreparedCohort, rows: np.ndarray, view: Make, *, batch_size: int, seed: int = 0
 ) -> Iterator[tuple[np.ndarray, Example]]:
     """Every row once, in order; the last batch is padded by repeating its last example.
 
