@@ -16,6 +16,7 @@ import dataclasses
 import tomllib
 from pathlib import Path
 
+from osteojax.data.devices import device_name
 from osteojax.data.schema import UNKNOWN_DEVICE
 from osteojax.errors import UserError
 
@@ -43,11 +44,6 @@ DEFAULT_DEVICES: DeviceTable = {
     "ge_lunar": {"F": Reference(1.180, 0.120), "M": Reference(1.189, 0.120)},
     "medix": {},  # no published reference
 }
-
-
-def device_name(text: str) -> str:
-    """The way names are compared: "GE Lunar" is "ge_lunar"."""
-    return text.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
 def t_score(

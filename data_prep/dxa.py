@@ -11,8 +11,9 @@ import datetime
 from collections import defaultdict
 from pathlib import Path
 
-from data_prep.devices import T_SCORE_OSTEOPOROSIS, DeviceTable, device_name, t_score
+from data_prep.devices import T_SCORE_OSTEOPOROSIS, DeviceTable, t_score
 from data_prep.tables import Row, read_table, refuse_duplicates
+from osteojax.data.devices import device_name
 from osteojax.data.schema import LEVELS, UNKNOWN_DEVICE
 from osteojax.errors import CaseError
 
