@@ -7,12 +7,15 @@ A backbone module names its Linen class `Backbone`; the class takes the other fi
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from osteojax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 BACKBONES = ("resnet",)
 

@@ -12,17 +12,23 @@ An objective module has `build(config, cohort) -> objective`; an objective has
   validate(state, devices, progress) -> (model_state, metrics)
 
 and owns everything about its method. The loop and the step know none of it.
+
+A module here is imported where there is nothing but jax, flax and optax (`osteojax benchmark train`
+on a machine without a registry): what only validation needs is imported where it validates.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
-from ml_collections import ConfigDict
-
-from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from osteojax.data.cohort import PreparedCohort
 
 _SUPPORT = {"embedding", "diagnostics"}
 

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
-
-from osteojax.data.cohort import PreparedCohort
-from osteojax.data.pipeline import evaluation_batches
 
 if TYPE_CHECKING:
+    from osteojax.data.cohort import PreparedCohort
     from osteojax.train.parallel import DataParallel
 
 NORM_MOMENTUM = 0.9
@@ -38,6 +35,10 @@ def run_over(
     Returns:
       outputs concatenated along the first axis, [len(rows), ...].
     """
+    from tqdm import tqdm
+
+    from osteojax.data.pipeline import evaluation_batches
+
     # Rounded up: a run of 32 on 8 devices is evaluated on a machine of 3 too.
     batch_size = -(-batch_size // devices.num_devices) * devices.num_devices
     collected: list[dict[str, np.ndarray]] = []
@@ -77,6 +78,8 @@ def image_batch_statistics(
     Returns:
       like `batch_stats`.
     """
+    from osteojax.data.pipeline import evaluation_batches
+
     count = min(len(rows), max_batches * batch_size)
     sample = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
     # Evenly spaced rows of one patient would sit in one batch; spread them over all batches.

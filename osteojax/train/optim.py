@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import optax
-from ml_collections import ConfigDict
 
 from osteojax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def duration_steps(config: ConfigDict, name: str, num_examples: int) -> int:
