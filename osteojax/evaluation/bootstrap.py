@@ -70,13 +70,32 @@ def classification_intervals(
     Returns:
       metric -> [low, high] or None, and the reason for each None.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     names = ["AUROC", "AUPRC"]
     if threshold is not None:
         names += ["ACC", "SEN", "SPE", "PPV", "NPV", "F1"]
-    index, few = _patient_index(patients)
-    if few:
+    if few := too_few(patients):
         return dict.fromkeys(names), dict.fromkeys(names, few)
+    return _intervals(diagnosis_values(labels, probabilities, patients, threshold, resamples, seed))
+
+
+def diagnosis_values(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: np.ndarray,
+    threshold: float | None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Every metric in every resample; arguments as in `classification_intervals`.
+
+    The draws depend on the patients, `resamples` and `seed` alone: two models on the same cases
+    give values that differ resample by resample.
+
+    Returns:
+      metric -> f64[resamples], NaN where a resample leaves it undefined.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    index = _patient_index(patients)
     counts = patient_counts(index.max() + 1, resamples, seed)
     ranks = _Ranks(labels, probabilities)
     ranking = np.concatenate(
@@ -85,7 +104,7 @@ def classification_intervals(
     values = {"AUROC": ranking[:, 0], "AUPRC": ranking[:, 1]}
     if threshold is not None:
         values |= _threshold_resamples(labels, probabilities >= threshold, index, counts)
-    return _intervals(values)
+    return values
 
 
 def bmd_intervals(
@@ -96,11 +115,22 @@ def bmd_intervals(
     seed: int = 0,
 ) -> tuple[dict[str, Interval], dict[str, str]]:
     """Intervals of MAE, bias (g/cm^2) and r of f[N] truth and predicted BMD."""
-    truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     names = ("MAE", "bias", "r")
-    index, few = _patient_index(patients)
-    if few:
+    if few := too_few(patients):
         return dict.fromkeys(names), dict.fromkeys(names, few)
+    return _intervals(bmd_values(truth, predicted, patients, resamples, seed))
+
+
+def bmd_values(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    patients: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """MAE, bias and r in every resample, f64[resamples] each; draws as in `diagnosis_values`."""
+    truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    index = _patient_index(patients)
     counts = patient_counts(index.max() + 1, resamples, seed)
     # Centred first, so that the moments below keep their digits.
     x, y = truth - truth.mean(), predicted - predicted.mean()
@@ -111,7 +141,7 @@ def bmd_intervals(
     variances = (mxx - mx * mx) * (myy - my * my)
     with np.errstate(invalid="ignore", divide="ignore"):
         r = np.where(variances > 1e-16, (mxy - mx * my) / np.sqrt(variances), np.nan)
-    return _intervals({"MAE": mae, "bias": bias, "r": r})
+    return {"MAE": mae, "bias": bias, "r": r}
 
 
 def mean_intervals(
@@ -121,9 +151,9 @@ def mean_intervals(
     seed: int = 0,
 ) -> tuple[dict[str, Interval], dict[str, str]]:
     """Intervals of the mean of each named f[N] (right or wrong, absolute error, ...)."""
-    index, few = _patient_index(patients)
-    if few:
+    if few := too_few(patients):
         return dict.fromkeys(values), dict.fromkeys(values, few)
+    index = _patient_index(patients)
     counts = patient_counts(index.max() + 1, resamples, seed)
     cases = counts @ np.bincount(index).astype(np.float64)
     return _intervals(
@@ -181,12 +211,17 @@ def _threshold_resamples(
         }
 
 
-def _patient_index(patients: np.ndarray) -> tuple[np.ndarray, str]:
-    """int[N] number of each case's patient, and why there can be no interval ("" if it can)."""
-    unique, index = np.unique(np.asarray(patients), return_inverse=True)
-    if len(unique) < MIN_PATIENTS:
-        return index, f"no interval from {len(unique)} patients (needs {MIN_PATIENTS})"
-    return index, ""
+def too_few(patients: np.ndarray) -> str:
+    """Why [N] patients are too few for any interval; "" where they are enough."""
+    count = len(np.unique(np.asarray(patients)))
+    return (
+        "" if count >= MIN_PATIENTS else f"no interval from {count} patients (needs {MIN_PATIENTS})"
+    )
+
+
+def _patient_index(patients: np.ndarray) -> np.ndarray:
+    """int[N]: number of each case's patient."""
+    return np.unique(np.asarray(patients), return_inverse=True)[1]
 
 
 def _by_patient(values: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -82,7 +82,13 @@ def paired_test(
     second: np.ndarray,
     clusters: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Is the AUROC of float[N] `first` different from that of `second`, on the same cases?
+    """Is the AUROC of `first` different from that of `second`, on the same cases?
+
+    Args:
+      labels: int[N], 1 = positive.
+      first, second: float[N], or float[S, N] of S training seeds: the mean of their AUROC is
+        compared (the seeds are taken as they are; another draw of seeds is not tested for).
+      clusters: [N] patient of each case; None takes every case for independent.
 
     Returns:
       difference (first - second), standard_error, z, p (two-sided).
@@ -90,8 +96,9 @@ def paired_test(
     Raises:
       Undefined: as `auroc_covariance`; or the scores rank the cases alike (variance 0).
     """
-    areas, covariance = auroc_covariance(labels, np.stack([first, second]), clusters)
-    contrast = np.array([1.0, -1.0])
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    areas, covariance = auroc_covariance(labels, np.concatenate([first, second]), clusters)
+    contrast = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
     difference = float(contrast @ areas)
     variance = float(contrast @ covariance @ contrast)
     if variance <= 1e-18:
