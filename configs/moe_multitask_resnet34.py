@@ -28,7 +28,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict(
         {
             "unlabelled_too": False,  # R: unlabelled vertebrae for the position head
-            "augment": {"max_shift_voxels": 6, "flip_probability": 0.5, "affine": False},  # R
+            "augment": {  # R
+                "max_shift_voxels": 6,
+                "flip_probability": 0.5,
+                "affine": False,
+                "crop_min_volume": 1.0,  # 1: no crop; 0.14 crops as SwAV does
+            },
         }
     )
     config.model = ConfigDict(
@@ -48,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "gate_dim": 128,  # R
             "expert_dim": 256,  # R
             "use_device": True,  # False drops the device embedding from eq. 2
+            "decoder": "experts",  # controls: concatenated, affine (models/device_heads.py)
         }
     )
     config.objective = ConfigDict(

@@ -23,10 +23,16 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.data = ConfigDict(
         {
-            "pairs": "uniform",  # R: uniform, cross_group, image_plus_one
+            "pairs": "uniform",  # R: uniform, cross_group, image_plus_one; controls: image_image,
+            # other_patient
             "textures": "offline",  # R: read from the folder, or online: made in the step
             "labelled_too": False,  # R: the paper's 30,256 pre-training vertebrae have no label
-            "augment": {"max_shift_voxels": 6, "flip_probability": 0.5, "affine": False},  # R
+            "augment": {  # R
+                "max_shift_voxels": 6,
+                "flip_probability": 0.5,
+                "affine": False,
+                "crop_min_volume": 1.0,  # 1: no crop; 0.14 crops as SwAV does
+            },
         }
     )
     config.model = ConfigDict(

@@ -1,16 +1,20 @@
 """From stored codes to network input, on the device, inside the jitted step.
 
 Augmentation preserves texture: integer shifts and a left-right flip move voxels and change none
-(docs/method.md). The affine option interpolates, and is off by default.
+(docs/method.md). The affine option and the crop interpolate, and are off by default.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
-from ml_collections import ConfigDict
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 AFFINE_DEGREES = 10.0
 AFFINE_SCALE = 0.05
@@ -26,10 +30,12 @@ def augment(codes_BVDHW: Array, index_B: Array, key: Array, config: ConfigDict) 
       key: the step's key.
       config: `max_shift_voxels` (per axis; vacated voxels repeat the border), `flip_probability`
         (left-right, the last axis), `affine` (+-10 degrees about each axis and +-5% scale,
-        trilinear in code space).
+        trilinear in code space), `crop_min_volume` (1: no crop; else a cube of this share of the
+        volume or more, anywhere, brought back to full size: the random crops of SwAV, Caron et al.
+        2020, which have 0.14).
 
     Returns:
-      uint8 (float32 with `affine`) [B, V, D, H, W].
+      uint8 (float32 with `affine` or a crop) [B, V, D, H, W].
     """
 
     def one_view(codes: Array, index: Array, view: Array) -> Array:
@@ -43,7 +49,12 @@ def augment(codes_BVDHW: Array, index_B: Array, key: Array, config: ConfigDict) 
             if axis == 2:
                 source = jnp.where(flip, source[::-1], source)
             codes = jnp.take(codes, source, axis=axis)
-        return _affine(codes, affine_key) if config.affine else codes
+        if config.affine:
+            codes = _affine(codes, affine_key)
+        if config.crop_min_volume < 1.0:
+            # A key of its own: without crops, the draws above stay what they were.
+            codes = _crop(codes, jax.random.fold_in(view_key, 0), config.crop_min_volume)
+        return codes
 
     views = jnp.arange(codes_BVDHW.shape[1])
     over_views = jax.vmap(one_view, in_axes=(0, None, 0))
@@ -67,6 +78,24 @@ def _affine(codes_DHW: Array, key: Array) -> Array:
     source = jnp.tensordot(rotation * scale, grid - centre[:, None, None, None], axes=1)
     source = source + centre[:, None, None, None]
     return map_coordinates(codes_DHW.astype(jnp.float32), list(source), order=1, mode="nearest")
+
+
+def _crop(codes_DHW: Array, key: Array, min_volume: float) -> Array:
+    """A random cube, its volume uniform in [min_volume, 1], resized trilinearly; f32[D, H, W]."""
+    volume_key, corner_key = jax.random.split(key)
+    share = jax.random.uniform(volume_key, (), minval=min_volume, maxval=1.0)
+    edge = share ** (1.0 / codes_DHW.ndim)
+    size = jnp.array(codes_DHW.shape, jnp.float32)
+    corner = jax.random.uniform(corner_key, (codes_DHW.ndim,)) * (1.0 - edge) * size
+    return jax.image.scale_and_translate(
+        codes_DHW.astype(jnp.float32),
+        codes_DHW.shape,
+        range(codes_DHW.ndim),
+        jnp.full(codes_DHW.ndim, 1.0 / edge),
+        -corner / edge,
+        method="linear",
+        antialias=False,
+    )
 
 
 def network_input(codes_BDHW: Array, map_ids_B: Array, map_affine: Array, rank: int) -> Array:

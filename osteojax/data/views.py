@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from osteojax.data.schema import POOL
+from osteojax.data.schema import POOL, SPLITS
 from osteojax.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,8 +76,9 @@ def pair_choices(sampler: str) -> np.ndarray:
 
     Args:
       sampler: "uniform" (any two distinct members; the paper does not say), "cross_group" (one of
-        image, Autocorrelation, JointAverage with one of Contrast, DifferenceAverage), or
-        "image_plus_one" (the image with any map).
+        image, Autocorrelation, JointAverage with one of Contrast, DifferenceAverage),
+        "image_plus_one" (the image with any map); or a control: "image_image" (the image twice: no
+        texture), "other_patient" (as uniform; the second member is another patient's).
     """
     pairs = _all_pairs()
     if sampler == "cross_group":
@@ -85,9 +86,12 @@ def pair_choices(sampler: str) -> np.ndarray:
         pairs = [pair for pair in pairs if (pair[0] in smooth) != (pair[1] in smooth)]
     elif sampler == "image_plus_one":
         pairs = [pair for pair in pairs if pair[0] == 0]
-    elif sampler != "uniform":
+    elif sampler == "image_image":
+        pairs = [(0, 0)]
+    elif sampler not in ("uniform", "other_patient"):
         raise UserError(
-            f"data.pairs is {sampler!r}; choose uniform, cross_group or image_plus_one."
+            f"data.pairs is {sampler!r}; choose uniform, cross_group, image_plus_one, or a "
+            "control: image_image, other_patient."
         )
     return np.array(pairs, np.int32)
 
@@ -114,6 +118,58 @@ class PoolPair:
 
     def __call__(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
         return with_volumes(self, cohort, self.draw(cohort, row, rng))
+
+
+@functools.lru_cache(maxsize=2)
+def _comparable(cohort: PreparedCohort) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Group and patient of every row, i64[N] each, and the rows of each group: vertebrae of one
+    split and level, all with or all without a label."""
+    table = cohort.table
+    labelled = np.isin(np.arange(len(table)), cohort.rows(*SPLITS, labelled=True))
+    keys = [table["split"], table["level"], labelled]
+    group_N = table.groupby(keys, sort=False).ngroup().to_numpy()
+    patient_N = table.groupby("patient_id", sort=False).ngroup().to_numpy()
+    return group_N, patient_N, [np.flatnonzero(group_N == g) for g in range(group_N.max() + 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherPatientPair(PoolPair):
+    """Two members of the pool from two patients' vertebrae of one level: what is left to learn of
+    one bone is gone, so that pre-training must not help (a control).
+
+    The second vertebra is of the same split and, like the first, with or without a label: rows that
+    training leaves out are never shown.
+    """
+
+    sampler: str = "other_patient"
+
+    def draw(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
+        group_N, patient_N, rows_of = _comparable(cohort)
+        alike = rows_of[group_N[row]]
+        candidates = alike[patient_N[alike] != patient_N[row]]
+        if len(candidates) == 0:
+            own = cohort.table.iloc[row]
+            raise UserError(
+                f"{cohort.directory}: data.pairs=other_patient: row {row} is the only patient's "
+                f"{own['level']} of split {own['split']}, with a label or without as it is. Choose other pairs, "
+                "or a larger cohort."
+            )
+        rows = np.array([row, rng.choice(candidates)], np.int32)
+        return {**super().draw(cohort, row, rng), "rows": rows}
+
+
+def pair_view(sampler: str, online: bool) -> View:
+    """The view of `data.pairs`; `online`: the device makes the maps. Raises UserError."""
+    pair_choices(sampler)
+    if sampler == "other_patient":
+        if online:
+            raise UserError(
+                "data.pairs=other_patient needs two stored pools: use data.textures=offline."
+            )
+        return OtherPatientPair()
+    if sampler == "image_image":  # needs no map: stored images do in either mode
+        return PoolPair(sampler)
+    return (ImageForPair if online else PoolPair)(sampler)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,3 +207,17 @@ class Supervised:
 
     def __call__(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
         return with_volumes(self, cohort, self.draw(cohort, row, rng))
+
+
+@dataclasses.dataclass(frozen=True)
+class ToldDevice(Supervised):
+    """`Supervised` with other DXA devices than the true ones: what would the answer have been?
+
+    Attributes:
+      device: i32[N], an index into the manifest's devices for every row of the cohort.
+    """
+
+    device: np.ndarray
+
+    def draw(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
+        return {**super().draw(cohort, row, rng), "device": np.int32(self.device[row])}

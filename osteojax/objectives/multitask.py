@@ -12,18 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
-from ml_collections import ConfigDict
-from sklearn.metrics import roc_auc_score
 
 from osteojax.data.augment import augment, network_input
-from osteojax.data.cohort import PreparedCohort
-from osteojax.data.views import Supervised
+from osteojax.data.views import Supervised, ToldDevice
 from osteojax.models import build_backbone
-from osteojax.models.moe import MixtureOfExperts
+from osteojax.models.device_heads import build_decoder
 from osteojax.objectives.embedding import run_over
 from osteojax.types import AXIS, Batch, Metrics, ModelState, Params, TrainState
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from osteojax.data.cohort import PreparedCohort
     from osteojax.train.parallel import DataParallel
 
 
@@ -45,7 +45,7 @@ def build_model(config: ConfigDict, num_devices: int, axis_name: str | None) -> 
     """The model that `config` describes, for a device table of `num_devices` entries."""
     return DiagnosisModel(
         backbone=build_backbone(config.model, axis_name),
-        experts=MixtureOfExperts(num_devices=num_devices, **config.moe.to_dict()),
+        experts=build_decoder(config.moe, num_devices),
     )
 
 
@@ -182,6 +182,8 @@ class Multitask:
         Returns:
           (model state, metrics); auroc is absent where validation has one class only.
         """
+        from sklearn.metrics import roc_auc_score
+
         rows = self.cohort.rows("valid", labelled=True)
         if len(rows) == 0:
             return state.model_state, {}
@@ -212,16 +214,22 @@ class Multitask:
         return state.model_state, metrics
 
     def predict(
-        self, params: Params, model_state: ModelState, rows: np.ndarray, devices: DataParallel
+        self,
+        params: Params,
+        model_state: ModelState,
+        rows: np.ndarray,
+        devices: DataParallel,
+        told_device: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Outputs of `DiagnosisModel` for some rows, with each vertebra's own device."""
+        """Outputs of `DiagnosisModel` for some rows, with each vertebra's own device, or with
+        told_device i32[N], one for every row of the cohort."""
         if not hasattr(self, "_mapped_forward"):
             self._mapped_forward = devices.map_forward(self._forward)
         variables = {"params": params, "batch_stats": model_state["batch_stats"]}
         return run_over(
             self.cohort,
             rows,
-            self.view,
+            self.view if told_device is None else ToldDevice(told_device),
             self._mapped_forward,
             variables,
             devices,

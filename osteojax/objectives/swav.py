@@ -16,21 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
-from ml_collections import ConfigDict
 
 from osteojax.data.augment import augment, network_input
-from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import online_texture
-from osteojax.data.views import ImageForPair, PoolPair, Supervised, pair_choices
+from osteojax.data.views import Supervised, pair_view
 from osteojax.errors import UserError
 from osteojax.models import build_backbone
 from osteojax.models.heads import Projector, Prototypes, l2_normalise
-from osteojax.objectives import diagnostics
 from osteojax.objectives.embedding import image_batch_statistics, run_over
 from osteojax.ops.sinkhorn import sinkhorn
 from osteojax.types import AXIS, Batch, Metrics, ModelState, Params, TrainState
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from osteojax.data.cohort import PreparedCohort
     from osteojax.train.parallel import DataParallel
 
 
@@ -82,9 +82,8 @@ class SwAV:
     def __init__(self, config: ConfigDict, cohort: PreparedCohort) -> None:
         self.config, self.cohort = config, cohort
         settings = config.objective
-        pair_choices(config.data.pairs)  # a typo fails before any work
         self._online = online_texture(config.data.textures, cohort)
-        self.view: Callable = (ImageForPair if self._online else PoolPair)(config.data.pairs)
+        self.view: Callable = pair_view(config.data.pairs, self._online is not None)
         self.model = SwAVModel(
             backbone=build_backbone(config.model, AXIS),
             projector=Projector(settings.projector_dim, settings.prototype_dim, AXIS),
@@ -249,6 +248,8 @@ class SwAV:
         Returns:
           (model state with fresh `image_batch_stats`, metrics).
         """
+        from osteojax.objectives import diagnostics
+
         if not hasattr(self, "_pair_forward"):
             self._pair_forward = devices.map_forward(self._forward_pair)
             self._statistics = devices.map_reduce(self._train_mode_statistics)

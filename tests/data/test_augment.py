@@ -13,7 +13,9 @@ from scipy import ndimage
 from osteojax.data.augment import augment, network_input
 from osteojax.data.schema import POOL, image_spec, map_spec
 
-PLAIN = ConfigDict({"max_shift_voxels": 2, "flip_probability": 0.5, "affine": False})
+PLAIN = ConfigDict(
+    {"max_shift_voxels": 2, "flip_probability": 0.5, "affine": False, "crop_min_volume": 1.0}
+)
 
 
 def batch(count: int = 6, size: int = 10) -> tuple[jnp.ndarray, jnp.ndarray]:
@@ -54,7 +56,8 @@ def test_geometry_is_the_records_not_the_batchs() -> None:
 
 
 def test_vacated_voxels_repeat_the_border() -> None:
-    config = ConfigDict({"max_shift_voxels": 3, "flip_probability": 0.0, "affine": False})
+    config = PLAIN.copy_and_resolve_references()
+    config.update(max_shift_voxels=3, flip_probability=0.0)
     ramp = jnp.broadcast_to(jnp.arange(10, 20, dtype=jnp.uint8), (8, 1, 10, 10, 10))
     moved = np.asarray(augment(ramp, jnp.arange(8), jax.random.key(0), config))
     assert moved.min() >= 10
@@ -63,7 +66,8 @@ def test_vacated_voxels_repeat_the_border() -> None:
 
 
 def test_affine_stays_close_and_within_range() -> None:
-    config = ConfigDict({"max_shift_voxels": 0, "flip_probability": 0.0, "affine": True})
+    config = PLAIN.copy_and_resolve_references()
+    config.update(max_shift_voxels=0, flip_probability=0.0, affine=True)
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).uniform(0, 239, (24,) * 3), 3)
     codes = jnp.asarray(smooth.astype(np.uint8))[None, None]
     turned = np.asarray(augment(codes, jnp.zeros(1, jnp.int32), jax.random.key(0), config))[0, 0]
@@ -72,6 +76,34 @@ def test_affine_stays_close_and_within_range() -> None:
     assert turned.max() <= original.max()
     core = (slice(8, 16),) * 3
     assert 0.2 < np.corrcoef(turned[core].ravel(), original[core].ravel())[0, 1] < 0.9999
+
+
+def test_a_crop_is_a_cube_of_the_box_resized_trilinearly() -> None:
+    config = PLAIN.copy_and_resolve_references()
+    config.update(max_shift_voxels=0, flip_probability=0.0, crop_min_volume=0.3)
+    size = 12
+    z, y, x = np.meshgrid(*[np.arange(size, dtype=np.float64)] * 3, indexing="ij")
+    ramps = [np.broadcast_to(ramp * 10, (size,) * 3) for ramp in (z, y, x)]
+    noise = np.random.default_rng(0).integers(0, 240, (size,) * 3)
+    # One record index, so that all four volumes of a view are cropped alike.
+    codes = jnp.asarray(np.stack([*ramps, noise]).astype(np.uint8))[:, None]
+    index = jnp.zeros(4, jnp.int32)
+    edges = []
+    for seed in range(12):
+        crop = np.asarray(augment(codes, index, jax.random.key(seed), config))[:, 0]
+        source = crop[:3] / 10  # where each output voxel was read, in voxels of the input
+        inner = source[:, size // 2, size // 2, size // 2]
+        # Half-voxel centres: inside the box the position is an affine function of the index.
+        steps = [np.diff(source[axis][tuple(slice(4, 8) if a == axis else 6 for a in range(3))])
+                 for axis in range(3)]  # fmt: skip
+        edge = float(np.mean(steps))
+        np.testing.assert_allclose(np.concatenate(steps), edge, rtol=1e-3)
+        assert 0.3 ** (1 / 3) - 1e-3 <= edge <= 1.0
+        assert ((inner > 0) & (inner < size - 1)).all()
+        expected = ndimage.map_coordinates(noise.astype(float), source, order=1, mode="nearest")
+        np.testing.assert_allclose(crop[3], expected, atol=0.05)
+        edges.append(edge)
+    assert np.ptp(edges) > 0.1
 
 
 def test_network_input_is_z_scored() -> None:
