@@ -42,6 +42,20 @@ def aggregate(table: pd.DataFrame, rule: str) -> pd.DataFrame:
     ).reset_index()
 
 
+def cases_of(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """The labelled cases of a checked table: vertebrae, or patients by one of `RULES`.
+
+    Args:
+      unit: "vertebra", "patient" (any-positive) or "patient_mean".
+
+    Returns:
+      columns patient_id, osteoporosis int64, probability, site, device, sex, age, ...
+    """
+    if unit == "vertebra":
+        return labelled(table)
+    return aggregate(table, "any" if unit == "patient" else "mean")
+
+
 def _one_or_mixed(values: pd.Series) -> str:
     unique = values.unique()
     return str(unique[0]) if len(unique) == 1 else "mixed"

@@ -17,8 +17,9 @@ from sklearn.metrics import roc_curve
 from osteojax.data.schema import LEVELS
 from osteojax.evaluation import calibration, decision
 from osteojax.evaluation.metrics import Undefined, auroc, bmd_regression, require_both_classes
+from osteojax.evaluation.patients import cases_of
 from osteojax.evaluation.predictions import gate_columns
-from osteojax.evaluation.summary import auroc_interval, cases_of, device_names, gate_usage
+from osteojax.evaluation.summary import auroc_interval, device_names, gate_usage
 from osteojax.files import atomic_path
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -10,7 +10,15 @@
     probability          the model's probability of osteoporosis, 0-1
     bmd_pred_g_cm2       the model's areal bone mineral density
     level_pred           the model's level, 1-18, and its probability, 0-1
-    gate_0, gate_1, ...  weights of the experts, summing to 1 (none for a model without experts)
+    gate_0, gate_1, ...  weights of the experts, summing to 1 (none for a model without experts);
+                         gate_0 is what reports call expert 1
+
+and columns that may be absent or empty, each for what it is needed for:
+
+    slice_mm             distance of the CT's slices: the subgroups by slice thickness
+    mean_hu              of the vertebra
+    baseline_hu, baseline_hu_age   probabilities of `osteojax.evaluation.baselines`
+    ood_distance, ood_percentile   from the training vertebrae (`osteojax.evaluation.ood`)
 
 Everything else in `osteojax.evaluation` reads a table that passed `check`.
 """
@@ -48,6 +56,12 @@ COLUMNS = (
     "gate_0",
     "gate_1",
     "gate_2",
+    "slice_mm",
+    "mean_hu",
+    "baseline_hu",
+    "baseline_hu_age",
+    "ood_distance",
+    "ood_percentile",
 )
 """The table's columns for the paper's three experts; `gate_columns` tells how many there are."""
 
@@ -56,7 +70,8 @@ _KNOWN_IDS = ("patient_id", "scan_id", "site", "split", "level")
 _OPTIONAL_NUMBERS = ("age", "osteoporosis", "bmd_g_cm2", "t_score")
 _INTEGERS = ("level_class", "level_pred", "truncated")
 _MODEL_OUTPUTS = ("probability", "bmd_pred_g_cm2", "level_pred", "level_probability")
-_FIXED = tuple(name for name in COLUMNS if not name.startswith("gate_"))
+_EXTRA = COLUMNS[-6:]
+_FIXED = tuple(name for name in COLUMNS[:-6] if not name.startswith("gate_"))
 
 GATE_SUM_TOLERANCE = 1e-2
 """Gates sum to 1 within this: bfloat16 weights, rounded to 3 digits, are off by a few 1e-3."""
@@ -77,33 +92,105 @@ def check(table: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
 
     Returns:
       A new table: text as str ("" where empty), optional numbers as float64 (NaN where empty),
-      `level_class`, `level_pred`, `truncated` as int64.
+      `level_class`, `level_pred`, `truncated` as int64; columns that may be absent are there, NaN.
 
     Raises:
       UserError: a column is missing; a prediction is NaN or infinite; a probability is outside
         0-1; a (scan_id, level) occurs twice; a patient is in two splits. It names the row.
     """
-    missing = [name for name in _FIXED if name not in table.columns]
-    if missing:
-        raise UserError(
-            f"{source}: columns missing: {', '.join(missing)}. Expected: {', '.join(COLUMNS)}. "
-            "Write the table with `osteojax evaluate`."
-        )
+    _require_columns(table, source)
     if table.empty:
         raise UserError(f"{source}: no rows, nothing to evaluate. Choose another split.")
     gates = gate_columns(table)
     if gates != [f"gate_{i}" for i in range(len(gates))]:
         raise UserError(f"{source}: expert columns {', '.join(gates)}; number them from gate_0 on.")
-    typed = table[[*_FIXED, *gates]].reset_index(drop=True)
+    extra = [name for name in _EXTRA if name in table.columns]
+    typed = table[[*_FIXED, *gates, *extra]].reset_index(drop=True)
+    typed = typed.reindex(columns=[*_FIXED, *gates, *_EXTRA])
     for name in _TEXT:
         typed[name] = typed[name].astype(object).where(typed[name].notna(), "").astype(str)
-    for name in (*_OPTIONAL_NUMBERS, *_INTEGERS, *_MODEL_OUTPUTS, *gates):
+    for name in (*_OPTIONAL_NUMBERS, *_INTEGERS, *_MODEL_OUTPUTS, *gates, *_EXTRA):
         typed[name] = _numbers(typed, name, source)
     _check_values(typed, gates, source)
     for name in _INTEGERS:
         typed[name] = typed[name].astype(np.int64)
     _check_identity(typed, source)
     return typed
+
+
+def set_aside(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Parts the rows that can be evaluated from those that cannot, so that one bad row does not
+    cost the report.
+
+    Left out are rows with a prediction that is NaN or infinite, and vertebrae that occur several
+    times with different values (nothing says which is right). Of copies that agree one is kept.
+
+    Args:
+      table: as `check` takes it.
+      source: what error messages call it.
+
+    Returns:
+      the usable rows, in order, and the others as split, scan_id, level, reason.
+
+    Raises:
+      UserError: columns are missing, or no row is usable.
+    """
+    _require_columns(table, source)
+    table = table.drop_duplicates().reset_index(drop=True)
+    reasons = pd.Series("", index=table.index)
+    twice = table.duplicated(["scan_id", "level"], keep=False)
+    reasons[twice] = "scan and level occur several times, with different values"
+    for name in reversed((*_MODEL_OUTPUTS, *gate_columns(table))):
+        values = _numbers(table, name, source)
+        for bad in values[~np.isfinite(values)].index:
+            reasons[bad] = f"{name} is {values[bad]:g}"
+    out = reasons != ""
+    if len(table) and out.all():
+        raise UserError(
+            f"{source}: none of {len(table)} vertebrae can be evaluated; {_where(table, 0)}: "
+            f"{reasons.iloc[0]}. NaN from a model means that it diverged: evaluate an earlier "
+            "checkpoint."
+        )
+    left_out = table.loc[out, ["split", "scan_id", "level"]].assign(reason=reasons[out])
+    return table[~out].reset_index(drop=True), left_out.reset_index(drop=True)
+
+
+def paired(
+    first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str] = ("first", "second")
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two models' predictions of the same vertebrae, in one order.
+
+    Raises:
+      UserError: a table is unusable, or they are of different vertebrae or labels (another cohort,
+        split or preparation). It names the first vertebra that differs.
+    """
+    keys = ["scan_id", "level"]
+    tables = [
+        check(table, name).sort_values(keys, ignore_index=True)
+        for table, name in zip((first, second), names, strict=True)
+    ]
+    ids = [set(zip(table["scan_id"], table["level"], strict=True)) for table in tables]
+    if alone := sorted(ids[0] ^ ids[1]):
+        scan, level = alone[0]
+        has, lacks = names if alone[0] in ids[0] else names[::-1]
+        raise UserError(
+            f"{scan}/{level} is in the predictions of {has} and not in those of {lacks} "
+            f"({len(alone)} such vertebrae): they are not of one cohort and split. Evaluate both "
+            "on the same --data and --split."
+        )
+    for name in ("patient_id", "split", "osteoporosis", "bmd_g_cm2"):
+        values = [table[name].fillna(-1.0) if name in _OPTIONAL_NUMBERS else table[name]
+                  for table in tables]  # fmt: skip
+        different = np.flatnonzero((values[0] != values[1]).to_numpy())
+        if different.size:
+            row = int(different[0])
+            raise UserError(
+                f"{tables[0]['scan_id'][row]}/{tables[0]['level'][row]}: {name} is "
+                f"{tables[0][name][row]} in the predictions of {names[0]} and "
+                f"{tables[1][name][row]} in those of {names[1]}: the labels come from different "
+                "preparations of the cohort. Evaluate both on the same --data."
+            )
+    return tables[0], tables[1]
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -130,6 +217,15 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with a diagnosis, osteoporosis as int64."""
     rows = table[table["osteoporosis"].notna()].reset_index(drop=True)
     return rows.assign(osteoporosis=rows["osteoporosis"].astype(np.int64))
+
+
+def _require_columns(table: pd.DataFrame, source: str) -> None:
+    missing = [name for name in _FIXED if name not in table.columns]
+    if missing:
+        raise UserError(
+            f"{source}: columns missing: {', '.join(missing)}. Expected: {', '.join(COLUMNS)}. "
+            "Write the table with `osteojax evaluate`."
+        )
 
 
 def _where(table: pd.DataFrame, row: int) -> str:
@@ -161,7 +257,7 @@ def _check_values(table: pd.DataFrame, gates: list[str], source: str) -> None:
         "level_pred": (1, len(LEVELS)),
         "truncated": (0, 1),
         "osteoporosis": (0, 1),
-        **dict.fromkeys(gates, (0, 1)),
+        **dict.fromkeys((*gates, "baseline_hu", "baseline_hu_age"), (0, 1)),
     }
     for name in (*_MODEL_OUTPUTS, *gates, "level_class", "truncated"):
         _refuse(
@@ -172,7 +268,7 @@ def _check_values(table: pd.DataFrame, gates: list[str], source: str) -> None:
             "evaluate an earlier checkpoint.",
             source,
         )
-    for name in _OPTIONAL_NUMBERS:
+    for name in (*_OPTIONAL_NUMBERS, *_EXTRA):
         _refuse(table, np.isinf(table[name]), name, "not a finite number. Correct it.", source)
     for name, (low, high) in bounds.items():
         outside = (table[name] < low) | (table[name] > high)

@@ -17,8 +17,8 @@ import pandas as pd
 from osteojax.data.schema import LEVELS, UNKNOWN_DEVICE
 from osteojax.evaluation import bootstrap, calibration, delong, metrics
 from osteojax.evaluation.metrics import Undefined, attempt
-from osteojax.evaluation.patients import aggregate
-from osteojax.evaluation.predictions import gate_columns, labelled
+from osteojax.evaluation.patients import cases_of
+from osteojax.evaluation.predictions import gate_columns
 
 UNITS = ("vertebra", "patient", "patient_mean")
 """What is diagnosed: a vertebra; a patient by any-positive (the paper's); a patient by the mean
@@ -31,16 +31,6 @@ AGE_BANDS = ((0, 50, "under 50"), (50, 60, "50-59"), (60, 70, "60-69"), (70, 80,
 """From (inclusive), to (exclusive) years; older is "80 and over"."""
 
 RESIDUAL_QUANTILES = (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)
-
-
-def cases_of(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """The labelled cases of a checked table: vertebrae or patients.
-
-    Returns columns patient_id, osteoporosis int64, probability, site, device, sex, age, ...
-    """
-    if unit == "vertebra":
-        return labelled(table)
-    return aggregate(table, "any" if unit == "patient" else "mean")
 
 
 def fit_on_validation(valid_table: pd.DataFrame) -> dict[str, Any]:

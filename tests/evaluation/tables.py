@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 
 from osteojax.data.schema import LEVELS
+from osteojax.evaluation import baselines
 
+SLICES_MM = {"A": 1.0, "B": 3.0, "C": 6.0, "D": 1.0}
 DEVICES = {"A": "hologic", "B": "lunar", "C": "medix", "D": "hologic"}
 
 
@@ -16,8 +18,10 @@ def synthetic(
     """Five vertebrae (T12-L4) per patient, two of L1-L4 labelled; D is the external site.
 
     The model's logit is informative * truth + noise of SD 1; BMD is off by bias -0.02, SD 0.05.
+    Every eleventh patient's age is unknown.
     """
     generator = np.random.default_rng(seed)
+    hu_generator = np.random.default_rng([seed, 1])
     rows = []
     for number in range(patients):
         site = sites[number % len(sites)]
@@ -55,6 +59,19 @@ def synthetic(
                     "gate_0": gates[0],
                     "gate_1": gates[1],
                     "gate_2": gates[2],
+                    "slice_mm": SLICES_MM[site],
+                    "mean_hu": 20 + 150 * bmd + hu_generator.normal(0, 30),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def with_baselines(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables with the probabilities of the baselines, fitted on 60 other patients."""
+    found, _ = baselines.fit(synthetic(60, "train", 99))
+    return [
+        table.assign(
+            **{baselines.column(name): model.probability(table) for name, model in found.items()}
+        )
+        for table in tables
+    ]

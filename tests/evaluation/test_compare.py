@@ -42,9 +42,7 @@ def test_differences_equal_the_loop(cases):
         gaps = np.array([metric(r) for r in rows])
         assert entry["difference"] == pytest.approx(metric(np.arange(len(labels))))
         assert entry["interval"] == pytest.approx(np.percentile(gaps, [2.5, 97.5]))
-        assert entry["p"] == pytest.approx(
-            2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / 81
-        )
+        assert entry["p"] == pytest.approx(2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / 81)
     assert found["delong"] == paired_test(labels, strong, weak, patients)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 

@@ -99,3 +99,54 @@ def test_any_number_of_experts(table):
     assert predictions.gate_columns(predictions.check(without)) == []
     with pytest.raises(UserError, match="number them from gate_0"):
         predictions.check(table.rename(columns={"gate_0": "gate_7"}))
+
+
+def test_columns_that_may_be_absent_are_there_and_empty(table):
+    old = predictions.check(table.drop(columns=["slice_mm", "mean_hu"]))
+    assert old[["slice_mm", "mean_hu", "baseline_hu", "ood_distance"]].isna().all(axis=None)
+    assert predictions.check(table)["slice_mm"].tolist() == table["slice_mm"].tolist()
+    with pytest.raises(UserError, match=r"baseline_hu is 2.*outside 0 to 1"):
+        predictions.check(table.assign(baseline_hu=2.0))
+
+
+def test_rows_that_cannot_be_evaluated_are_set_aside_with_their_reason(table):
+    spoilt = table.copy()
+    spoilt.loc[3, "probability"] = np.nan
+    spoilt.loc[5, "gate_1"] = np.inf
+    other = table.iloc[[7]].assign(probability=0.123)
+    usable, left_out = predictions.set_aside(
+        pd.concat([spoilt, other, table.iloc[[9]]], ignore_index=True), "p.csv"
+    )
+    assert left_out["reason"].tolist() == [
+        "probability is nan",
+        "gate_1 is inf",
+        *["scan and level occur several times, with different values"] * 2,
+    ]
+    assert left_out["level"].tolist() == table["level"].iloc[[3, 5, 7, 7]].tolist()
+    expected = table.drop(index=[3, 5, 7]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(predictions.check(usable), predictions.check(expected))
+
+
+def test_a_diverged_model_leaves_nothing_to_evaluate(table):
+    with pytest.raises(UserError, match=r"none of 20 vertebrae .*probability is nan.*diverged"):
+        predictions.set_aside(table.assign(probability=np.nan), "p.csv")
+    with pytest.raises(UserError, match="'high', not a number"):
+        predictions.set_aside(table.assign(probability="high"), "p.csv")
+    with pytest.raises(UserError, match="columns missing: probability"):
+        predictions.set_aside(table.drop(columns="probability"), "p.csv")
+
+
+def test_pairs_are_of_one_cohort(table):
+    second = table.assign(probability=1 - table["probability"]).sample(frac=1, random_state=0)
+    first, other = predictions.paired(table, second)
+    assert (first[["scan_id", "level"]] == other[["scan_id", "level"]]).all(axis=None)
+    np.testing.assert_allclose(first["probability"], 1 - other["probability"], rtol=1e-12)
+    with pytest.raises(UserError, match=r"test-A0000-ct/L1 is in the predictions of a and not in"):
+        predictions.paired(table, table[table.index != 1], ("a", "b"))
+    relabelled = table.copy()
+    row = table["osteoporosis"].notna().idxmax()
+    relabelled.loc[row, "osteoporosis"] = 1 - table.loc[row, "osteoporosis"]
+    with pytest.raises(UserError, match=r"osteoporosis is .* different preparations"):
+        predictions.paired(table, relabelled)
+    with pytest.raises(UserError, match="not of one cohort"):
+        predictions.paired(table, synthetic(4, "valid", 0))
