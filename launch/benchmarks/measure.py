@@ -32,6 +32,30 @@ def seconds(run: Callable[[], Any], repeats: int, warmup: int = 1) -> dict[str, 
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
 
+WINDOW_SECONDS = 1.0
+
+
+def seconds_per_call(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Wall seconds of a call that is dispatched again and again without waiting, as training does.
+
+    Returns {"median", "min", "max"} over `repeats` windows of at least a second (or one call), and
+    "first", the first call with its compilation. Each window ends when its arrays are ready.
+    """
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    first = time.perf_counter() - start
+    once = seconds(call, 1, warmup=0)["median"]
+    count = max(1, round(WINDOW_SECONDS / once))
+
+    def window() -> Any:
+        for _ in range(count - 1):
+            call()
+        return call()
+
+    taken = seconds(window, repeats, warmup=0)
+    return {name: value / count for name, value in taken.items()} | {"first": first}
+
+
 def environment(*packages: str) -> dict[str, Any]:
     """Hardware, versions and date, to stand beside every number."""
     versions = {}

@@ -89,10 +89,14 @@ class StepCost:
         return sum(product.padded_flops for product in self.products)
 
     @property
+    def state_and_batch_bytes(self) -> int:
+        """The state read and written, gradients and the batch read."""
+        return 2 * self.state_bytes + self.gradient_bytes + self.batch_bytes
+
+    @property
     def bytes(self) -> int:
-        """The floor: products, the state read and written, gradients and the batch read."""
-        products = sum(product.bytes for product in self.products)
-        return products + 2 * self.state_bytes + self.gradient_bytes + self.batch_bytes
+        """The floor: those of the products, and of what is around them."""
+        return sum(product.bytes for product in self.products) + self.state_and_batch_bytes
 
 
 def step_cost(config: ConfigDict, cohort: Any, batch: Any, num_devices: int = 1) -> StepCost:

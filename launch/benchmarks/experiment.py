@@ -1,0 +1,193 @@
+"""A training step by itself: a shipped config, data that nobody prepared, a way to take steps.
+
+Everything here runs with jax, flax, optax and orbax alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from launch.benchmarks.plain_config import CONFIGS, shipped_config
+from osteojax import objectives
+from osteojax.data.online import TEXTURES
+from osteojax.data.schema import POOL, Manifest, image_spec, map_spec
+from osteojax.errors import UserError
+from osteojax.train.costs import StepCost, step_cost
+from osteojax.train.optim import adamw_direction
+from osteojax.train.parallel import ENGINES, DataParallel
+from osteojax.train.step import make_step
+from osteojax.types import TrainState
+
+DTYPES = ("float32", "bfloat16")
+DEVICES = ("hologic", "ge_lunar", "medix", "unknown")
+RUN_KEY = 1
+
+
+def add_step_arguments(
+    parser: argparse.ArgumentParser, *, size: int, batch: int, width: int
+) -> None:
+    """What describes a step on the command line; the defaults are the benchmark's own."""
+    parser.add_argument(
+        "--objective", choices=tuple(CONFIGS), default="swav", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--textures", choices=TEXTURES, default="offline", help="of swav (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=int, help=f"edge of a volume in voxels (default: {size})")
+    parser.add_argument(
+        "--batch", type=int, default=batch, help="vertebrae a step, global (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=width, help="of the first stage (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of compute (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="(default: %(default)s)"
+    )
+
+
+def check_numbers(args: argparse.Namespace, *names: str) -> None:
+    """Raises UserError for a number below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: a number from 1 is needed.")
+
+
+def config_of(args: argparse.Namespace) -> Any:
+    """The shipped config of `--objective` with the size of the step that `args` describe."""
+    config = shipped_config(args.objective)
+    config.batch_size, config.engine = args.batch, args.engine
+    config.model.width, config.model.dtype = args.width, args.dtype
+    if "textures" in config.data:
+        config.data.textures = args.textures
+    for every_vertebra in ("labelled_too", "unlabelled_too"):
+        if every_vertebra in config.data:
+            config.data[every_vertebra] = True
+    return config
+
+
+def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> Any:
+    """What a step reads of a `PreparedCohort`: a manifest, labels of every row, a folder's name.
+
+    Its labels are drawn; it has no volumes.
+    """
+    manifest = Manifest(
+        size=size,
+        spacing_mm=96 / size,
+        maps=(image_spec(), *(map_spec(name, 25.0) for name in POOL[1:])),
+        devices=DEVICES,
+        bmd_mean=0.85,
+        bmd_std=0.2,
+        texture={
+            "bin_width": 25.0,
+            "kernel_radius": kernel_radius,
+            "domain": "box",
+            "engine": "jax",
+        },
+        shards=(),
+        counts={},
+        settings={},
+        label_scheme="none",
+        code_version="benchmark",
+    )
+    rng = np.random.default_rng(0)
+    labels = SimpleNamespace(
+        osteoporosis=rng.integers(0, 2, vertebrae, np.int32),
+        bmd_g_cm2=rng.uniform(0.5, 1.2, vertebrae).astype(np.float32),
+        level=rng.integers(0, 18, vertebrae, np.int32),
+        device=rng.integers(0, len(DEVICES) - 1, vertebrae, np.int32),
+    )
+    return SimpleNamespace(manifest=manifest, directory=Path("benchmark"), labels=labels)
+
+
+def random_codes(*shape: int, seed: int = 0) -> np.ndarray:
+    """uint8[*shape] image codes."""
+    return np.random.default_rng(seed).integers(0, image_spec().codes, shape, np.uint8)
+
+
+class Experiment:
+    """The step of a config on some devices.
+
+    Attributes:
+      config, cohort: `cohort` is a `PreparedCohort` or a stand-in.
+      objective, devices: of the step.
+      optimizer: of the config, at a fixed learning rate.
+    """
+
+    def __init__(self, config: Any, cohort: Any, num_devices: int | None = None) -> None:
+        self.config, self.cohort = config, cohort
+        available = jax.device_count()
+        if num_devices is not None and num_devices > available:
+            raise UserError(f"--devices {num_devices}: this machine shows {available}.")
+        self.objective = objectives.load(config, cohort)
+        self.devices = DataParallel.create(config.engine, num_devices)
+        self.devices.check_batch(config.batch_size)
+        self.objective.check_devices(self.devices.num_devices)
+        self.optimizer = self.objective.optimizer(
+            adamw_direction(config), optax.constant_schedule(config.optim.learning_rate)
+        )
+        self.key = jax.random.key(RUN_KEY)
+
+    def draws(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What the host knows of the examples of some rows, by the objective's own view."""
+        drawn = [self.objective.view.draw(self.cohort, int(row), rng) for row in rows]
+        return {key: np.stack([draw[key] for draw in drawn]) for key in drawn[0]}
+
+    def synthetic_batch(self) -> dict[str, np.ndarray]:
+        """A global batch as the step takes it, of noise."""
+        count, size = self.config.batch_size, self.cohort.manifest.size
+        rows = np.arange(count) % len(self.cohort.labels.level)
+        draws = self.draws(rows, np.random.default_rng(0))
+        views = draws["map_ids"].shape[1:] if self.objective.view.key == "codes" else ()
+        codes = random_codes(count, *views, size, size, size)
+        return {**draws, self.objective.view.key: codes}
+
+    def new_state(self, batch: dict[str, Any]) -> TrainState:
+        """A state that no step has seen, on all devices."""
+        params, model_state = self.objective.init(jax.random.key(0), batch)
+        ema = params if self.config.optim.ema_decay is not None else None
+        state = TrainState(jnp.int32(0), params, model_state, self.optimizer.init(params), ema)
+        return self.devices.replicate(state)
+
+    def step(self) -> Callable:
+        """(state, global batch, run key) -> (state, metrics), as training takes it."""
+        return make_step(
+            self.objective.loss, self.optimizer, self.devices, self.config.optim.ema_decay
+        )
+
+    def on_devices(self, batch: dict[str, np.ndarray]) -> Any:
+        """A global batch where a step finds it without a transfer."""
+        placed = self.devices.put(batch)
+        if self.devices.engine == "pmap":  # it would send NumPy arrays with every call
+            placed = jax.pmap(lambda share: share, devices=list(self.devices.mesh.devices.flat))(
+                placed
+            )
+        return jax.block_until_ready(placed)
+
+    def same_batch_again(self, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
+        """A call that takes one step on a batch that lies on the devices: compute alone."""
+        step, placed = self.step(), self.on_devices(batch)
+        held = [self.new_state(batch)]
+
+        def once() -> Any:
+            held[0], metrics = step(held[0], placed, self.key)
+            return metrics
+
+        return once
+
+    def cost(self, batch: dict[str, Any]) -> StepCost:
+        """Of one step, all devices together (`osteojax.train.costs`)."""
+        return step_cost(self.config, self.cohort, batch)

@@ -1,0 +1,59 @@
+"""What these devices reach at their best: matrix products and copies, measured in the same run.
+
+Utilisation needs a peak. CPUs have no table of theirs and GPUs do not reach theirs, so that it is
+measured: a large matrix product in the dtype of the computation, on all devices at once (fake
+devices share one machine), as are the copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from launch.benchmarks import measure
+from osteojax.types import AXIS
+
+MATRIX_EDGE = {"cpu": 2048}
+MATRIX_EDGE_ACCELERATOR = 8192
+COPY_BYTES = {"cpu": 2**27}
+COPY_BYTES_ACCELERATOR = 2**30
+
+
+def matrix_flops_per_second(mesh: Mesh, dtype: str, repeats: int) -> float:
+    """The best rate of a square matrix product on all devices of a mesh, in a dtype."""
+    edge = MATRIX_EDGE.get(_platform(mesh), MATRIX_EDGE_ACCELERATOR)
+    # Not ones: multiplying them takes less power, and a GPU clocks higher than it can otherwise.
+    values = np.random.default_rng(0).standard_normal((edge, edge), np.float32)
+    matrices = _one_on_each(mesh, jnp.asarray(values, dtype))
+    product = _mapped(mesh, lambda m: m[0] @ m[0])
+    best = measure.seconds_per_call(lambda: product(matrices), repeats)["min"]
+    return 2 * edge**3 * mesh.size / best
+
+
+def copy_bytes_per_second(mesh: Mesh, repeats: int) -> float:
+    """The best rate of reading and writing large arrays on all devices of a mesh, both counted."""
+    size = COPY_BYTES.get(_platform(mesh), COPY_BYTES_ACCELERATOR)
+    values = _one_on_each(mesh, jnp.zeros(size // 4, jnp.float32))
+    copied = _mapped(mesh, lambda x: x + 1.0)
+    best = measure.seconds_per_call(lambda: copied(values), repeats)["min"]
+    return 2 * size * mesh.size / best
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
+def _one_on_each(mesh: Mesh, array: jax.Array) -> jax.Array:
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    shape = (mesh.size, *array.shape)
+    return jax.make_array_from_callback(shape, sharding, lambda _: np.asarray(array)[None])
+
+
+def _mapped(mesh: Mesh, function: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+    spec = PartitionSpec(AXIS)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec))

@@ -1,0 +1,81 @@
+"""The shipped configs where ml_collections is not installed.
+
+Benchmarks of the step run on machines with nothing but jax, flax, optax and orbax. configs/*.py
+stay the only place of their values: there they are built of the small `ConfigDict` below, which has
+what a config and the code that reads it use of the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+CONFIGS = {"swav": "tp_swav_resnet34", "multitask": "moe_multitask_resnet34"}
+"""By `config.objective.name`."""
+
+
+def shipped_config(objective: str) -> Any:
+    """The config of configs/ that trains an objective, of a real ConfigDict where there is one."""
+    with _ml_collections_or_stand_in():
+        return importlib.import_module(f"configs.{CONFIGS[objective]}").get_config()
+
+
+class ConfigDict(dict):
+    """A dict with attribute access, nested dicts included; never locked."""
+
+    def __init__(self, values: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        for name, value in (values or {}).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, ConfigDict(value) if type(value) is dict else value)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no {name!r} among {', '.join(self)}") from None
+
+    __setattr__ = __setitem__
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: value.to_dict() if isinstance(value, ConfigDict) else value
+            for name, value in self.items()
+        }
+
+    def lock(self) -> ConfigDict:
+        return self
+
+    @contextlib.contextmanager
+    def unlocked(self) -> Iterator[ConfigDict]:
+        yield self
+
+
+def placeholder(kind: type) -> None:
+    """A field that has no value yet."""
+
+
+@contextlib.contextmanager
+def _ml_collections_or_stand_in() -> Iterator[None]:
+    """While it lasts `import ml_collections` succeeds, by a stand-in if need be."""
+    try:
+        import ml_collections  # noqa: F401
+    except ModuleNotFoundError:
+        stand_in, child = ModuleType("ml_collections"), ModuleType("ml_collections.config_dict")
+        vars(stand_in)["ConfigDict"] = vars(child)["ConfigDict"] = ConfigDict
+        vars(child)["placeholder"] = placeholder
+        modules = {"ml_collections": stand_in, "ml_collections.config_dict": child}
+        sys.modules.update(modules)
+        try:
+            yield
+        finally:
+            for name in modules:
+                del sys.modules[name]  # nobody else is to mistake it for the real one
+    else:
+        yield
