@@ -16,7 +16,17 @@ from data_prep.simulate.patients import Patient
 
 SIZES_MM = {
     # width, depth, height of the body, height of the disk below: rounded from published CT and
-    # cadaver means (L5: Zhou et al. 2000 and later CT series; T9-L4: Panjabi et al. 1991, 1992).
+    # cadaver means (L5: Zhou et al. 2000 and later CT series; T1-L4: Panjabi et al. 1991, 1992, the
+    # heights taken up by the 15% that CT of the living shows more; C7: Panjabi et al. 1991).
+    "C7": (23.5, 16.5, 14.5, 4.0),
+    "T1": (26.0, 18.0, 16.5, 3.5),
+    "T2": (26.0, 20.0, 18.0, 3.0),
+    "T3": (25.5, 22.0, 18.5, 3.0),
+    "T4": (25.5, 23.0, 19.0, 3.0),
+    "T5": (26.0, 24.0, 19.5, 3.0),
+    "T6": (27.0, 25.5, 20.5, 3.5),
+    "T7": (28.5, 26.5, 21.0, 4.0),
+    "T8": (30.0, 27.5, 21.5, 4.5),
     "T9": (31.5, 28.5, 22.5, 4.5),
     "T10": (33.0, 29.5, 23.5, 5.0),
     "T11": (35.5, 30.5, 24.5, 5.5),
@@ -29,21 +39,39 @@ SIZES_MM = {
     "S1": (50.0, 32.0, 28.0, 3.0),
 }
 TILT_DEGREES = {
-    # How far the superior axis of a body leans to anterior: kyphosis above, lordosis below.
-    "T9": -9.0, "T10": -11.0, "T11": -12.5, "T12": -12.5, "L1": -10.0, "L2": -6.0, "L3": 1.0,
-    "L4": 10.0, "L5": 22.0, "S1": 38.0,
+    # How far the superior axis of a body leans to anterior: kyphosis above, lordosis below. T3-T12
+    # bend by 34 degrees with the apex at T7 (37 in Bernhardt and Bridwell 1989).
+    "C7": 27.0, "T1": 28.0, "T2": 25.0, "T3": 21.5, "T4": 17.5, "T5": 12.5, "T6": 7.0, "T7": 1.0,
+    "T8": -4.5, "T9": -9.0, "T10": -11.0, "T11": -12.5, "T12": -12.5, "L1": -10.0, "L2": -6.0,
+    "L3": 1.0, "L4": 10.0, "L5": 22.0, "S1": 38.0,
 }  # fmt: skip
 WEDGE_MM = {"L4": 1.0, "L5": 4.0, "S1": 5.0}
 """Anterior minus posterior height."""
 TRANSVERSE_REACH_MM = {
-    "T9": 28.0, "T10": 27.0, "T11": 24.0, "T12": 23.0, "L1": 34.0, "L2": 38.0, "L3": 43.0,
-    "L4": 41.0, "L5": 42.0, "S1": 46.0,
+    # Half the width over both transverse processes (Panjabi et al. 1991, 1992).
+    "C7": 33.0, "T1": 37.0, "T2": 34.0, "T3": 30.5, "T4": 29.5, "T5": 30.0, "T6": 30.0, "T7": 29.5,
+    "T8": 29.0, "T9": 28.0, "T10": 27.0, "T11": 24.0, "T12": 23.0, "L1": 34.0, "L2": 38.0,
+    "L3": 43.0, "L4": 41.0, "L5": 42.0, "S1": 46.0,
 }  # fmt: skip
 PEDICLE_WIDTH_MM = {
-    "T9": 6.0, "T10": 6.5, "T11": 7.5, "T12": 7.8, "L1": 7.5, "L2": 8.2, "L3": 9.8, "L4": 12.0,
-    "L5": 15.5, "S1": 18.0,
+    # Zindrick et al. 1987.
+    "C7": 6.5, "T1": 7.9, "T2": 7.0, "T3": 5.6, "T4": 4.9, "T5": 4.7, "T6": 5.2, "T7": 5.3,
+    "T8": 5.9, "T9": 6.0, "T10": 6.5, "T11": 7.5, "T12": 7.8, "L1": 7.5, "L2": 8.2, "L3": 9.8,
+    "L4": 12.0, "L5": 15.5, "S1": 18.0,
 }  # fmt: skip
-CANAL_WIDTH_MM, CANAL_DEPTH_MM = 23.0, 16.0
+CANAL_WIDTH_MM = {
+    # Narrow in the middle of the thoracic spine (Panjabi et al. 1991); elsewhere one width.
+    "C7": 24.5, "T1": 21.5, "T2": 19.5, "T3": 18.0, "T4": 17.0, "T5": 17.0, "T6": 17.0, "T7": 17.5,
+    "T8": 18.5, "T9": 20.0, "T10": 23.0, "T11": 23.0, "T12": 23.0, "L1": 23.0, "L2": 23.0,
+    "L3": 23.0, "L4": 23.0, "L5": 23.0, "S1": 23.0,
+}  # fmt: skip
+CANAL_DEPTH_MM = 16.0
+SPINOUS_DROP_MM = {
+    # How far the spinous process points down; those of T5-T9 cover the one below.
+    "C7": 6.0, "T1": 10.0, "T2": 14.0, "T3": 18.0, "T4": 22.0, "T5": 25.0, "T6": 27.0, "T7": 28.0,
+    "T8": 28.0, "T9": 26.0, "T10": 22.0, "T11": 16.0, "T12": 12.0, "L1": 9.0, "L2": 9.0, "L3": 9.0,
+    "L4": 9.0, "L5": 9.0, "S1": 9.0,
+}  # fmt: skip
 SEX_SCALE = {"F": 0.95, "M": 1.06}
 SIZE_SD = 0.045
 """Of the linear size, relative, within a sex."""
@@ -51,6 +79,8 @@ CORTEX_MM = 0.48
 """Thickness of the body's cortical shell and of its endplates."""
 
 SPINE = tuple(SIZES_MM)
+"""C7 to S1; C7 and S1 are there to be seen beside their neighbours, and never labelled."""
+UPPER_SPINE = SPINE[: SPINE.index("T9")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +125,7 @@ def _rotation(degrees: float, axis: int) -> np.ndarray:
 
 
 def place_spine(patient: Patient, rng: np.random.Generator) -> dict[str, Vertebra]:
-    """T9 to S1 of a patient, the body of L3 near the origin.
+    """C7 to S1 of a patient, the body of L3 at the origin.
 
     Lordosis and kyphosis by level, scaled by the patient; a slight scoliosis; the patient turned a
     little on the table; a little independent tilt of each body (oblique endplates).
@@ -108,16 +138,18 @@ def place_spine(patient: Patient, rng: np.random.Generator) -> dict[str, Vertebr
     cortex = CORTEX_MM * float(np.exp(0.2 * patient.cortex_z))
 
     frames, sizes = {}, {}
-    for index, level in enumerate(SPINE):
+    upper_rng = rng.spawn(1)[0]  # the levels below T9 draw the same with and without those above
+    for index, level in enumerate(SPINE, start=-SPINE.index("T9")):
+        level_rng = upper_rng if level in UPPER_SPINE else rng
         # A positive rotation about x brings the superior axis to anterior.
-        sagittal = TILT_DEGREES[level] * curvature + rng.normal(0, 1.2)
-        coronal = scoliosis * np.sin(2 * np.pi * index / 9 + phase) + rng.normal(0, 1.0)
+        sagittal = TILT_DEGREES[level] * curvature + level_rng.normal(0, 1.2)
+        coronal = scoliosis * np.sin(2 * np.pi * index / 9 + phase) + level_rng.normal(0, 1.0)
         matrix = turn @ _rotation(coronal, 1) @ _rotation(sagittal, 0)
         frames[level] = matrix.T  # rows: images of the patient's x, y, z
-        sizes[level] = np.array(SIZES_MM[level]) * scale * np.exp(rng.normal(0, 0.02, 4))
+        sizes[level] = np.array(SIZES_MM[level]) * scale * np.exp(level_rng.normal(0, 0.02, 4))
 
     axis = {level: frames[level][2] for level in SPINE}
-    centres = {"T9": np.zeros(3)}
+    centres = {SPINE[0]: np.zeros(3)}
     for above, below in itertools.pairwise(SPINE):
         down = sizes[above][2] / 2 * axis[above] + sizes[below][2] / 2 * axis[below]
         down = down + sizes[above][3] * (axis[above] + axis[below]) / 2
@@ -200,11 +232,20 @@ def capsule_distance(
     return np.sqrt(squared) - np.float32(radius_mm)
 
 
+def pedicle_offset_mm(shape: Vertebra) -> float:
+    """From the midplane to the axis of a pedicle."""
+    pedicle, canal = PEDICLE_WIDTH_MM[shape.level], CANAL_WIDTH_MM[shape.level]
+    return (canal + pedicle) * shape.scale / 2
+
+
 def posterior_extent_mm(shape: Vertebra) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) f64[3] corners, in the vertebra's own frame, around its posterior elements."""
     s = shape.scale
     reach = TRANSVERSE_REACH_MM[shape.level] * s + 6
-    low = (-reach, shape.depth_mm / 2 - 9 * s, -shape.height_mm / 2 - shape.disk_mm - 16 * s)
+    bottom = -shape.height_mm / 2 - shape.disk_mm - 16 * s
+    if shape.level in UPPER_SPINE:  # the long spinous process ends below the disk
+        bottom = min(bottom, -(SPINOUS_DROP_MM[shape.level] + 16) * s)
+    low = (-reach, shape.depth_mm / 2 - 9 * s, bottom)
     high = (reach, shape.depth_mm / 2 + 52 * s, shape.height_mm / 2 + 14 * s)
     return np.array(low), np.array(high)
 
@@ -215,12 +256,12 @@ def posterior_distance(u: np.ndarray, v: np.ndarray, w: np.ndarray, shape: Verte
     Symmetric about the midplane; the spinal canal is left open.
     """
     s = shape.scale
-    wall, canal_half = shape.depth_mm / 2, CANAL_WIDTH_MM * s / 2
+    wall, canal_half = shape.depth_mm / 2, CANAL_WIDTH_MM[shape.level] * s / 2
     depth, pedicle = CANAL_DEPTH_MM * s, PEDICLE_WIDTH_MM[shape.level] * s
     half = shape.height_mm / 2
     reach = TRANSVERSE_REACH_MM[shape.level] * s
     thoracic = shape.level.startswith("T")
-    drop = {"T9": 26.0, "T10": 22.0, "T11": 16.0}.get(shape.level, 9.0 if not thoracic else 12.0)
+    drop = SPINOUS_DROP_MM[shape.level]
     side = canal_half + pedicle / 2
     # Capsules start..end, radius, flattening; lengths in mm of a vertebra of scale 1 times s.
     parts = [

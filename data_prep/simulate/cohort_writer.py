@@ -32,7 +32,7 @@ from data_prep.simulate.scanner import SCANNERS
 from osteojax.errors import UserError
 from osteojax.files import atomic_path, write_json
 
-SIMULATION_VERSION = 1
+SIMULATION_VERSION = 2
 """Raised when the same settings give other files."""
 
 COHORT_COLUMNS = (
@@ -43,7 +43,7 @@ DXA_COLUMNS = (
     "patient_id", "level", "device", "bmd_g_cm2", "t_score", "osteoporosis", "dxa_date",
 )  # fmt: skip
 TRUTH_COLUMNS = (
-    "patient_id", "scan_id", "level", "scanner", "vbmd_mg_cm3", "trabecular_hu",
+    "patient_id", "scan_id", "level", "scanner", "kvp", "slice_mm", "vbmd_mg_cm3", "trabecular_hu",
     "ct_trabecular_hu", "trabecular_spacing_mm", "anisotropy",
     *(f"bmd_g_cm2_{name}" for name in DEVICES), *(f"t_score_{name}" for name in DEVICES),
 )  # fmt: skip
@@ -203,7 +203,8 @@ def _write_table(path: Path, columns: Iterable[str], rows: Iterable[dict[str, An
 def _write_tables(directory: Path, settings: Settings, patients: int) -> None:
     """`truth.csv`, `dxa.csv`, and last `cohort.csv`, one patient in memory at a time."""
     rows = {"truth": truth_rows, "dxa": dxa_rows, "cohort": cohort_rows}
-    columns = {"truth": TRUTH_COLUMNS, "dxa": DXA_COLUMNS, "cohort": COHORT_COLUMNS}
+    split = ("split",) if settings.complete_labels else ()
+    columns = {"truth": TRUTH_COLUMNS, "dxa": DXA_COLUMNS, "cohort": COHORT_COLUMNS + split}
     for name, rows_of in rows.items():
         drawn = (draw_patient(settings, number) for number in range(patients))
         table = (row for patient in drawn for row in rows_of(patient, settings))
@@ -213,6 +214,7 @@ def _write_tables(directory: Path, settings: Settings, patients: int) -> None:
 def cohort_rows(patient: Patient, settings: Settings) -> list[dict[str, Any]]:
     """The patient's line of `cohort.csv`."""
     name = f"{patient.scan_id}.nii.gz"
+    split = {"split": patient.split} if settings.complete_labels else {}
     return [
         {
             "patient_id": patient.patient_id,
@@ -226,7 +228,8 @@ def cohort_rows(patient: Patient, settings: Settings) -> list[dict[str, Any]]:
             "ct_date": patient.ct_date.isoformat(),
             "contrast": int(patient.contrast),
             "fracture": int(patient.fractured_level is not None),
-            "implant": 0,
+            "implant": int(bool(patient.screwed_levels)),
+            **split,
         }
     ]
 
@@ -248,6 +251,7 @@ def dxa_rows(patient: Patient, settings: Settings) -> list[dict[str, Any]]:
 def truth_rows(patient: Patient, settings: Settings) -> list[dict[str, Any]]:
     """The patient's lines of `truth.csv`: every rendered level, without measurement error."""
     rows = []
+    scanner = SCANNERS[patient.scanner].with_slices(settings.slice_mm)
     for level in settings.levels:
         bone = patient.bones[level]
         row: dict[str, Any] = {
@@ -255,6 +259,8 @@ def truth_rows(patient: Patient, settings: Settings) -> list[dict[str, Any]]:
             "scan_id": patient.scan_id,
             "level": level,
             "scanner": patient.scanner,
+            "kvp": scanner.kvp,
+            "slice_mm": f"{scanner.slice_mm:g}",
             "vbmd_mg_cm3": f"{bone.vbmd_mg_cm3:.2f}",
             "trabecular_hu": f"{bone.trabecular_hu:.2f}",
             "ct_trabecular_hu": f"{ct_trabecular_hu(bone, patient):.2f}",
@@ -262,8 +268,9 @@ def truth_rows(patient: Patient, settings: Settings) -> list[dict[str, Any]]:
             "anisotropy": f"{bone.anisotropy:.4f}",
         }
         if bone.hologic_bmd_g_cm2 is not None:
-            for name, device in DEVICES.items():
-                bmd = device.from_hologic(bone.hologic_bmd_g_cm2)
+            for name, device in settings.devices.items():
+                deviation = patient.device_deviations[name]
+                bmd = device.from_hologic(bone.hologic_bmd_g_cm2, deviation)
                 row[f"bmd_g_cm2_{name}"] = f"{bmd:.4f}"
                 row[f"t_score_{name}"] = f"{device.t_score(bmd, level):.3f}"
         rows.append(row)

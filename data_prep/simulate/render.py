@@ -29,7 +29,9 @@ from data_prep.simulate.bone import (
     volume_fraction,
 )
 from data_prep.simulate.grid import Box, Grid, apply_axes, linear_weights
-from data_prep.simulate.patients import LevelBone, Patient, Settings, generator
+from data_prep.simulate.implants import paint_screws
+from data_prep.simulate.patients import Patient, Settings, generator
+from data_prep.simulate.people import LevelBone
 from data_prep.simulate.scanner import SCANNERS, Scanner, noise, response
 from data_prep.simulate.soft_tissue import CORTICAL_HU, paint_background, paint_disks, paint_ribs
 from osteojax.data.schema import level_class
@@ -43,10 +45,14 @@ POSTERIOR_CORTEX_RATIO = 1.8
 POSTERIOR_CORTEX_HU = 850.0
 FIELD_OF_VIEW_MM = (156.0, 168.0)
 """Left-right and anterior-posterior: holds a 96 mm box around nearly every body."""
+CURVED_MM = 60.0
+"""How far the bodies may lie apart across the table within that field of view; the kyphosis of the
+upper thoracic spine takes more, and the field grows by it."""
 MARGIN_MM = 21.0
 """Above the top and below the bottom labelled body."""
 CONTRAST_TRABECULAR_HU = 9.0
-"""Portal-venous contrast agent raises trabecular HU by about 10."""
+"""Portal-venous contrast agent raises L1 by 11.2 HU, 95% interval 8.2 to 14.2 (Pickhardt et al.
+2016)."""
 VERSE_ID_OF_CLASS = 7
 """VerSe id = class (1-18) + 7."""
 
@@ -92,9 +98,10 @@ def make_grid(
     middle = (centres[:, :2].min(0) + centres[:, :2].max(0)) / 2 + rng.uniform(-4, 4, 2)
     middle[1] += 6  # the posterior elements
     spacing = (settings.spacing_mm, settings.spacing_mm, scanner.slice_mm)
-    columns, rows = (round(f / settings.spacing_mm) for f in FIELD_OF_VIEW_MM)
+    field = np.array(FIELD_OF_VIEW_MM) + np.maximum(np.ptp(centres[:, :2], axis=0) - CURVED_MM, 0)
+    columns, rows = (round(f / settings.spacing_mm) for f in field)
     slices = round((high - low) / scanner.slice_mm)
-    corner = np.array([*(middle - np.array(FIELD_OF_VIEW_MM) / 2), low])
+    corner = np.array([*(middle - field / 2), low])
     return Grid(axes @ corner, axes, spacing, (slices, rows, columns))
 
 
@@ -245,7 +252,7 @@ def render(settings: Settings, patient: Patient) -> Rendering:
 
 def _render(settings: Settings, patient: Patient) -> Rendering:
     rng = generator(settings.seed, patient.number, 1)
-    scanner = SCANNERS[patient.scanner]
+    scanner = SCANNERS[patient.scanner].with_slices(settings.slice_mm)
     spine = place_spine(patient, rng)
     grid = make_grid(spine, settings, patient, scanner, rng)
     volume = paint_background(grid, spine, patient, rng)
@@ -254,7 +261,8 @@ def _render(settings: Settings, patient: Patient) -> Rendering:
     paint_ribs(volume, grid, spine)
     contrast_hu = CONTRAST_TRABECULAR_HU if patient.contrast else 0.0
     ids = {v: level_class(v) + VERSE_ID_OF_CLASS for v in settings.levels}
-    bones = {level: patient.bones.get(level, patient.bones["L5"]) for level in SPINE}
+    neighbour = {"C7": "T1", "S1": "L5"}
+    bones = {level: patient.bones[neighbour.get(level, level)] for level in SPINE}
     for level in SPINE:
         hu = bones[level].trabecular_hu * scanner.mineral_scale
         _render_posterior(volume, labels, grid, scanner, spine[level], hu, ids.get(level, 0))
@@ -263,6 +271,7 @@ def _render(settings: Settings, patient: Patient) -> Rendering:
             volume, labels, grid, scanner, spine[level], bones[level], contrast_hu,
             ids.get(level, 0), rng,
         )  # fmt: skip
+    paint_screws(volume, grid, spine, patient.screwed_levels)
     # Air stays at -1000: calibration shifts what attenuates.
     volume += np.float32(scanner.offset_hu) * np.clip(volume / 1000 + 1, 0, 1)
     volume += noise(rng, grid.shape, (grid.spacing_mm[1], grid.spacing_mm[0]), scanner)

@@ -1,6 +1,6 @@
-"""CT scanners of the simulated cohort: kernel, noise, slices, calibration, orientation.
+"""CT scanners of the simulated cohort: kernel, noise, slices, kVp, calibration, orientation.
 
-The four are invented within the range of clinical practice. None is a vendor's.
+They are invented within the range of clinical practice. None is a vendor's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,12 @@ import dataclasses
 
 import numpy as np
 from scipy import fft, special
+
+KVP_MINERAL_SCALE = {80: 1.23, 100: 1.08, 120: 1.00, 140: 0.94}
+"""HU of trabecular bone over those at 120 kV, by tube voltage. L1 of 16,747 abdominal CTs had 148.1
+HU at 100 kV and 131.3 at 140 kV, for which a physical model expects 137.3 and 138.3 at 120 kV; at
+120 kV 140.9 were measured ("Normalization of Trabecular Bone Attenuation across kVp Values", AAPM
+2026). 80 kV: by NIST's attenuation of ICRU-44 cortical bone and water at 60 keV against 71 keV."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +28,8 @@ class Scanner:
       noise_hu: SD of the noise of one voxel.
       noise_peak_per_mm: frequency at which the in-plane noise power peaks; the higher, the
         sharper the kernel.
-      mineral_scale: HU of mineral over that at 120 kV (tube voltage and beam filtration).
+      kvp: tube voltage, kV, of `KVP_MINERAL_SCALE`.
+      filtration: HU of mineral over that of another beam of this voltage.
       offset_hu: calibration shift of every voxel but air's.
       orientation: "LPS", "RAS" or "LAS": directions of the stored axes.
       tilt_degrees: rotation of the slices about the patient's left-right axis.
@@ -33,30 +40,56 @@ class Scanner:
     slice_mm: float
     noise_hu: float
     noise_peak_per_mm: float
-    mineral_scale: float
+    kvp: int
+    filtration: float
     offset_hu: float
     orientation: str
     tilt_degrees: float
+
+    @property
+    def mineral_scale(self) -> float:
+        """HU of mineral over those at 120 kV."""
+        return KVP_MINERAL_SCALE[self.kvp] * self.filtration
+
+    def with_slices(self, slice_mm: float | None) -> Scanner:
+        """This scanner at another slice thickness, or at its own for None, at the same dose: a
+        thinner slice catches fewer photons, and noise goes with their root."""
+        if slice_mm is None:
+            return self
+        noise_hu = self.noise_hu * float(np.sqrt(self.slice_mm / slice_mm))
+        return dataclasses.replace(self, slice_mm=slice_mm, noise_hu=noise_hu)
 
 
 SCANNERS = {
     scanner.name: scanner
     for scanner in (
-        Scanner("scanner1", 0.50, 1.5, 22.0, 0.25, 1.00, 0.0, "LPS", 0.0),
-        Scanner("scanner2", 0.60, 2.0, 17.0, 0.20, 1.00, 5.0, "RAS", 0.0),
-        Scanner("scanner3", 0.65, 3.0, 13.0, 0.18, 0.94, -4.0, "LPS", 8.0),
-        Scanner("scanner4", 0.45, 1.5, 27.0, 0.30, 1.05, 3.0, "LAS", 0.0),
+        Scanner("scanner1", 0.50, 1.5, 22.0, 0.25, 120, 1.00, 0.0, "LPS", 0.0),
+        Scanner("scanner2", 0.60, 2.0, 17.0, 0.20, 120, 1.00, 5.0, "RAS", 0.0),
+        Scanner("scanner3", 0.65, 3.0, 13.0, 0.18, 140, 1.00, -4.0, "LPS", 8.0),
+        Scanner("scanner4", 0.45, 1.5, 27.0, 0.30, 120, 1.05, 3.0, "LAS", 0.0),
+        Scanner("thin", 0.40, 0.7, 34.0, 0.35, 100, 1.00, 2.0, "LPS", 0.0),
+        Scanner("low_dose", 0.55, 1.0, 31.0, 0.25, 80, 1.00, -2.0, "RAS", 0.0),
+        Scanner("thick", 0.70, 5.0, 10.0, 0.16, 120, 0.98, 0.0, "LPS", 0.0),
     )
 }
 """The scanners by name."""
 
 SITE_SCANNERS = {
-    "A": {"scanner1": 0.85, "scanner2": 0.15},
-    "B": {"scanner2": 0.85, "scanner1": 0.15},
-    "C": {"scanner3": 0.80, "scanner1": 0.20},
-    "D": {"scanner4": 1.0},
+    "usual": {
+        "A": {"scanner1": 0.85, "scanner2": 0.15},
+        "B": {"scanner2": 0.85, "scanner1": 0.15},
+        "C": {"scanner3": 0.80, "scanner1": 0.20},
+        "D": {"scanner4": 1.0},
+    },
+    "wide": {
+        "A": {"scanner1": 0.65, "scanner2": 0.10, "thin": 0.15, "thick": 0.10},
+        "B": {"scanner2": 0.65, "scanner1": 0.10, "low_dose": 0.10, "thick": 0.15},
+        "C": {"scanner3": 0.60, "scanner1": 0.15, "thin": 0.10, "thick": 0.15},
+        "D": {"scanner4": 0.80, "low_dose": 0.20},
+    },
 }
-"""Share of each site's scans by scanner: crossed at A-C, so that a site is not a scanner."""
+"""Share of each site's scans by scanner: crossed at A-C, so that a site is not a scanner. Slices of
+1.5-3 mm at 120 and 140 kV, or, "wide", of 0.7-5 mm at 80-140 kV."""
 
 
 def response(

@@ -21,6 +21,11 @@ from data_prep.simulate.grid import Grid, apply_axes, linear_weights
 from data_prep.simulate.patients import Patient
 
 FAT, MUSCLE, DISK, BLOOD, ORGAN, SAC, SKIN, AIR, GAS = -105, 52, 85, 44, 42, 22, 25, -1000, -850
+LUNG = -830
+LUMBAR_SHARE = {
+    "T11": 0.05, "T12": 0.2, "L1": 0.4, "L2": 0.6, "L3": 0.8, "L4": 0.95, "L5": 1.0, "S1": 1.0,
+}  # fmt: skip
+"""How much of the psoas there is beside a level."""
 EDGE_MM = 1.3
 """Width over which one tissue gives way to another: about a voxel and a point-spread function."""
 CORTICAL_HU = 1250.0
@@ -39,7 +44,7 @@ def _ellipse(x: np.ndarray, y: np.ndarray, radius_x, radius_y) -> np.ndarray:
 
 
 def _along(spine: dict[str, Vertebra], z: np.ndarray, values: list[float]) -> np.ndarray:
-    """One value per vertebra of T9-S1, interpolated at heights z (mm), f32."""
+    """One value per vertebra of C7-S1, interpolated at heights z (mm), f32."""
     heights = [spine[level].centre_mm[2] for level in SPINE]
     return np.interp(z, heights[::-1], values[::-1]).astype(np.float32)
 
@@ -66,8 +71,9 @@ def paint_background(
     y = table_y - _along(spine, z, list(centres[:, 1]))
     half_depth = _along(spine, z, [spine[level].depth_mm / 2 for level in SPINE])
     half_width = _along(spine, z, [spine[level].width_mm / 2 for level in SPINE])
-    lumbar = _along(spine, z, [0, 0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0, 1.0])
     scale = spine["L3"].scale
+    lumbar = _along(spine, z, [LUMBAR_SHARE.get(level, 0.0) for level in SPINE])
+    canal_half = {level: CANAL_WIDTH_MM[level] / 2 for level in SPINE}
     atrophy = float(np.clip((patient.age - 50) / 40 + rng.normal(0, 0.2), 0, 1))
     subcutaneous = float(np.clip(rng.normal(24, 9), 8, 45))
 
@@ -83,10 +89,13 @@ def paint_background(
         erector_y = half_depth + (36 - 3 * atrophy) * scale
         erector = _ellipse(x - side * 30 * scale, y - erector_y, 29 * scale, 21 * scale)
         _cover(volume, erector, muscle)
+    _paint_lungs(volume, (x, y, z), half_width, half_depth, fibres, spine)
     _paint_vessels(volume, x, y, half_depth, patient, rng)
     sac_y = y - half_depth - CANAL_DEPTH_MM * scale / 2
-    _cover(volume, _ellipse(x, sac_y, CANAL_WIDTH_MM * scale / 2, CANAL_DEPTH_MM * scale / 2), -60)
-    _cover(volume, _ellipse(x, sac_y + 0.5, 8.5 * scale, 6.3 * scale), SAC)
+    canal = _along(spine, z, [half * scale for half in canal_half.values()])
+    _cover(volume, _ellipse(x, sac_y, canal, CANAL_DEPTH_MM * scale / 2), -60)
+    sac = _along(spine, z, [min(half - 1.5, 8.5) * scale for half in canal_half.values()])
+    _cover(volume, _ellipse(x, sac_y + 0.5, sac, 6.3 * scale), SAC)
 
     back = half_depth + 56 * scale + subcutaneous - 0.0022 * x * x - y
     inner = np.clip(0.5 - (back - 2.0) / EDGE_MM, 0, 1)
@@ -113,6 +122,20 @@ def _paint_organs(volume, along_spine, table_y, half_depth, organ, patient: Pati
             anterior = float(np.min(table_y + 0 * distance, where=distance < radius, initial=1e6))
             level = table_y - anterior - 2 * radius * gas_share
             _cover(volume, np.maximum(distance - radius + 2.5, level), GAS)
+
+
+def _paint_lungs(volume, along_spine, half_width, half_depth, fibres, spine) -> None:
+    """Both lungs beside and before the spine from T10's lower endplate up, in place; the diaphragm
+    rises to anterior. Heart and great vessels but the aorta are left out."""
+    x, y, z = along_spine
+    base = spine["T10"].centre_mm[2] - spine["T10"].height_mm / 2
+    above = base + np.float32(0.7) * np.maximum(half_depth - 10 - y, 0) - z
+    if above.min() > EDGE_MM:
+        return
+    chest = _ellipse(x, y + 28, 105.0, half_depth + 40)
+    mediastinum = half_width + np.float32(4.0) - np.abs(x)
+    outside = np.maximum(np.maximum(chest, above), mediastinum)
+    _cover(volume, outside, LUNG + 25 * fibres)
 
 
 def _paint_vessels(volume, x, y, half_depth, patient: Patient, rng) -> None:
@@ -156,8 +179,8 @@ def _between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def paint_ribs(volume: np.ndarray, grid: Grid, spine: dict[str, Vertebra]) -> None:
-    """Ribs of T9-T12, from the costovertebral joint outwards and down, in place."""
-    for level in ("T9", "T10", "T11", "T12"):
+    """Ribs of T1-T12, from the costovertebral joint outwards and down, in place."""
+    for level in (name for name in SPINE if name.startswith("T")):
         vertebra = spine[level]
         root = (vertebra.width_mm / 2 + 1, vertebra.depth_mm / 2 - 1, vertebra.height_mm * 0.28)
         length = 0.75 if level == "T12" else 1.2
