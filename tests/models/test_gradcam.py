@@ -1,0 +1,155 @@
+"""Grad-CAM against finite differences of the network's second half, and a net of known answer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.interpolate import RegularGridInterpolator
+
+from osteojax.models.gradcam import chosen_stage, gradcam
+from osteojax.models.moe import MixtureOfExperts
+from osteojax.models.resnet import BasicBlock, ResNet
+from osteojax.objectives.multitask import DiagnosisModel
+
+SIZE, WIDTH = 16, 3
+
+
+def build(rank: int = 3, remat: bool = False) -> DiagnosisModel:
+    backbone = ResNet(stage_sizes=(1, 1), width=WIDTH, rank=rank, remat=remat)
+    return DiagnosisModel(backbone, MixtureOfExperts(num_devices=2, expert_dim=8, gate_dim=8))
+
+
+def randomised(model: DiagnosisModel, x: jax.Array) -> dict:
+    """Variables whose every tensor is random: no branch of the network is switched off."""
+    shapes = jax.eval_shape(
+        partial(model.init, train=False), jax.random.key(0), x, jnp.zeros(len(x), jnp.int32)
+    )
+    generator = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        spread = 0.3 * generator.standard_normal(leaf.shape)
+        kind = path[-1].key
+        return jnp.asarray(1 + abs(spread) if kind in ("scale", "var") else spread, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def example():
+    model = build()
+    x = jax.random.normal(jax.random.key(1), (2, SIZE, SIZE, SIZE, 1))
+    device = jnp.array([0, 1], jnp.int32)
+    variables = randomised(model, x)
+    heat = jax.jit(partial(gradcam, model))(variables, x, device)
+    return model, variables, x, device, np.asarray(heat)
+
+
+def test_weights_are_finite_differences_of_the_second_half(example):
+    """Stage 2, pooling and experts are called apart, on stage 1's output moved up and down."""
+    model, variables, x, device, heat = example
+    assert chosen_stage(SIZE, 2) == 1
+    backbone = {key: variables[key]["backbone"] for key in ("params", "batch_stats")}
+    activation = jax.jit(partial(model.backbone.apply, train=False))(backbone, x)["stage1"]
+    block = BasicBlock(2 * WIDTH, 2, "batch", None, jnp.float32, "auto")
+    block_variables = {key: tree["stage2_block1"] for key, tree in backbone.items()}
+
+    @jax.jit
+    def log_odds(activation):
+        pooled = block.apply(block_variables, activation, None, False).mean((1, 2, 3))
+        logits = model.experts.apply({"params": variables["params"]["experts"]}, pooled, device)
+        return logits["logits"][:, 1] - logits["logits"][:, 0]
+
+    step, weights = 2e-3, []
+    for channel in range(WIDTH):
+        move = step * jnp.eye(WIDTH)[channel]
+        difference = log_odds(activation + move) - log_odds(activation - move)
+        weights.append(np.asarray(difference) / (2 * step) / 4**3)
+    stage = np.asarray(activation)
+    expected = np.maximum(0, np.einsum("cb,bxyzc->bxyz", np.array(weights), stage))
+    assert expected.max() > 1e-4
+    found = heat[:, ::4, ::4, ::4]  # the centres of stage 1's voxels
+    np.testing.assert_allclose(found, expected, atol=0.02 * expected.max())
+
+
+def test_between_the_centres_it_is_scipys_interpolation(example):
+    *_, heat = example
+    centres = 4 * np.arange(4)
+    inside = np.stack(np.meshgrid(*[np.arange(13)] * 3, indexing="ij"), axis=-1)
+    for volume in heat:
+        linear = RegularGridInterpolator([centres] * 3, volume[::4, ::4, ::4])
+        np.testing.assert_allclose(volume[:13, :13, :13], linear(inside), atol=1e-5 * heat.max())
+
+
+@pytest.mark.slow
+def test_remat_changes_nothing(example):
+    _, variables, x, device, heat = example
+    again = jax.jit(partial(gradcam, build(remat=True)))(variables, x, device)
+    np.testing.assert_allclose(again, heat, rtol=1e-4, atol=1e-5 * heat.max())
+
+
+def test_a_net_that_sees_one_voxel_points_at_it():
+    """The stem copies the image, blocks are their shortcuts, the head adds up: the answer is the
+    max-pooled image itself, so the map peaks on the bright voxel and is 0 away from it."""
+    model = DiagnosisModel(
+        ResNet(stage_sizes=(1,), width=1), MixtureOfExperts(1, num_experts=1, expert_dim=1)
+    )
+    places = [(4, 8, 12), (12, 0, 8), None]
+    x = np.zeros((3, SIZE, SIZE, SIZE, 1), np.float32)
+    x[(0, *places[0])] = x[(1, *places[1])] = 5.0
+    device = jnp.zeros(3, jnp.int32)
+    variables = jax.tree.map(jnp.zeros_like, randomised(model, x))
+    stem = variables["params"]["backbone"]["stem"]
+    stem["kernel"] = stem["kernel"].at[3, 3, 3].set(1.0)
+    norm = variables["params"]["backbone"]["stem_norm"]["norm"]
+    norm["scale"] = jnp.ones(1)
+    variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
+    variables["batch_stats"]["backbone"]["stem_norm"]["norm"]["mean"] = jnp.zeros(1)
+    head = variables["params"]["experts"]["experts"]
+    head["hidden"]["kernel"] = jnp.ones_like(head["hidden"]["kernel"])
+    head["diagnosis"]["kernel"] = jnp.array([[[0.0, 2.0]]])
+    run = jax.jit(partial(gradcam, model))
+    heat = np.asarray(run(variables, x, device))
+    for volume, where in zip(heat, places, strict=True):
+        if where is None:
+            assert (volume == 0).all()
+            continue
+        assert np.unravel_index(volume.argmax(), volume.shape) == where
+        # log odds = 2 * mean of 4^3 voxels, one of them 5: weight 2 / 64, activation 5.
+        assert volume.max() == pytest.approx(2 / 64 * 5, rel=1e-3)
+        far = np.ones_like(volume, bool)
+        far[tuple(slice(max(0, w - 4), w + 5) for w in where)] = False
+        assert (volume[far] == 0).all()
+    head["diagnosis"]["kernel"] = jnp.array([[[2.0, 0.0]]])  # speaks against osteoporosis
+    assert (np.asarray(run(variables, x, device)) == 0).all()
+
+
+def test_a_plane_gives_a_plane():
+    model = build(rank=2)
+    x = jnp.zeros((1, SIZE, SIZE, 1))
+    device = jnp.zeros(1, jnp.int32)
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), x, device)
+    assert jax.eval_shape(partial(gradcam, model), variables, x, device).shape == (1, SIZE, SIZE)
+
+
+def test_the_stage_is_the_deepest_that_points_somewhere():
+    assert {size: chosen_stage(size, 4) for size in (16, 32, 64, 96, 128)} == {
+        16: 1, 32: 2, 64: 3, 96: 3, 128: 4,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_it_exports_with_a_symbolic_batch(example):
+    model, variables, x, device, heat = example
+    (batch,) = jax.export.symbolic_shape("b")
+    arguments = (
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables),
+        jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+    exported = jax.export.export(jax.jit(partial(gradcam, model)))(*arguments)
+    again = jax.export.deserialize(exported.serialize()).call(variables, x[:1], device[:1])
+    np.testing.assert_allclose(again, heat[:1], rtol=1e-4, atol=1e-5 * heat.max())
