@@ -42,7 +42,7 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
     try:
         image = _read_series(path, case, what) if path.is_dir() else _read_file(path, case, what)
     except (RuntimeError, OSError, EOFError, zlib.error, struct.error) as error:
-        reason = f"{what} {path.name} cannot be read ({_last_line(error)})."
+        reason = f"{what} {path.name} cannot be read ({said(error)})."
         raise CaseError(case, reason, READ_REMEDY) from error
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
@@ -57,7 +57,7 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
     return image
 
 
-def _last_line(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What ITK says at the end of its paragraph."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else type(error).__name__
@@ -111,6 +111,26 @@ def nan_error(case: str, what: str, count: int) -> CaseError:
     )
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file, or any file of a folder, says that it is DICOM. Reads 132 bytes of each."""
+    if path.is_dir():
+        return any(entry.is_file() and _claims_to_be_a_slice(entry) for entry in path.iterdir())
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def series_files(path: Path) -> list[Path]:
+    """The files of a CT that `read_volume` read from DICOM, in the order of its slices."""
+    if not path.is_dir():
+        return [path]
+    (series,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
+    return [Path(name) for name in _file_names(path, series)]
+
+
+def _file_names(folder: Path, series: str) -> tuple[str, ...]:
+    return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
+
+
 def _read_series(folder: Path, case: str, what: str) -> sitk.Image:
     """One DICOM series, every slice present, evenly spaced, without gantry tilt."""
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
@@ -118,7 +138,7 @@ def _read_series(folder: Path, case: str, what: str) -> sitk.Image:
         raise CaseError(
             case, f"{what} folder {folder.name} holds no DICOM series.", "Correct the path."
         )
-    names = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in series]
+    names = [_file_names(folder, uid) for uid in series]
     if len(series) > 1:
         slices = ", ".join(str(len(files)) for files in names)
         reason = f"{what} folder {folder.name} holds {len(series)} series (of {slices} slices)."

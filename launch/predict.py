@@ -1,246 +1,307 @@
-"""Predict on one CT with its vertebra mask: table, JSON and a picture.
+"""Predict on one CT or a table of them: tables, JSON, a one-page picture each, DICOM results.
 
-Example:
+examples:
   osteojax predict --model model --ct ct.nii.gz --mask mask.nii.gz --device hologic --out result
+  osteojax predict --model model --ct dicom_folder --segment --dicom-out --out result
+  osteojax predict --model model --ct scans.csv --out results
+
+scans.csv  scan_id, ct, mask; optionally label_scheme, device, and contrast, fracture, implant,
+           poor_quality, which are repeated as flags. Paths are relative to the table's folder.
+
+Rerunning the same command goes on where it stopped and tries failed scans again. Exit status 1
+where failures.csv has a row.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
-from osteojax.files import atomic_path, write_json
+from data_prep.labels import SCHEMES
+from osteojax.errors import CaseError, UserError
 
 if TYPE_CHECKING:
-    import SimpleITK as sitk
+    import pandas as pd
 
-    from data_prep.roi import Roi
+    from data_prep.workers import Task
+    from launch.prediction.cases import Case, Request
+    from launch.prediction.loading import LoadedCase
+    from launch.prediction.results import Answer
+    from osteojax.evaluation.patient_page import Attention
     from osteojax.exported import ExportedModel
 
-DECIDING_LEVELS = ("L1", "L2", "L3", "L4")
-"""DXA measures these, and training labels come from them; other levels are extrapolated."""
-DEFAULT_THRESHOLD = 0.5
-SURE_OF_LEVEL = 0.8
-"""Probability from which a level that differs from the mask's is worth a flag."""
-MARGIN_MM = 40.0
+SHOWN_PATIENTS, SHOWN_FAILURES = 40, 10
+ATTENTION_ROWS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder that `osteojax export` wrote")
     parser.add_argument(
-        "--ct", required=True, help="NIfTI, NRRD, MHA, or a folder with a DICOM series"
+        "--ct",
+        required=True,
+        type=Path,
+        help="NIfTI, NRRD, MHA, a folder with a DICOM series, or a table of CTs (.csv)",
+    )
+    mask = parser.add_mutually_exclusive_group()
+    mask.add_argument("--mask", type=Path, help="vertebra mask: one file, or a folder of masks")
+    mask.add_argument(
+        "--segment", action="store_true", help="make missing masks with TotalSegmentator"
     )
     parser.add_argument(
-        "--mask", required=True, help="vertebra mask: one file, or a folder of masks"
-    )
-    parser.add_argument(
-        "--label-scheme", default="verse", help="of the mask (default: %(default)s)"
+        "--label-scheme", choices=list(SCHEMES), default="verse", help="of masks whose row has none"
     )
     parser.add_argument(
         "--device", default="unknown", help="DXA device to predict for (default: %(default)s)"
     )
-    parser.add_argument("--out", required=True, help="folder of the results")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the results")
+    parser.add_argument(
+        "--dicom-out",
+        action="store_true",
+        help="also a DICOM structured report and the page as secondary capture, in the CT's study",
+    )
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="also show where the model looked (Grad-CAM), for up to three times the time",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read CTs; default: one a core, for one CT 0 (this process)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from data_prep.roi import extract_rois
-    from data_prep.verify import load_case
+    from launch.prediction import cases, results, segment
     from osteojax.exported import ExportedModel
 
+    if args.segment:
+        segment.check_installed()
+    start = time.perf_counter()
     model = ExportedModel(args.model)
-    device = model.device_index(args.device)
-    case = Path(args.ct).name
-    ct_image, class_mask = load_case(args.ct, args.mask, args.label_scheme, case)
-    rois = extract_rois(ct_image, class_mask, model.size, model.spacing_mm, case)
-    table = predict_table(model, rois, device)
-    name = model.devices[device]
-    answer = decide(model, table, name)
-    _print(table, answer, case)
-    paths = _write(Path(args.out), model, table, answer, name, case)
-    paths["picture"] = Path(args.out) / "prediction.png"
-    _draw(paths["picture"], ct_image, class_mask, rois, table, answer, case)
-    for name, path in paths.items():
-        print(f"{name}: {path}")
-    return 0
-
-
-def predict_table(model: ExportedModel, rois: list[Roi], device: int) -> pd.DataFrame:
-    """One row per vertebra from above.
-
-    Columns: level, level_class, probability, bmd_g_cm2, bmd_low, bmd_high (90% of validation
-    residuals; for an unknown device widened to the spread over the devices), level_pred,
-    level_probability, gate_*, truncated, decides, flags.
-    """
-    background = model.card["inputs"]["hu"]["outside_vertebra"]
-    volumes = [
-        roi.hu if background is None else np.where(roi.mask, roi.hu, background) for roi in rois
-    ]
-    hu = np.stack(volumes).astype(np.float32)
-    outputs = model.predict(hu, device)
-    table = pd.DataFrame({"level": [roi.vertebra.level for roi in rois]})
-    table["level_class"] = [roi.vertebra.level_class for roi in rois]
-    table["probability"] = outputs["probability"].astype(np.float64)
-    table["bmd_g_cm2"] = outputs["bmd_g_cm2"].astype(np.float64)
-    low, high = _residuals(model)
-    table["bmd_low"], table["bmd_high"] = table["bmd_g_cm2"] + low, table["bmd_g_cm2"] + high
-    if device == len(model.devices) - 1:
-        known = [model.predict(hu, i)["bmd_g_cm2"] for i in range(device)]
-        table["bmd_low"] = np.fmin(table["bmd_low"], np.min(known, axis=0))
-        table["bmd_high"] = np.fmax(table["bmd_high"], np.max(known, axis=0))
-    levels = outputs["level_probabilities"]
-    table["level_pred"] = [model.card["levels"][i] for i in levels.argmax(1)]
-    table["level_probability"] = levels.max(1).astype(np.float64)
-    for expert in range(outputs["gate"].shape[1]):
-        table[f"gate_{expert}"] = outputs["gate"][:, expert].astype(np.float64)
-    table["truncated"] = [roi.vertebra.truncated for roi in rois]
-    table["decides"] = table["level"].isin(DECIDING_LEVELS)
-    sure = table["level_pred"].where(table["level_probability"] >= SURE_OF_LEVEL, table["level"])
-    table["flags"] = [_flags(roi, level) for roi, level in zip(rois, sure, strict=True)]
-    return table
-
-
-def _residuals(model: ExportedModel) -> tuple[float, float]:
-    """5% and 95% quantile of (measured - predicted) BMD on validation; NaN where not fitted."""
-    fitted = model.card.get("fitted") or {}
-    quantiles = (fitted.get("bmd_residual_g_cm2") or {}).get("quantiles")
-    if not quantiles:
-        return np.nan, np.nan
-    return float(quantiles["0.05"]), float(quantiles["0.95"])
-
-
-def _flags(roi: Roi, level_pred: str) -> str:
-    flags = []
-    if roi.vertebra.truncated:
-        flags.append("cut by the border of the CT")
-    if roi.vertebra.posterior_rule == "header":
-        flags.append("axes from the file's header")
-    if roi.mask.any() and float((roi.hu[roi.mask] > 1500).mean()) > 0.005:
-        flags.append("metal or cement suspected (voxels above 1500 HU)")
-    if level_pred != roi.vertebra.level:
-        flags.append(f"looks like {level_pred} to the model")
-    return "; ".join(flags)
-
-
-def decide(model: ExportedModel, table: pd.DataFrame, device: str) -> dict[str, Any]:
-    """The patient's answer: positive if any of L1-L4 reaches the patient's threshold."""
-    fitted = model.card.get("fitted") or {}
-    thresholds, notes = {}, []
-    for unit in ("vertebra", "patient"):
-        threshold = (fitted.get(unit) or {}).get("threshold")
-        if threshold is None:
-            notes.append(
-                f"No {unit} threshold was fitted on validation: {DEFAULT_THRESHOLD} is used."
-            )
-        thresholds[unit] = DEFAULT_THRESHOLD if threshold is None else float(threshold)
-    if device == "unknown":
-        notes.append(
-            "The DXA device is unknown: BMD is a pooled answer, its interval spans the devices."
-        )
-    if model.card.get("simulated_training_data"):
-        notes.append("This model was trained on simulated CTs.")
-    deciding = table[table["decides"]]
-    answer: dict[str, Any] = {
-        "threshold_vertebra": thresholds["vertebra"], "threshold_patient": thresholds["patient"],
-        "notes": notes,
-    }  # fmt: skip
-    if deciding.empty:
-        text = "undecided, no vertebra of L1-L4 in the mask"
-        return {**answer, "osteoporosis": None, "probability": None, "text": text}
-    probability = float(deciding["probability"].max())
-    positive = probability >= thresholds["patient"]
-    level = deciding["level"].iloc[int(deciding["probability"].argmax())]
-    text = (
-        f"{'osteoporosis suspected' if positive else 'no osteoporosis suspected'} "
-        f"(highest of L1-L4: {level} {probability:.2f}, threshold {thresholds['patient']:.2f})"
+    if args.attention and not model.has_attention:
+        raise UserError(f"--attention: {args.model} has no attention program. Export it again.")
+    request = cases.Request(
+        devices=model.devices,
+        mask=args.mask,
+        label_scheme=args.label_scheme,
+        device=model.devices[model.device_index(args.device)],
+        segment=args.segment,
+        dicom=args.dicom_out,
+        attention=args.attention,
+        out=args.out,
     )
-    return {**answer, "osteoporosis": positive, "probability": probability, "text": text}
+    many = cases.is_table(args.ct)
+    found, failures = (
+        cases.table_cases(args.ct, request) if many else ([cases.one_case(args.ct, request)], [])
+    )
+    loaded = time.perf_counter()
+    workers = args.workers
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(found)) if many else 0
+    try:
+        _Run(model, request, failures).predict(found, workers)
+    finally:  # also of an interrupted run
+        answers = results.write_tables(args.out, found, failures)
+    seconds = time.perf_counter() - loaded
+    if not many:
+        if failures:
+            raise failures[0]
+        _print_vertebrae(answers[0])
+        print(f"model loaded in {loaded - start:.1f} s, answer after {seconds:.1f} s more")
+    else:
+        _print_patients(answers)
+        for error in failures[:SHOWN_FAILURES]:
+            print(f"failed: {error}", file=sys.stderr)
+        if failures:
+            listed = args.out / results.FAILURES
+            print(f"osteojax predict: {len(failures)} failures, all in {listed}", file=sys.stderr)
+    _print_paths(args.out, many, args.dicom_out)
+    return 1 if failures else 0
 
 
-def _print(table: pd.DataFrame, answer: dict[str, Any], case: str) -> None:
-    shown = Table(title=case)
-    for name in ("level", "probability", "BMD g/cm^2", "interval", "expert weights", "flags"):
-        shown.add_column(name, justify="left" if name in ("level", "flags") else "right")
-    gates = [name for name in table.columns if name.startswith("gate_")]
-    for _, row in table.iterrows():
-        interval = (
-            "" if np.isnan(row["bmd_low"]) else f"{row['bmd_low']:.3f} to {row['bmd_high']:.3f}"
+class _Run:
+    """One model over many cases: reads and writes in workers, predicts here."""
+
+    def __init__(self, model: ExportedModel, request: Request, failures: list[CaseError]) -> None:
+        self.model, self.request, self.failures = model, request, failures
+        self.facts = {
+            "fingerprint": model.fingerprint,
+            **{key: model.card[key] for key in ("code_version", "checkpoint", "intended_use")},
+        }
+        self.hashes: dict[str, str] = {}
+
+    def predict(self, found: list[Case], workers: int) -> None:
+        """Answers every case that is not answered yet; what is wrong goes to `failures`."""
+        from data_prep.workers import Crew, Task, run_tasks
+        from launch.prediction import processes, results
+        from launch.prediction.batches import predict_cases
+        from launch.prediction.loading import Frame, load
+
+        background = self.model.card["inputs"]["hu"]["outside_vertebra"]
+        frame = Frame(self.model.size, self.model.spacing_mm, background)
+        self.hashes = {
+            case.name: results.request_of(case, self.model.fingerprint, self.request)
+            for case in found
+        }
+        remaining = [c for c in found if not results.is_finished(c, self.hashes[c.name])]
+        tasks = deque(Task(case.name, load, (case, frame)) for case in remaining)
+        bar = tqdm(
+            total=len(found), initial=len(found) - len(remaining), unit="CT", smoothing=0.05,
+            disable=True if len(found) == 1 else None,
+        )  # fmt: skip
+        with bar, processes.start(min(workers, len(remaining))) as place:
+            crew = Crew(place)
+
+            def loaded() -> Iterator[LoadedCase]:
+                for task, result in run_tasks(tasks, crew):
+                    if (case := self._received(task, result, bar)) is not None:
+                        yield case
+
+            for case, outputs in predict_cases(self.model, loaded()):
+                # Written before more is read, so that few cases wait in memory.
+                tasks.appendleft(
+                    Task(case.case.name, results.finish, (self._answer(case, outputs),))
+                )
+            for task, result in run_tasks(tasks, crew):
+                self._received(task, result, bar)
+
+    def _received(self, task: Task, result: Any, bar: tqdm) -> LoadedCase | None:
+        """A case that was read, or None where a case came to its end."""
+        from data_prep.workers import WorkerDied
+        from launch.prediction.loading import LoadedCase
+
+        if isinstance(result, LoadedCase):
+            return result
+        if isinstance(result, WorkerDied):
+            result = CaseError(
+                task.name,
+                "the process that read it died, of a damaged file or of too little memory.",
+                "Replace or crop the CT, or predict on it alone.",
+            )
+        if isinstance(result, CaseError):
+            self.failures.append(result)
+        bar.update()
+        return None
+
+    def _answer(self, loaded: LoadedCase, outputs: dict[str, Any]) -> Answer:
+        from launch.prediction.answers import decide, vertebra_table
+        from launch.prediction.results import Answer
+
+        table, flags = vertebra_table(self.model, loaded, outputs)
+        case_flags = [*loaded.contrast.flags(), *loaded.case.stated]
+        patient = decide(self.model, table, loaded.case.device, flags, case_flags)
+        return Answer(
+            case=loaded.case,
+            table=table,
+            flags=flags,
+            case_flags=case_flags,
+            contrast=loaded.contrast,
+            patient=patient,
+            planes=loaded.planes,
+            attention=self._attention(loaded, table) if self.request.attention else [],
+            model=self.facts,
+            request=self.hashes[loaded.case.name],
+            dicom=self.request.dicom,
         )
-        shown.add_row(
+
+    def _attention(self, loaded: LoadedCase, table: pd.DataFrame) -> list[Attention]:
+        """Mid-sagittal Grad-CAM of the vertebrae that decide, or else of the highest ones."""
+        from osteojax.evaluation.patient_page import Attention
+
+        order = table.sort_values(["decides", "probability"], ascending=False).index
+        rows = sorted(order[:ATTENTION_ROWS])
+        device = self.model.devices.index(loaded.case.device)
+        shares = self.model.attention(loaded.hu[rows], device)
+        shown = []
+        for row, share in zip(rows, shares, strict=True):
+            plane = share[:, :, share.shape[2] // 2] if share.ndim == 3 else share
+            highest = float(share.max())
+            hu = loaded.hu[row][:, :, loaded.hu.shape[3] // 2]
+            shown.append(Attention(table["level"][row], hu, plane / highest if highest else plane))
+        return shown
+
+
+def _print_vertebrae(content: dict[str, Any]) -> None:
+    """The answer of one CT."""
+    shown = Table(title=content["case"])
+    names = ["level", "probability", "BMD g/cm^2", "interval", "expert weights", "flags"]
+    calibrated = content["vertebrae"][0]["probability_calibrated"] is not None
+    if calibrated:
+        names.insert(2, "calibrated")
+    for name in names:
+        shown.add_column(name, justify="left" if name in ("level", "flags") else "right")
+    for row in content["vertebrae"]:
+        interval = (
+            f"{row['bmd_low']:.3f} to {row['bmd_high']:.3f}" if row["bmd_low"] is not None else ""
+        )
+        cells = [
             row["level"] if row["decides"] else f"({row['level']})",
             f"{row['probability']:.3f}",
+            *([f"{row['probability_calibrated']:.3f}"] if calibrated else []),
             f"{row['bmd_g_cm2']:.3f}",
             interval,
-            " ".join(f"{row[name]:.2f}" for name in gates),
+            " ".join(f"{row[name]:.2f}" for name in row if name.startswith("gate_")),
             row["flags"],
-        )
+        ]
+        shown.add_row(*cells)
     console = Console()
     console.print(shown)
-    console.print(f"[bold]{answer['text']}[/bold]", highlight=False)
-    for note in answer["notes"]:
+    patient = content["patient"]
+    console.print(f"[bold]{patient['verdict']}[/bold]", highlight=False)
+    if patient["caution"]:
+        console.print(f"[bold red]Caution: {patient['caution']}[/bold red]", highlight=False)
+    for note in patient["notes"]:
         console.print(note, highlight=False)
 
 
-def _write(
-    out: Path,
-    model: ExportedModel,
-    table: pd.DataFrame,
-    answer: dict[str, Any],
-    device: str,
-    case: str,
-) -> dict[str, Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {"table": out / "predictions.csv", "json": out / "prediction.json"}
-    with atomic_path(paths["table"]) as temporary:
-        table.to_csv(temporary, index=False)
-    vertebrae = table.astype(object).where(table.notna(), None).to_dict("records")
-    content = {
-        "case": case, "device": device, "patient": answer, "vertebrae": vertebrae,
-        "model": {name: model.card[name] for name in ("code_version", "checkpoint")},
-        "intended_use": model.card["intended_use"],
-    }  # fmt: skip
-    write_json(paths["json"], content)
-    return paths
-
-
-def _draw(
-    path: Path, ct_image: sitk.Image, class_mask: sitk.Image, rois: list[Roi], table: pd.DataFrame,
-    answer: dict[str, Any], case: str,
-) -> None:  # fmt: skip
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from osteojax.evaluation import patient_page, plots
-
-    hu, classes, centres = _upright(ct_image, class_mask, rois, patient_page.PAGE_SPACING_MM)
-    planes = patient_page.reformat(hu, classes, centres)
-    plots.save(patient_page.draw(planes, table, answer, case), path)
-
-
-def _upright(
-    ct_image: sitk.Image, class_mask: sitk.Image, rois: list[Roi], spacing_mm: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """CT and mask along the patient's axes around the vertebrae, and their centres as indices."""
-    import SimpleITK as sitk
-
-    centres_mm = np.stack([roi.vertebra.centre_mm for roi in rois])
-    low, high = centres_mm.min(axis=0) - 1.5 * MARGIN_MM, centres_mm.max(axis=0) + 1.5 * MARGIN_MM
-    low[2], high[2] = centres_mm[:, 2].min() - MARGIN_MM, centres_mm[:, 2].max() + MARGIN_MM
-    size = [int(n) for n in np.ceil((high - low) / spacing_mm)]
-    identity = np.eye(3).ravel().tolist()
-    arrays = []
-    for image, method, outside in (
-        (ct_image, sitk.sitkLinear, -1000.0),
-        (class_mask, sitk.sitkNearestNeighbor, 0.0),
-    ):
-        moved = sitk.Resample(
-            image, size, sitk.Transform(), method, low.tolist(), [spacing_mm] * 3, identity, outside
+def _print_patients(answers: list[dict[str, Any]]) -> None:
+    """A row per CT."""
+    shown = Table("scan", "device", "probability", "osteoporosis", "caution")
+    words = {None: "undecided", True: "suspected", False: "not suspected"}
+    for content in answers[:SHOWN_PATIENTS]:
+        patient = content["patient"]
+        probability = patient["probability"]
+        shown.add_row(
+            content["case"],
+            content["device"],
+            "" if probability is None else f"{probability:.3f}",
+            words[patient["osteoporosis"]],
+            patient["caution"],
         )
-        arrays.append(sitk.GetArrayFromImage(moved))
-    indices = ((centres_mm - low) / spacing_mm)[:, ::-1]
-    return arrays[0].astype(np.float32), arrays[1], indices
+    console = Console()
+    console.print(shown)
+    if len(answers) > SHOWN_PATIENTS:
+        console.print(f"... and {len(answers) - SHOWN_PATIENTS} more", highlight=False)
+    counts = {
+        word: sum(a["patient"]["osteoporosis"] is value for a in answers)
+        for value, word in words.items()
+    }
+    console.print(
+        f"{len(answers)} CTs: " + ", ".join(f"{n} {word}" for word, n in counts.items()),
+        highlight=False,
+    )
+
+
+def _print_paths(out: Path, many: bool, dicom: bool) -> None:
+    from launch.prediction import results
+
+    paths = [out / results.PREDICTIONS, out / results.PATIENTS]
+    folder = out / "SCAN_ID" if many else out
+    paths += [folder / results.ANSWER, folder / results.PICTURE]
+    if dicom:
+        from launch.prediction import dicom_objects
+
+        paths += [folder / dicom_objects.REPORT, folder / dicom_objects.PAGE]
+    for path in paths:
+        print(path)

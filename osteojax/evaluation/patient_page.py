@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
+from matplotlib.gridspec import GridSpec, SubplotSpec
+
+from osteojax.files import atomic_path
 
 PAGE_SPACING_MM = 1.5
 PROBABILITY_COLOURS = "viridis_r"
+CAUTION_COLOUR = "#B00020"
 EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
@@ -64,21 +71,46 @@ def reformat(
     )
 
 
-def draw(planes: Reformat, table: pd.DataFrame, answer: dict[str, Any], title: str) -> Figure:
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Where the model looked in one vertebra, mid-sagittal.
+
+    Attributes:
+      level: "L1".
+      hu: f32[Z, Y], inferior to superior, anterior to posterior.
+      share: f32[Z, Y] >= 0, Grad-CAM over the vertebra's maximum; all 0 where nothing spoke for
+        osteoporosis.
+    """
+
+    level: str
+    hu: np.ndarray
+    share: np.ndarray
+
+
+def draw(
+    planes: Reformat,
+    table: pd.DataFrame,
+    answer: dict[str, Any],
+    title: str,
+    attention: Sequence[Attention] = (),
+) -> Figure:
     """The page.
 
     Args:
       planes: of the CT.
-      table: one row per vertebra from above: level, level_class, probability, bmd_g_cm2, bmd_low,
-        bmd_high (NaN where no interval is known), gate_*, flags (text), decides (bool).
-      answer: of the patient: text, threshold_vertebra.
-      title: the user's own name of the case.
+      table: one row per vertebra from above: level, level_class, probability,
+        probability_calibrated (NaN where none was fitted), bmd_g_cm2, bmd_low, bmd_high (NaN where
+        no interval is known), gate_*, flags (text), doubtful (bool), decides (bool).
+      answer: of the patient: verdict, caution, notes, threshold_vertebra.
+      title: the user's own name of the case; empty for a page without one.
+      attention: of some vertebrae, for a row of slices.
     """
-    figure = plt.figure(figsize=(13, 8.2), layout="constrained")
-    grid = GridSpec(
-        2, 5, figure=figure, height_ratios=(12, 1), width_ratios=(2.2, 2.2, 1.6, 1.6, 1.2)
-    )
-    colours = plt.get_cmap(PROBABILITY_COLOURS)
+    figure = Figure(figsize=(13, 10.6 if attention else 8.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    heights = (12, 3.2, 1.6) if attention else (12, 1.6)
+    widths = (2.2, 2.2, 1.6, 1.6, 1.2)
+    grid = GridSpec(len(heights), 5, figure=figure, height_ratios=heights, width_ratios=widths)
+    colours = colormaps[PROBABILITY_COLOURS]
     _plane(
         figure.add_subplot(grid[0, 0]), planes.sagittal_hu, planes.sagittal_classes,
         table, colours, planes.spacing_mm, "sagittal (anterior left)",
@@ -95,13 +127,55 @@ def draw(planes: Reformat, table: pd.DataFrame, answer: dict[str, Any], title: s
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.spines[["top", "right"]].set_visible(False)
     bars[0].set_yticks(range(len(table)), [_row_name(row) for _, row in table.iterrows()])
+    for label, doubtful in zip(bars[0].get_yticklabels(), table["doubtful"], strict=True):
+        label.set_color(CAUTION_COLOUR if doubtful else "black")
     for axis in bars[1:]:
         axis.set_yticks([])
-    note = figure.add_subplot(grid[1, :])
+    if attention:
+        _attention(figure, grid[1, :], attention)
+    note = figure.add_subplot(grid[-1, :])
     note.axis("off")
-    note.text(0, 0.9, _notes(table, answer), va="top", fontsize=9, wrap=True)
-    figure.suptitle(f"{title}: {answer['text']}", fontsize=13)
+    note.text(0, 1.0, _notes(table, answer), va="top", fontsize=8.5)
+    entitle(figure, title, answer)
     return figure
+
+
+def entitle(figure: Figure, title: str, answer: dict[str, Any]) -> None:
+    """Writes the answer, after the case's name if there is one, over the page."""
+    head = f"{title}: {answer['verdict']}" if title else answer["verdict"]
+    caution = textwrap.fill(f"Caution: {answer['caution']}", 130) if answer["caution"] else ""
+    figure.suptitle(
+        "\n".join([textwrap.fill(head, 105), caution]).strip(),
+        fontsize=12, color=CAUTION_COLOUR if caution else "black",
+    )  # fmt: skip
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """uint8[H, W, 3] of the page, as it is now."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes the page as PNG at 150 dots per inch, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _attention(figure: Figure, place: SubplotSpec, attention: Sequence[Attention]) -> None:
+    """A row of slices with Grad-CAM laid over them."""
+    row = place.subgridspec(1, len(attention))
+    for i, one in enumerate(attention):
+        axis = figure.add_subplot(row[0, i])
+        axis.imshow(one.hu, cmap="gray", vmin=-200, vmax=700, origin="lower")
+        if one.share.max() > 0:
+            axis.imshow(one.share, cmap="inferno", origin="lower", alpha=0.55 * one.share)
+            name = f"{one.level}: where it looked"
+        else:
+            name = f"{one.level}: nothing speaks for it"
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
 
 
 def _plane(axis, hu, classes, table, colours, spacing_mm: float, title: str) -> None:
@@ -142,9 +216,16 @@ def _probabilities(axis, table: pd.DataFrame, colours, threshold: float) -> None
             ha="right" if inside else "left", color="white" if inside else "black", fontsize=9,
         )  # fmt: skip
     axis.axvline(threshold, color="black", linestyle="--", linewidth=1)
+    label = f"dashed: threshold {threshold:.2f}"
+    if table["probability_calibrated"].notna().all():
+        axis.plot(
+            table["probability_calibrated"], rows + 0.28, "D", color="white", clip_on=False,
+            markeredgecolor="black", markersize=5,
+        )  # fmt: skip
+        label += ", diamond: calibrated"
     axis.set_xlim(0, 1)
     axis.set_title("probability of osteoporosis", fontsize=10)
-    axis.set_xlabel(f"dashed: threshold {threshold:.2f}", fontsize=9)
+    axis.set_xlabel(label, fontsize=9)
 
 
 def _bmd(axis, table: pd.DataFrame) -> None:
@@ -181,7 +262,11 @@ def _gates(axis, table: pd.DataFrame) -> None:
 
 def _notes(table: pd.DataFrame, answer: dict[str, Any]) -> str:
     lines = [f"{row['level']}: {row['flags']}" for _, row in table.iterrows() if row["flags"]]
-    lines += answer["notes"]
-    lines.append("Levels in brackets are outside L1-L4: shown, not decided on.")
-    lines.append("Research only. Not a medical device, not a diagnosis.")
-    return "\n".join(lines)
+    flags = "  |  ".join(lines)
+    notes = [
+        *answer["notes"],
+        "Levels in brackets are outside L1-L4: shown, not decided on.",
+        "Research only. Not a medical device, not a diagnosis.",
+    ]
+    parts = [flags, " ".join(notes)] if flags else [" ".join(notes)]
+    return "\n".join(textwrap.fill(part, 190) for part in parts)

@@ -1,0 +1,1 @@
+"""Prediction on new CTs: reads cases, fills batches across them, writes answers."""

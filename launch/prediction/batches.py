@@ -1,0 +1,49 @@
+"""Fills the model's batches across patients."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from launch.prediction.loading import LoadedCase
+from osteojax.exported import BATCH, ExportedModel
+
+Outputs = dict[str, np.ndarray]
+
+
+def predict_cases(
+    model: ExportedModel, cases: Iterable[LoadedCase]
+) -> Iterator[tuple[LoadedCase, Outputs]]:
+    """Yields every case with the model's outputs of its vertebrae, in order.
+
+    A batch holds vertebrae of as many cases as it takes; only the last one of all is padded. No
+    more than a batch and a case wait in memory.
+    """
+    waiting: deque[LoadedCase] = deque()
+    inputs: deque[tuple[np.ndarray, int]] = deque()
+    ready: deque[Outputs] = deque()
+
+    def run(count: int) -> None:
+        taken = [inputs.popleft() for _ in range(count)]
+        hu = np.stack([volume for volume, _ in taken])
+        outputs = model.predict(hu, np.array([device for _, device in taken], np.int32))
+        ready.extend({name: value[i] for name, value in outputs.items()} for i in range(count))
+
+    def finished() -> Iterator[tuple[LoadedCase, Outputs]]:
+        while waiting and len(waiting[0].hu) <= len(ready):
+            case = waiting.popleft()
+            own = [ready.popleft() for _ in case.hu]
+            yield case, {name: np.stack([row[name] for row in own]) for name in own[0]}
+
+    for case in cases:
+        device = model.devices.index(case.case.device)
+        waiting.append(case)
+        inputs.extend((volume, device) for volume in case.hu)
+        while len(inputs) >= BATCH:
+            run(BATCH)
+        yield from finished()
+    if inputs:
+        run(len(inputs))
+    yield from finished()

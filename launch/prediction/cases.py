@@ -1,0 +1,138 @@
+"""What to predict on: one CT, or the rows of a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.cohort import EXCLUSIONS
+from data_prep.labels import find_scheme
+from data_prep.tables import Row, read_table, refuse_duplicates
+from data_prep.volumes import is_dicom
+from launch.prediction import segment
+from launch.prediction.flags import Flag
+from osteojax.data.devices import device_name
+from osteojax.errors import CaseError, UserError
+
+REQUIRED = ("scan_id", "ct")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One CT and what the user says of it.
+
+    Attributes:
+      name: the user's own: the table's scan_id, or the file's name.
+      ct, mask: paths; no mask where TotalSegmentator is to make one.
+      label_scheme: of the mask.
+      device: DXA device to predict for, by the model's name.
+      folder: where the results go.
+      stated: flags that the table raises (contrast, fracture, implant, poor_quality).
+    """
+
+    name: str
+    ct: Path
+    mask: Path | None
+    label_scheme: str
+    device: str
+    folder: Path
+    stated: tuple[Flag, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line says of all cases.
+
+    Attributes:
+      devices: that the model knows; the last one is "unknown".
+      mask, label_scheme, device: of one CT, or of rows that name none.
+      segment: make missing masks.
+      dicom: write DICOM objects, which only a DICOM series allows.
+      attention: show where the model looked.
+      out: folder of the results.
+    """
+
+    devices: Sequence[str]
+    mask: Path | None
+    label_scheme: str
+    device: str
+    segment: bool
+    dicom: bool
+    attention: bool
+    out: Path
+
+
+def is_table(path: str | Path) -> bool:
+    return Path(path).suffix.lower() == ".csv"
+
+
+def one_case(ct: Path, request: Request) -> Case:
+    """The only case of a command line without a table. Raises UserError."""
+    name = ct.resolve().name
+    if request.mask is None and not request.segment:
+        raise CaseError(name, "no mask of its vertebrae.", segment.how_to(ct))
+    _check_dicom(ct, name, request)
+    return Case(name, ct, request.mask, request.label_scheme, request.device, request.out)
+
+
+def table_cases(path: Path, request: Request) -> tuple[list[Case], list[CaseError]]:
+    """The rows of a table, as cases and failures.
+
+    Columns: scan_id, ct, and mask unless masks are made; optionally label_scheme, device, and the
+    yes-or-no columns of a cohort table, which become flags. Paths are relative to the table.
+
+    Raises:
+      UserError: a broken table, or one that names a scan twice.
+    """
+    if request.mask is not None:
+        raise UserError(f"--mask {request.mask}: with a table, masks are its column `mask`.")
+    rows = read_table(path, REQUIRED if request.segment else (*REQUIRED, "mask"), ("scan_id",))
+    refuse_duplicates([row for row in rows if row.text("scan_id")], ("scan_id",))
+    cases: list[Case] = []
+    failures: list[CaseError] = []
+    for row in rows:
+        try:
+            cases.append(_row_case(row, path.resolve().parent, request))
+        except CaseError as error:
+            failures.append(error)
+    return cases, failures
+
+
+def _row_case(row: Row, folder: Path, request: Request) -> Case:
+    name, ct, mask = row.required("scan_id"), folder / row.required("ct"), row.text("mask")
+    if mask is None and not request.segment:
+        raise CaseError(name, "no mask of its vertebrae.", segment.how_to(ct))
+    scheme = row.text("label_scheme") or request.label_scheme
+    find_scheme(scheme, name)
+    _check_dicom(ct, name, request)
+    device = device_name(row.text("device") or request.device)
+    if device not in request.devices:
+        raise row.error("device", f"The model knows {', '.join(request.devices)}.")
+    stated = tuple(
+        Flag("stated", f"{column.replace('_', ' ')}, says the table")
+        for column in EXCLUSIONS
+        if row.flag(column)
+    )
+    out = request.out / folder_name(name)
+    return Case(name, ct, folder / mask if mask else None, scheme, device, out, stated)
+
+
+def _check_dicom(ct: Path, name: str, request: Request) -> None:
+    if request.dicom and ct.exists() and not is_dicom(ct):
+        raise CaseError(
+            name,
+            "--dicom-out needs the CT as DICOM: a result belongs to its study.",
+            "Give the series' folder, or leave --dicom-out away.",
+        )
+
+
+def folder_name(name: str) -> str:
+    """A scan's id as the name of a folder; where it cannot be one, something like it and unique."""
+    plain = re.sub(r"[^\w.-]+", "_", name)
+    if plain == name and not name.startswith(".") and len(name) <= 100:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain.lstrip('.')[:80]}-{digest}"

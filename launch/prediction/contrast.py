@@ -1,0 +1,118 @@
+"""Was contrast agent given? Judged by the brightest vessel-sized place in front of the spine.
+
+The mask knows vertebrae only, so the aorta and the vena cava are looked for where they must be: in
+front of the bodies of T10 to L4. Blood without agent is 30 to 60 HU; a portal-venous phase shows
+120 to 200, an arterial one more. Agent makes bone look denser (about 10 HU in trabecular bone), so
+an answer on such a CT errs towards "no osteoporosis".
+
+Limits: a late phase (below `CONTRAST_HU`) is not seen; bright bowel contents beside most of the
+levels, or a graft, look like agent; where the CT is cropped to the spine nothing can be said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from data_prep.roi import Vertebra
+from launch.prediction.flags import Flag
+from osteojax.data.schema import LEVELS
+
+CONTRAST_HU = 110.0
+"""Half-way between blood without agent and a portal-venous phase."""
+VESSEL_LEVELS = LEVELS[LEVELS.index("T10") : LEVELS.index("L4") + 1]
+"""The aorta lies before the spine here: it parts at L4."""
+GRID_MM = 2.0
+REGION_MM = ((-8.0, 8.0), (-58.0, -6.0), (-28.0, 36.0))
+"""Superior, posterior, left of the body's centre: the aorta is left of the midline."""
+LUMEN_MM = 5.0
+"""Radius of the ball that must be bright: thinner things (plaque, cortex, calcified wall) pass."""
+SHARE_DARKER = 25
+"""Percent of the ball that may be darker than what is reported of it."""
+BONE_MARGIN_MM = 4.0
+"""Kept away from every labelled vertebra: partial volume."""
+LEAST_INSIDE = 0.6
+"""Of the region that must lie within the CT."""
+LEAST_BODY_RADIUS_MM = 7.0
+"""Of a body's inscribed ball; less is a spinous process whose body the border cut away."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """What was found.
+
+    Attributes:
+      suspected: None where it could not be checked.
+      vessel_hu: median over levels of the brightest lumen-sized place; None where not checked.
+      levels: how many levels were looked at.
+    """
+
+    suspected: bool | None
+    vessel_hu: float | None
+    levels: int
+
+    def flags(self) -> list[Flag]:
+        """Of the case; none where nothing is wrong."""
+        if self.suspected is None:
+            text = "contrast agent could not be checked for (no room before T10-L4 in the CT)"
+            return [Flag("contrast_unchecked", text)]
+        if self.suspected:
+            return [Flag("contrast", f"contrast agent suspected (vessels {self.vessel_hu:.0f} HU)")]
+        return []
+
+
+def find_contrast(
+    ct_image: sitk.Image, class_mask: sitk.Image, vertebrae: list[Vertebra]
+) -> Contrast:
+    """Looks in front of T10-L4 of a checked CT and mask (`verify.load_case`)."""
+    found = [
+        _vessel_hu(ct_image, class_mask, vertebra)
+        for vertebra in vertebrae
+        if vertebra.level in VESSEL_LEVELS and vertebra.radius_mm >= LEAST_BODY_RADIUS_MM
+    ]
+    measured = [value for value in found if value is not None]
+    if not measured:
+        return Contrast(None, None, 0)
+    vessel_hu = float(np.median(measured))
+    return Contrast(vessel_hu > CONTRAST_HU, vessel_hu, len(measured))
+
+
+def _vessel_hu(ct_image: sitk.Image, class_mask: sitk.Image, vertebra: Vertebra) -> float | None:
+    """HU that three quarters of the brightest 1 cm ball in front of one body reach."""
+    frame = _frame(vertebra)
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    # What lies outside the CT becomes NaN; verified CTs hold none of their own.
+    hu = sitk.GetArrayFromImage(
+        sitk.Resample(ct_image, frame, identity, sitk.sitkLinear, float("nan"), sitk.sitkFloat32)
+    )
+    inside = np.isfinite(hu)
+    if inside.mean() < LEAST_INSIDE:
+        return None
+    bone = sitk.GetArrayFromImage(
+        sitk.Resample(class_mask, frame, identity, sitk.sitkNearestNeighbor, 0)
+    )
+    away_mm = ndimage.distance_transform_edt(np.pad(bone == 0, 1, constant_values=True))
+    near = away_mm[1:-1, 1:-1, 1:-1] * GRID_MM <= BONE_MARGIN_MM
+    usable = inside & ~(near & bool(bone.any()))
+    reach = round(LUMEN_MM / GRID_MM)
+    offsets = np.arange(-reach, reach + 1) * GRID_MM
+    ball = sum(np.square(axis) for axis in np.meshgrid(offsets, offsets, offsets)) <= LUMEN_MM**2
+    level = ndimage.percentile_filter(
+        np.where(usable, hu, -1000.0), SHARE_DARKER, footprint=ball, mode="constant", cval=-1000.0
+    )
+    return float(level.max())
+
+
+def _frame(vertebra: Vertebra) -> sitk.Image:
+    """An empty grid over the region in front of a body, along the vertebra's own axes."""
+    superior, posterior, left = vertebra.axes
+    size = [round((high - low) / GRID_MM) + 1 for low, high in REGION_MM]
+    frame = sitk.Image(size[2], size[1], size[0], sitk.sitkUInt8)
+    frame.SetSpacing([GRID_MM] * 3)
+    frame.SetDirection(np.stack([left, posterior, superior], axis=1).ravel().tolist())
+    corner = sum(low * axis for (low, _), axis in zip(REGION_MM, vertebra.axes, strict=True))
+    frame.SetOrigin((vertebra.centre_mm + corner).tolist())
+    return frame

@@ -1,0 +1,44 @@
+"""What can be wrong with an input, by name: shown on every output, never used to hide a number."""
+
+from __future__ import annotations
+
+import dataclasses
+
+MEANINGS = {
+    "truncated": "Cut by the border of the CT",
+    "header_axes": "Axes from the file's header",
+    "metal": "Metal or cement suspected",
+    "fracture_shape": "Fracture-like shape",
+    "fracture_density": "Fracture-like density",
+    "low_density": "Density far below its neighbours'",
+    "other_level": "Looks like another level to the model",
+    "unlike_training": "Unlike the training data",
+    "contrast": "Contrast agent suspected",
+    "contrast_unchecked": "Contrast agent could not be checked for",
+    "stated": "Flagged in the user's own table",
+}
+"""Name -> meaning; at most 64 characters, because DICOM codes carry no more."""
+REMARKS = frozenset(["header_axes", "contrast_unchecked"])
+"""Worth knowing, no reason to doubt an answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag of a vertebra or of a case.
+
+    Attributes:
+      name: one of `MEANINGS`.
+      text: for people, with the values.
+    """
+
+    name: str
+    text: str
+
+
+def doubts(flags: list[Flag]) -> list[Flag]:
+    """The flags that are a reason to doubt an answer."""
+    return [flag for flag in flags if flag.name not in REMARKS]
+
+
+def joined(flags: list[Flag]) -> str:
+    return "; ".join(flag.text for flag in flags)

@@ -1,0 +1,139 @@
+"""One case from its files to what the model and the page need. Imports no JAX: workers do this."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import SimpleITK as sitk
+
+from data_prep.roi import Roi, Vertebra, extract_rois
+from data_prep.verify import load_case
+from data_prep.volumes import said
+from launch.prediction import segment
+from launch.prediction.cases import Case
+from launch.prediction.contrast import Contrast, find_contrast
+from launch.prediction.flags import Flag
+from launch.prediction.suspicions import suspicions
+from osteojax.errors import CaseError
+from osteojax.evaluation.patient_page import PAGE_SPACING_MM, Reformat, reformat
+
+SEGMENTATION = "segmentation.nii.gz"
+MARGIN_MM = 40.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The model's input.
+
+    Attributes:
+      size, spacing_mm: of the cubic box.
+      background_hu: of what is outside the vertebra; None keeps it.
+    """
+
+    size: int
+    spacing_mm: float
+    background_hu: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedCase:
+    """A case, read.
+
+    Attributes:
+      case: whose it is.
+      vertebrae: from T1 downwards.
+      hu: f32[N, D, H, W], the model's input.
+      core_hu: f64[N], median HU of the trabecular cores.
+      slices: i64[N], the CT's slice through each body's centre.
+      flags: of each vertebra, as far as voxels tell.
+      contrast: of the CT.
+      planes: for the page.
+    """
+
+    case: Case
+    vertebrae: list[Vertebra]
+    hu: np.ndarray
+    core_hu: np.ndarray
+    slices: np.ndarray
+    flags: list[list[Flag]]
+    contrast: Contrast
+    planes: Reformat
+
+
+def load(case: Case, frame: Frame) -> LoadedCase | CaseError:
+    """Reads one case. What is wrong with it is returned, not raised: the others go on."""
+    try:
+        return _load(case, frame)
+    except CaseError as error:
+        return error
+    except RuntimeError as error:  # of SimpleITK
+        reason = f"its images cannot be brought into the model's frame ({said(error)})."
+        return CaseError(case.name, reason, "Check the geometry in the files' headers.")
+    except MemoryError:
+        return CaseError(
+            case.name, "its CT does not fit into memory.", "Crop it, or predict with --workers 1."
+        )
+
+
+def _load(case: Case, frame: Frame) -> LoadedCase:
+    mask, scheme = case.mask, case.label_scheme
+    if mask is None:
+        mask, scheme = case.folder / SEGMENTATION, segment.SCHEME
+        segment.make_mask(case.ct, mask, case.name)
+    ct_image, class_mask = load_case(case.ct, mask, scheme, case.name)
+    rois = extract_rois(ct_image, class_mask, frame.size, frame.spacing_mm, case.name)
+    vertebrae = [roi.vertebra for roi in rois]
+    shapes, flags = suspicions(rois)
+    volumes = [
+        roi.hu if frame.background_hu is None else np.where(roi.mask, roi.hu, frame.background_hu)
+        for roi in rois
+    ]
+    return LoadedCase(
+        case=case,
+        vertebrae=vertebrae,
+        hu=np.stack(volumes).astype(np.float32),
+        core_hu=np.array([shape.core_hu for shape in shapes]),
+        slices=_slices(ct_image, vertebrae),
+        flags=[[*_geometry_flags(roi), *found] for roi, found in zip(rois, flags, strict=True)],
+        contrast=find_contrast(ct_image, class_mask, vertebrae),
+        planes=_planes(ct_image, class_mask, vertebrae),
+    )
+
+
+def _geometry_flags(roi: Roi) -> list[Flag]:
+    flags = []
+    if roi.vertebra.truncated:
+        flags.append(Flag("truncated", "cut by the border of the CT"))
+    if roi.vertebra.posterior_rule == "header":
+        flags.append(Flag("header_axes", "axes from the file's header"))
+    return flags
+
+
+def _slices(ct_image: sitk.Image, vertebrae: list[Vertebra]) -> np.ndarray:
+    index = [
+        ct_image.TransformPhysicalPointToIndex(vertebra.centre_mm.tolist())[2]
+        for vertebra in vertebrae
+    ]
+    return np.clip(index, 0, ct_image.GetSize()[2] - 1)
+
+
+def _planes(ct_image: sitk.Image, class_mask: sitk.Image, vertebrae: list[Vertebra]) -> Reformat:
+    """CT and mask along the patient's axes around the vertebrae, as two planes."""
+    centres_mm = np.stack([vertebra.centre_mm for vertebra in vertebrae])
+    margin_mm = MARGIN_MM * np.array([1.5, 1.5, 1.0])
+    low, high = centres_mm.min(axis=0) - margin_mm, centres_mm.max(axis=0) + margin_mm
+    size = [int(n) for n in np.ceil((high - low) / PAGE_SPACING_MM)]
+    identity = np.eye(3).ravel().tolist()
+    arrays = []
+    for image, method, outside in (
+        (ct_image, sitk.sitkLinear, -1000.0),
+        (class_mask, sitk.sitkNearestNeighbor, 0.0),
+    ):
+        moved = sitk.Resample(
+            image, size, sitk.Transform(), method, low.tolist(), [PAGE_SPACING_MM] * 3, identity,
+            outside,
+        )  # fmt: skip
+        arrays.append(sitk.GetArrayFromImage(moved))
+    indices = ((centres_mm - low) / PAGE_SPACING_MM)[:, ::-1]
+    return reformat(arrays[0].astype(np.float32), arrays[1], indices)

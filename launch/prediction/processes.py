@@ -1,0 +1,72 @@
+"""Worker processes that read CTs and draw pages. A file that kills one is that case's failure."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from data_prep.workers import Here, Place, WorkerDied
+
+
+class Processes:
+    """Processes of this machine, for `data_prep.workers.run_tasks`; new ones replace dead ones."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        # JAX's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_ignore_interrupt)
+
+    def capacity(self) -> int:
+        return self._count
+
+    def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+        """Starts a task. The future raises what the task raises, or `WorkerDied`."""
+        try:
+            inner = self._pool.submit(function, *arguments)
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=False)
+            self._pool = self._start()
+            inner = self._pool.submit(function, *arguments)
+        outer: Future[Any] = Future()
+
+        def done(finished: Future[Any]) -> None:
+            error = None if finished.cancelled() else finished.exception()
+            if isinstance(error, BrokenProcessPool):
+                outer.set_exception(WorkerDied())
+            elif error is not None:
+                outer.set_exception(error)
+            elif not finished.cancelled():
+                outer.set_result(finished.result())
+
+        inner.add_done_callback(done)
+        return outer
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def start(count: int) -> Iterator[Place]:
+    """`count` processes, ended with the block; 0 is this process."""
+    if not count:
+        yield Here()
+        return
+    processes = Processes(count)
+    try:
+        yield processes
+    finally:
+        processes.stop()
