@@ -126,11 +126,17 @@ def draw_bone(
             level,
             float((hu - HU_AT_ZERO_VBMD) / HU_PER_VBMD),
             float(hu),
-            float(np.clip(1.0 * np.exp(-0.18 * z), 0.6, 1.8)),
-            float(np.clip(1.5 * np.exp(-0.10 * z), 1.0, 2.2)),
+            *structure_of(z),
             bmd,
         )
     return bones, float(size_z), float(cortex_z)
+
+
+def structure_of(z: float) -> tuple[float, float]:
+    """(trabecular spacing in mm, anisotropy) of a structure z SD better than the mean: the denser
+    the bone, the closer and the less oriented its trabeculae. The slopes are invented."""
+    spacing_mm = float(np.clip(1.0 * np.exp(-0.18 * z), 0.6, 1.8))
+    return spacing_mm, float(np.clip(1.5 * np.exp(-0.10 * z), 1.0, 2.2))
 
 
 def _norms(sex: str, age: float) -> tuple[float, float, float, float]:

@@ -192,7 +192,7 @@ def _render_posterior(
     _place(volume, labels, camera, box, occupancy, hu.astype(np.float32), label)
 
 
-def _render_body(
+def render_body(
     volume: np.ndarray,
     labels: np.ndarray,
     grid: Grid,
@@ -267,7 +267,7 @@ def _render(settings: Settings, patient: Patient) -> Rendering:
         hu = bones[level].trabecular_hu * scanner.mineral_scale
         _render_posterior(volume, labels, grid, scanner, spine[level], hu, ids.get(level, 0))
     for level in SPINE:
-        _render_body(
+        render_body(
             volume, labels, grid, scanner, spine[level], bones[level], contrast_hu,
             ids.get(level, 0), rng,
         )  # fmt: skip
