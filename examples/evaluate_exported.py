@@ -1,8 +1,9 @@
-"""Predicts with an exported model: needs jax, safetensors and numpy, and nothing of OsteoJAX.
+"""Predicts with an exported model: needs jax, and nothing of OsteoJAX.
 
-    python examples/evaluate_exported.py MODEL ROIS.npy DEVICE
+    python examples/evaluate_exported.py MODEL ROIS.npz
 
-ROIS.npy: float32[N, D, H, W] HU, one vertebra each, in the frame that MODEL/model.json describes.
+ROIS.npz: `hu` float32[N, D, H, W], one vertebra each, in the frame that MODEL/model.json describes,
+and `device`, N names of DXA devices.
 """
 
 import json
@@ -11,18 +12,28 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file
 
 
-def main(model: Path, rois: Path, device: str) -> None:
+def read_safetensors(path: Path) -> dict:
+    data = memoryview(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(bytes(data[8:start])).items():
+        if name != "__metadata__":
+            part = data[start:][slice(*entry["data_offsets"])]
+            tensors[name] = np.frombuffer(part, np.float32).reshape(entry["shape"])
+    return tensors
+
+
+def main(model: Path, rois: Path) -> None:
     card = json.loads((model / "model.json").read_text())
-    weights = load_file(model / "weights.safetensors")
     program = jax.export.deserialize(bytearray((model / "program.jaxexport").read_bytes()))
-    hu = np.load(rois, allow_pickle=False).astype(np.float32)
-    devices = np.full(len(hu), card["devices"].index(device), np.int32)
-    outputs = jax.jit(program.call)(weights, hu, devices)
+    data = np.load(rois, allow_pickle=False)
+    device = np.array([card["devices"].index(name) for name in data["device"]], np.int32)
+    weights = read_safetensors(model / "weights.safetensors")
+    outputs = jax.jit(program.call)(weights, data["hu"], device)
     print(json.dumps({name: np.asarray(value).tolist() for name, value in outputs.items()}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

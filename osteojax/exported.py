@@ -1,45 +1,100 @@
-"""Loads what `osteojax export` wrote: no training code is used, nothing is unpickled."""
+"""Loads what `osteojax export` wrote: no training code is used, nothing is unpickled.
+
+Every file is hashed before it is parsed, and the weights are compared with what the program takes:
+a folder that is damaged, edited or put together from two is refused in one line.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
 
+from osteojax.data.devices import device_name
 from osteojax.errors import UserError
+from osteojax.model_card import ATTENTION, EMBEDDING, PROGRAM, WEIGHTS, read_card
 
-FORMAT, FORMAT_VERSION = "osteojax-model", 1
-PROGRAM, WEIGHTS, CARD = "program.jaxexport", "weights.safetensors", "model.json"
 BATCH = 8
+"""Vertebrae in one call of the program: one shape, compiled once."""
+
+MODEL_OUTPUTS = (
+    "probability",
+    "bmd_g_cm2",
+    "bmd_by_device_g_cm2",
+    "level_probabilities",
+    "gate",
+    "embedding",
+)
 
 
 class ExportedModel:
-    """A model that predicts.
+    """A model that predicts, or an encoder that embeds.
 
     Attributes:
       card: content of model.json.
+      fingerprint: SHA-256 of model.json, which holds the hashes of all other files.
+      ood: statistics of the training embeddings (`osteojax.evaluation.ood`), or None.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, what: str = "model") -> None:
+        """Raises UserError: see the module; and where the folder holds another `what`."""
         directory = Path(directory)
-        self.card = _read_card(directory)
-        for name, expected in self.card["sha256"].items():
-            path = directory / name
-            if Path(name).name != name or not path.is_file():
-                raise UserError(f"{directory}: {name} is missing. Export the model again.")
-            if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-                raise UserError(
-                    f"{path} is not the file that was exported: its SHA-256 differs from "
-                    "model.json. Export the model again, or copy it whole."
-                )
-        self._weights = load_file(str(directory / WEIGHTS))
-        program = jax.export.deserialize(bytearray((directory / PROGRAM).read_bytes()))
-        self._call = jax.jit(program.call)
+        self.card, self.fingerprint = read_card(directory)
+        if self.card["what"] != what:
+            raise UserError(
+                f"{directory}: exported with --what {self.card['what']}, and --what {what} is "
+                "needed. Export it so."
+            )
+        if PROGRAM not in self.card["sha256"]:
+            raise UserError(
+                f"{directory}: exported without a program. Export it with --format stablehlo."
+            )
+        files = {name: _read(directory, name, sha) for name, sha in self.card["sha256"].items()}
+        weights = _weights(directory / WEIGHTS, files[WEIGHTS])
+        self._call = self._load(directory / PROGRAM, files[PROGRAM], weights)
+        self._attention = None
+        if ATTENTION in files:
+            self._attention = self._load(directory / ATTENTION, files[ATTENTION], weights)
+        self.ood = None
+        if EMBEDDING in files:
+            from osteojax.evaluation.ood import load
+
+            self.ood = load(directory / EMBEDDING)
+        self._weights = jax.device_put(weights)
+
+    def _load(self, path: Path, data: bytes, weights: dict[str, np.ndarray]) -> Any:
+        """The program as a function; UserError unless it takes these weights and this input."""
+        again = "Export the model again."
+        try:
+            program = jax.export.deserialize(bytearray(data))
+            (expected, hu, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+            outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+            shapes = {name: (aval.shape, aval.dtype) for name, aval in expected.items()}
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise UserError(f"{path}: not a program that jax reads ({reason}). {again}") from error
+        found = {name: (array.shape, array.dtype) for name, array in weights.items()}
+        differ = [n for n in sorted({*shapes, *found}) if shapes.get(n) != found.get(n)]
+        if differ:
+            name = differ[0]
+            raise UserError(
+                f"{path} takes {name} of {_words(shapes.get(name))}, and {WEIGHTS} holds "
+                f"{_words(found.get(name))}. {again}"
+            )
+        if tuple(hu.shape[1:]) != (self.size,) * 3:
+            raise UserError(
+                f"{path} takes HU of {hu.shape}, and model.json says {self.size}^3. {again}"
+            )
+        wanted = MODEL_OUTPUTS if self.card["what"] == "model" else ("embedding",)
+        absent = [name for name in wanted if name not in outputs]
+        if absent and path.name == PROGRAM:
+            raise UserError(f"{path} does not give {', '.join(absent)}. {again}")
+        return jax.jit(program.call)
 
     @property
     def size(self) -> int:
@@ -54,42 +109,73 @@ class ExportedModel:
     def devices(self) -> list[str]:
         return list(self.card["devices"])
 
+    @property
+    def has_attention(self) -> bool:
+        return self._attention is not None
+
     def device_index(self, name: str) -> int:
         """Index of a DXA device by name. Raises UserError that lists the names."""
-        key = name.strip().lower().replace(" ", "_").replace("-", "_")
+        key = device_name(name)
         if key not in self.devices:
             raise UserError(f"--device {name!r}: the model knows {', '.join(self.devices)}.")
         return self.devices.index(key)
 
-    def predict(self, hu_BDHW: np.ndarray, device: int) -> dict[str, np.ndarray]:
-        """f32[B, D, H, W] HU in the frame that model.json describes -> its outputs."""
+    def predict(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of model.json for HU in the frame that it describes.
+
+        Args:
+          hu_BDHW: f32[B, D, H, W].
+          device: index, or i32[B]: one for each vertebra.
+        """
+        return self._run(self._call, hu_BDHW, device)
+
+    def embed(self, hu_BDHW: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of an encoder, exported with --what encoder or features."""
+        return self._run(self._call, hu_BDHW, None)
+
+    def attention(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> np.ndarray:
+        """Grad-CAM: f32[B, D, H, W] >= 0, not normalised ([B, D, H] for a model of rank 2)."""
+        if self._attention is None:
+            raise ValueError("the folder holds no attention program; look at has_attention")
+        return self._run(self._attention, hu_BDHW, device)["attention"]
+
+    def _run(self, call: Any, hu_BDHW: np.ndarray, device: Any) -> dict[str, np.ndarray]:
+        total = len(hu_BDHW)
+        devices = None if device is None else np.broadcast_to(np.asarray(device, np.int32), total)
         parts = []
-        for start in range(0, len(hu_BDHW), BATCH):
-            chunk = hu_BDHW[start : start + BATCH].astype(np.float32)
-            # One batch shape, compiled once.
-            padded = np.concatenate([chunk, np.repeat(chunk[-1:], BATCH - len(chunk), axis=0)])
-            outputs = self._call(self._weights, padded, np.full(BATCH, device, np.int32))
-            parts.append({name: np.asarray(out)[: len(chunk)] for name, out in outputs.items()})
+        for start in range(0, total, BATCH):
+            rows = np.minimum(np.arange(start, start + BATCH), total - 1)  # the last one fills up
+            inputs = [hu_BDHW[rows].astype(np.float32)]
+            if devices is not None:
+                inputs.append(devices[rows])
+            outputs = call(self._weights, *inputs)
+            kept = min(BATCH, total - start)
+            parts.append({name: np.asarray(out)[:kept] for name, out in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _read_card(directory: Path) -> dict[str, Any]:
-    path = directory / CARD
+def _read(directory: Path, name: str, expected: str) -> bytes:
+    path = directory / name
     if not path.is_file():
+        raise UserError(f"{directory}: {name} is missing. Copy the folder whole, or export again.")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != expected:
         raise UserError(
-            f"{directory}: no model.json. Give the folder that `osteojax export` wrote."
+            f"{path} is not the file that was exported: its SHA-256 differs from model.json. "
+            "Export the model again, or copy it whole."
         )
+    return data
+
+
+def _weights(path: Path, data: bytes) -> dict[str, np.ndarray]:
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["format"] != FORMAT or card["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"{path}: {card['format']} version {card['format_version']}; this osteojax reads "
-                f"{FORMAT} version {FORMAT_VERSION}. Export the model with this version."
-            )
-        for key in ("inputs", "outputs", "devices", "levels", "sha256"):
-            card[key]
-        if not {PROGRAM, WEIGHTS} <= set(card["sha256"]):
-            raise KeyError("sha256")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a model card ({error!r}). Export the model again.") from error
-    return card
+        return safetensors.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a safetensors file ({error}). Export the model again."
+        ) from error
+
+
+def _words(shape_dtype: tuple[Any, Any] | None) -> str:
+    """'float32 (3, 3)', or 'nothing'."""
+    return "nothing" if shape_dtype is None else f"{shape_dtype[1]} {shape_dtype[0]}"

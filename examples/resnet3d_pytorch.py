@@ -1,0 +1,192 @@
+"""The same network in PyTorch, with the weights that `osteojax export` wrote.
+
+    python examples/resnet3d_pytorch.py MODEL ROIS.npz
+
+MODEL: exported folder (model.json, weights.safetensors). ROIS.npz: `hu` float32[N, D, H, W], one
+vertebra each, in the frame that model.json describes, and `device`, N names of DXA devices. Needs
+torch, numpy and safetensors, and nothing of OsteoJAX. Every tensor is a parameter or a buffer, so
+that the model can be trained on as it is.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+from torch.nn import functional
+
+
+class Norm(nn.Module):
+    """Batch normalisation by running statistics, or by groups of channels where there are none."""
+
+    def __init__(self, channels: int, kind: str, rank: int) -> None:
+        super().__init__()
+        if kind == "group":
+            self.norm: nn.Module = nn.GroupNorm(int(np.gcd(32, channels)), channels, eps=1e-5)
+        else:
+            batch_norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank]
+            self.norm = batch_norm(channels, eps=1e-5, momentum=0.1)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class Block(nn.Module):
+    """Two 3^rank convolutions and a shortcut (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, kind: str, rank: int) -> None:
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+        self.conv1 = conv(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = Norm(outputs, kind, rank)
+        self.conv2 = conv(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = Norm(outputs, kind, rank)
+        self.projection = None
+        if stride != 1 or inputs != outputs:
+            self.projection = conv(inputs, outputs, 1, stride, bias=False)
+            self.projection_norm = Norm(outputs, kind, rank)
+
+    def forward(self, x):
+        y = functional.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        if self.projection is not None:
+            x = self.projection_norm(self.projection(x))
+        return functional.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """[B, 1, *space] -> [B, F], the mean of the last stage over space."""
+
+    def __init__(self, stage_sizes, width: int, rank: int, kind: str) -> None:
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+        pool = {2: nn.MaxPool2d, 3: nn.MaxPool3d}[rank]
+        self.stem = conv(1, width, 7, 2, 3, bias=False)
+        self.stem_norm = Norm(width, kind, rank)
+        self.pool = pool(3, 2, 1)
+        channels, self.blocks = width, []
+        for stage, count in enumerate(stage_sizes):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                name = f"stage{stage + 1}_block{index + 1}"
+                self.add_module(name, Block(channels, width * 2**stage, stride, kind, rank))
+                self.blocks.append(name)
+                channels = width * 2**stage
+
+    def forward(self, x):
+        x = self.pool(functional.relu(self.stem_norm(self.stem(x))))
+        for name in self.blocks:
+            x = getattr(self, name)(x)
+        return x.flatten(2).mean(2)
+
+
+class Experts(nn.Module):
+    """Mixture of experts over diagnosis, BMD and level; the gate sees the device."""
+
+    def __init__(self, shapes: dict) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name.replace(".", "_"), nn.Parameter(torch.empty(shape)))
+
+    def forward(self, embedding, device):
+        def each(x, layer):  # [B, F] or [B, N, F] -> [B, N, O], expert by expert
+            kernel = getattr(self, f"experts_{layer}_kernel")
+            equation = "bf,nfo->bno" if x.ndim == 2 else "bnf,nfo->bno"
+            return torch.einsum(equation, x, kernel) + getattr(self, f"experts_{layer}_bias")
+
+        hidden = functional.relu(each(embedding, "hidden"))
+        gate = torch.ones_like(embedding[:, :1])
+        if hasattr(self, "gate_hidden_kernel"):
+            x = embedding
+            if hasattr(self, "device_embedding_embedding"):
+                x = x + self.device_embedding_embedding[device]
+            x = functional.relu(x @ self.gate_hidden_kernel + self.gate_hidden_bias)
+            gate = torch.softmax(x @ self.gate_output_kernel + self.gate_output_bias, 1)
+        layers = ("diagnosis", "bmd", "position")
+        mixed = [(gate[..., None] * each(hidden, layer)).sum(1) for layer in layers]
+        return (*mixed, gate)
+
+
+class OsteoModel(nn.Module):
+    """(HU f32[B, D, H, W], device i64[B]) -> what model.json lists; the embedding alone for an
+    exported encoder, which needs no device."""
+
+    def __init__(self, card: dict, shapes: dict) -> None:
+        super().__init__()
+        model = card["config"]["model"]
+        if model["name"] != "resnet" or model["norm"] not in ("batch", "group", "per_map"):
+            raise SystemExit(f"not a network of this file: {model}")
+        if card["config"].get("moe", {}).get("decoder", "experts") != "experts":
+            raise SystemExit("not a decoder of this file: moe.decoder is not experts")
+        self.card, self.rank = card, model["rank"]
+        self.backbone = ResNet(model["stage_sizes"], model["width"], self.rank, model["norm"])
+        prefix = "params.experts."
+        heads = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+        self.experts = Experts(heads) if heads else None
+
+    def forward(self, hu, device=None):
+        code = self.card["inputs"]["network_input"]
+        x = torch.floor((hu - code["offset_hu"]) / code["step_hu"] + 0.5)
+        x = code["scale"] * x.clip(0, code["codes"] - 1) + code["shift"]
+        if self.rank == 2:
+            x = x[..., x.shape[-1] // 2]  # the mid-sagittal slice
+        embedding = self.backbone(x[:, None])
+        if self.experts is None:
+            return {"embedding": embedding}
+        logits, bmd, level_logits, gate = self.experts(embedding, device)
+        grams = self.card["outputs"]["bmd_g_cm2"]
+        return {
+            "probability": torch.softmax(logits, 1)[:, 1],
+            "bmd_g_cm2": bmd[:, 0] * grams["std"] + grams["mean"],
+            "level_probabilities": torch.softmax(level_logits, 1),
+            "gate": gate,
+            "embedding": embedding,
+        }
+
+
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def state_dict(weights: dict) -> dict:
+    """Tensors of weights.safetensors, by the names and in the layouts of `OsteoModel`."""
+    state = {}
+    for name, array in weights.items():
+        _, part, rest = name.split(".", 2)  # params or batch_stats, backbone or experts
+        if part == "experts":
+            state[f"experts.{rest.replace('.', '_')}"] = torch.from_numpy(array.copy())
+            continue
+        path, _, leaf = rest.rpartition(".")
+        if leaf == "kernel":  # [*window, in, out] -> [out, in, *window]
+            array = np.moveaxis(array, (-1, -2), (0, 1))
+        elif array.ndim == 2:  # statistics of each texture map: the image is the first
+            array = array[0]
+        state[f"backbone.{path}.{LEAVES.get(leaf, leaf)}"] = torch.from_numpy(array.copy())
+    return state
+
+
+def load(folder: Path) -> OsteoModel:
+    """The model, in evaluation mode."""
+    card = json.loads((folder / "model.json").read_text())
+    weights = load_file(folder / "weights.safetensors")
+    model = OsteoModel(card, {name: array.shape for name, array in weights.items()})
+    missing, unexpected = model.load_state_dict(state_dict(weights), strict=False)
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise SystemExit(f"{folder}: tensors missing {missing}, not known {unexpected}")
+    return model.eval()
+
+
+def main(folder: Path, rois: Path) -> None:
+    model = load(folder)
+    data = np.load(rois, allow_pickle=False)
+    device = [model.card["devices"].index(name) for name in data["device"]]
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(data["hu"]), torch.tensor(device))
+    print(json.dumps({name: value.tolist() for name, value in outputs.items()}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
