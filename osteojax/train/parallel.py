@@ -79,6 +79,12 @@ class DataParallel:
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         return jax.make_array_from_process_local_data(sharding, local_batch)
 
+    def put_steps(self, local_batches: dict[str, np.ndarray]) -> Any:
+        """This process's share of the batches (or draws) of K steps, [K, B, ...] -> the global
+        ones, spread over the devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
+        return jax.make_array_from_process_local_data(sharding, local_batches)
+
     def put_whole(self, batch: dict[str, np.ndarray]) -> Any:
         """A batch that every process holds whole -> spread over the devices."""
         share = len(next(iter(batch.values()))) // jax.process_count()
@@ -116,6 +122,23 @@ class DataParallel:
             step,
             mesh=self.mesh,
             in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec()),
+            out_specs=PartitionSpec(),
+        )
+        return jax.jit(mapped, donate_argnums=0)
+
+    def map_steps(self, steps: Callable) -> Callable:
+        """(state, share of the data that the devices hold, share of the draws of K steps, key) ->
+        (state, metrics [K]), both equal on all devices. The state passed in is donated."""
+        assert self.engine == "shard_map"  # `placement` refuses resident data with pmap
+        mapped = jax.shard_map(
+            steps,
+            mesh=self.mesh,
+            in_specs=(
+                PartitionSpec(),
+                PartitionSpec(AXIS),
+                PartitionSpec(None, AXIS),
+                PartitionSpec(),
+            ),
             out_specs=PartitionSpec(),
         )
         return jax.jit(mapped, donate_argnums=0)

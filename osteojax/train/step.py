@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from osteojax.train.parallel import DataParallel
 from osteojax.types import Batch, Metrics, TrainState
@@ -31,6 +32,47 @@ def make_step(
       (state, global batch, run key) -> (state, metrics). The state passed in is donated. The key of
       a step is the run's key folded with the step: a resumed run draws what it would have drawn.
     """
+    return devices.map_step(_update(loss, optimizer, devices, ema_decay))
+
+
+def make_steps(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    devices: DataParallel,
+    ema_decay: float | None,
+    gather: Callable[[jax.Array, Batch], Batch],
+) -> Callable[[TrainState, jax.Array, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Several steps in one dispatch, from data that the devices hold.
+
+    Args:
+      gather: (a device's share of the data, its share of one step's draws) -> its share of the
+        batch (`data/resident.py`). The rest is as for `make_step`.
+
+    Returns:
+      (state, data, draws of K steps, run key) -> (state, metrics [K]). The state passed in is
+      donated; each K is a program of its own.
+    """
+    update = _update(loss, optimizer, devices, ema_decay)
+
+    def steps(
+        state: TrainState, data: jax.Array, draws_K: Batch, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def one(state: TrainState, draws: Batch) -> tuple[TrainState, Metrics]:
+            return update(state, gather(data, draws), key)
+
+        count = len(jax.tree.leaves(draws_K)[0])
+        return lax.scan(one, state, draws_K, unroll=count == 1)  # one step needs no loop
+
+    return devices.map_steps(steps)
+
+
+def _update(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    devices: DataParallel,
+    ema_decay: float | None,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """One device's part of a step."""
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
@@ -51,7 +93,7 @@ def make_step(
         metrics = {**metrics, "loss": value, "gradient_norm": optax.tree.norm(gradients)}
         return new_state, metrics
 
-    return devices.map_step(step)
+    return step
 
 
 def _averaged(state: TrainState, params, decay: float | None):

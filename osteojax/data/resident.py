@@ -1,0 +1,212 @@
+"""The volumes that training shows, in device memory, and batches gathered from them inside a step.
+
+They are kept as they are stored, in codes of one byte, each device holding an equal part of the
+vertebrae. A step is given draws (views.py), a few bytes an example; every device takes the
+volumes it holds of the global batch, and a sum in which one device alone is not zero hands each of
+them its share. What the objective sees, and every number after it, is what reading from disk gives.
+
+Imports nothing that reads shards: whoever places volumes says how one is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from osteojax.data.schema import POOL
+from osteojax.types import AXIS, Batch
+
+READ_THREADS = 16
+BLOCK_BYTES = 64 * 2**20
+"""Volumes on their way to the devices: what loading takes of a process's own memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the volumes of some vertebrae lie: in slots, an equal number of them on each device.
+
+    Attributes:
+      rows: i64[R] cohort rows, by slot.
+      members: of the pool, kept of each.
+      size: edge of a volume in voxels.
+      num_devices: that the slots are split over, in order.
+      num_blocks, block_slots: a device's slots are filled in so many blocks of so many.
+      key: "codes" or "image", what a batch is given (`views.View`).
+    """
+
+    rows: np.ndarray
+    members: tuple[str, ...]
+    size: int
+    num_devices: int
+    num_blocks: int
+    block_slots: int
+    key: str
+
+    @classmethod
+    def of(
+        cls, rows: np.ndarray, members: tuple[str, ...], size: int, num_devices: int, key: str
+    ) -> Layout:
+        """The layout with the fewest empty slots: less than one a block and device."""
+        slots = -(-len(rows) // num_devices)
+        num_blocks = -(-slots * len(members) * size**3 // BLOCK_BYTES)
+        block_slots = -(-slots // num_blocks)
+        return cls(rows, members, size, num_devices, num_blocks, block_slots, key)
+
+    @property
+    def device_slots(self) -> int:
+        return self.num_blocks * self.block_slots
+
+    @property
+    def device_bytes(self) -> int:
+        """What each device gives up."""
+        return self.device_slots * len(self.members) * self.size**3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the global array."""
+        return (self.num_devices * self.device_slots, len(self.members), *(self.size,) * 3)
+
+    def block(self, device: int, number: int) -> np.ndarray:
+        """i64[at most block_slots] cohort rows of one block of one device; its last slots may have
+        none."""
+        start = device * self.device_slots + number * self.block_slots
+        return self.rows[start : start + self.block_slots]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """Volumes in device memory.
+
+    Attributes:
+      layout: where they lie.
+      codes: uint8[slots, members, D, H, W], the slots split over the mesh.
+    """
+
+    layout: Layout
+    codes: Array
+
+    @functools.cached_property
+    def _slot_of(self) -> np.ndarray:
+        slots = np.full(self.layout.rows.max() + 1, -1, np.int32)
+        slots[self.layout.rows] = np.arange(len(self.layout.rows), dtype=np.int32)
+        return slots
+
+    def slots(self, draws: dict[str, Any]) -> np.ndarray:
+        """i32[..., V or 1] the slots that some draws show, on the host.
+
+        Raises:
+          ValueError: a vertebra that is not held: its view drew from outside the training rows.
+        """
+        rows = np.asarray(draws["rows"] if "rows" in draws else draws["index"][..., None])
+        known = rows < len(self._slot_of)
+        slots = np.where(known, self._slot_of[np.where(known, rows, 0)], -1)
+        if (absent := rows[slots < 0]).size:
+            raise ValueError(f"rows {absent[:5]} were drawn and are not among the training rows")
+        return slots
+
+
+def place(
+    read: Callable[[int], np.ndarray],
+    layout: Layout,
+    mesh: Mesh,
+    told: Callable[[int], object] = lambda count: None,
+) -> Resident:
+    """Reads volumes into device memory, a block at a time; each process those of its own devices.
+
+    Args:
+      read: cohort row -> uint8[members, D, H, W]; called in threads.
+      layout: for as many devices as the mesh has.
+      mesh: over the axis `AXIS`, a process's devices side by side.
+      told: called with the number of vertebrae that have just been placed.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    here = [
+        position
+        for position, device in enumerate(mesh.devices.flat)
+        if device.process_index == jax.process_index()
+    ]
+    codes = jax.jit(functools.partial(jnp.zeros, layout.shape, jnp.uint8), out_shardings=sharding)()
+
+    def put_block(share: Array, block: Array, start: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(share, block, start, axis=0)
+
+    # The same block of every device at once: one program, whatever their number.
+    put = jax.jit(
+        jax.shard_map(
+            put_block,
+            mesh=mesh,
+            in_specs=(PartitionSpec(AXIS), PartitionSpec(AXIS), PartitionSpec()),
+            out_specs=PartitionSpec(AXIS),
+        ),
+        donate_argnums=0,
+    )
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        for number in range(layout.num_blocks):
+            rows = [layout.block(device, number) for device in here]
+            block = _read_block(read, rows, layout, threads.map)
+            start = np.int32(number * layout.block_slots)
+            codes = put(codes, jax.make_array_from_process_local_data(sharding, block), start)
+            codes.block_until_ready()
+            told(sum(map(len, rows)))
+    return Resident(layout, codes)
+
+
+def _read_block(
+    read: Callable[[int], np.ndarray],
+    rows: list[np.ndarray],
+    layout: Layout,
+    map_function: Callable[..., Iterable[None]],
+) -> np.ndarray:
+    """uint8[local devices * block_slots, members, D, H, W]; zeros where a slot has no vertebra."""
+    block = np.zeros((len(rows), layout.block_slots, *layout.shape[1:]), np.uint8)
+
+    def fill(place: tuple[int, int]) -> None:
+        device, slot = place
+        block[device, slot] = read(int(rows[device][slot]))
+
+    list(map_function(fill, [(d, s) for d, chosen in enumerate(rows) for s in range(len(chosen))]))
+    return block.reshape(-1, *layout.shape[1:])
+
+
+def gather(layout: Layout, codes: Array, draws: Batch) -> Batch:
+    """This device's share of a batch, from its share of the draws; inside a mapped step.
+
+    Args:
+      codes: uint8[device_slots, members, D, H, W], this device's.
+      draws: this device's share, with slots i32[B, V or 1] (`Resident.slots`).
+
+    Returns:
+      the draws without slots, with "codes" uint8[B, V, D, H, W] or "image" uint8[B, D, H, W].
+    """
+    batch = {key: value for key, value in draws.items() if key not in ("slots", "rows")}
+    if layout.key == "image":
+        member_BV = jnp.zeros_like(draws["slots"])
+    else:
+        kept = [layout.members.index(name) if name in layout.members else 0 for name in POOL]
+        member_BV = jnp.array(kept, jnp.int32)[draws["map_ids"]]
+    slot_BV = jnp.broadcast_to(draws["slots"], member_BV.shape)
+    volumes = _take(codes, slot_BV, member_BV)
+    batch[layout.key] = volumes[:, 0] if layout.key == "image" else volumes
+    # What follows is compiled as it is for a batch from disk, and gives its numbers to the bit.
+    return lax.optimization_barrier(batch)
+
+
+def _take(codes: Array, slot_BV: Array, member_BV: Array) -> Array:
+    """uint8[B, V, D, H, W] from whichever device holds them."""
+    if lax.axis_size(AXIS) == 1:
+        return codes.at[slot_BV, member_BV].get(mode="promise_in_bounds")
+    slot_GV, member_GV = lax.all_gather((slot_BV, member_BV), AXIS, tiled=True)
+    slot_GV = slot_GV - lax.axis_index(AXIS) * codes.shape[0]
+    mine_GV = (slot_GV >= 0) & (slot_GV < codes.shape[0])
+    held = codes.at[jnp.where(mine_GV, slot_GV, 0), member_GV].get(mode="promise_in_bounds")
+    held = jnp.where(mine_GV[..., None, None, None], held, jnp.uint8(0))
+    return lax.psum_scatter(held, AXIS, scatter_dimension=0, tiled=True)
