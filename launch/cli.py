@@ -25,6 +25,7 @@ VERBS = (
     "evaluate",
     "export",
     "predict",
+    "study",
     "benchmark",
     "demo",
 )

@@ -1,0 +1,81 @@
+"""Leave one DXA device out: does a model answer for a scanner whose results it never saw?
+
+    osteojax study configs/studies/leave_one_device_out.py --workdir W
+
+For each device, every patient with a result of it is external; the other patients keep their
+splits. The experts are told the device they never saw (its embedding is untrained), or that the
+device is unknown, which training with device dropout has prepared them for.
+"""
+
+from __future__ import annotations
+
+from launch.studies.plan import Cohort, Contrast, Row, Study
+
+DEVICES = ("hologic", "ge_lunar", "medix")
+
+
+def _rows(device: str) -> tuple[Row, ...]:
+    cohort, of = f"without_{device}", f"{device} left out:"
+    return (
+        Row(f"{of} one head", cohort, "tp_swav", settings={"moe.num_experts": 1}),
+        Row(f"{of} MoE, told its device", cohort, "tp_swav", swap=True),
+        Row(f"{of} MoE, told none", like=f"{of} MoE, told its device", told="unknown"),
+        Row(f"{of} HU, logistic", cohort, ceiling="hu"),
+        Row(f"{of} oracle", cohort, ceiling="oracle"),
+    )
+
+
+def _contrasts(device: str) -> tuple[Contrast, ...]:
+    of = f"{device} left out:"
+    none, told, one = f"{of} MoE, told none", f"{of} MoE, told its device", f"{of} one head"
+    return (
+        Contrast(none, one, "AUROC", +1, 0.02, group="external"),
+        Contrast(none, one, "MAE", -1, 0.005, group="external"),
+        Contrast(none, told, "MAE", -1, 0.005, group="external"),
+    )
+
+
+def get_study(variant: str = "") -> Study:
+    """The study; there is one size, for two CPU cores."""
+    if variant:
+        raise ValueError(f"unknown variant {variant!r} of leave_one_device_out; there is none")
+    network = {"model.stage_sizes": (1, 1, 1, 1), "model.width": 8, "batch_size": 16}
+    simulate = (
+        "--patients 400 --sites A,B,C --levels L1-L4 --spacing-mm 3.0 --complete-labels 0.15,0.25"
+    )
+    return Study(
+        name="Leave one DXA device out, small",
+        size=(
+            "400 simulated patients of sites A-C, L1-L4, 32^3 voxels of 3 mm; ResNet with one "
+            "block a stage, width 8, batch 16; 500 steps of pre-training, 400 of fine-tuning."
+        ),
+        cohorts={
+            f"without_{device}": Cohort(simulate, "--size 32", 21, hold_out_device=device)
+            for device in DEVICES
+        },
+        rows=tuple(row for device in DEVICES for row in _rows(device)),
+        contrasts=tuple(contrast for device in DEVICES for contrast in _contrasts(device)),
+        pretrain_config="configs/tp_swav_resnet34.py:smoke",
+        finetune_config="configs/moe_multitask_resnet34.py:smoke",
+        pretrain_settings={
+            **network,
+            "eval_at_start": False,
+            "optim.train_steps": 500,
+            "optim.warmup_steps": 50,
+            "optim.eval_steps": 250,
+            "optim.save_steps": 250,
+            "objective.freeze_prototypes_steps": 50,
+        },
+        finetune_settings={
+            **network,
+            "data.unlabelled_too": False,
+            "checkpoint.best_metric": "auroc",
+            "checkpoint.best_mode": "max",
+            "optim.train_steps": 400,
+            "optim.warmup_steps": 40,
+            "optim.eval_steps": 100,
+            "optim.save_steps": 200,
+        },
+        pretrainings={"tp_swav": {}},
+        seeds=(0, 1, 2),
+    )

@@ -1,0 +1,1 @@
+"""Studies: many trainings on simulated cohorts, one table (`osteojax study`)."""

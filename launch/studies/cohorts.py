@@ -1,0 +1,114 @@
+"""The cohorts of a study: simulated and prepared by the commands that a user would type.
+
+W/cohorts/<name>/simulated/    of the first cohort with these options and seed
+W/cohorts/<name>/cohort.csv    with a split column, where the study fixes splits
+W/cohorts/<name>/pool/         what rows train on
+W/cohorts/<name>/made.json     the options it was finished with
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pandas as pd
+
+from launch.studies.plan import Cohort, Study
+from osteojax.errors import UserError
+from osteojax.files import atomic_path, write_json
+
+
+class Cohorts:
+    """Makes each cohort when it is first asked for."""
+
+    def __init__(self, study: Study, workdir: Path) -> None:
+        self._study, self._root = study, workdir / "cohorts"
+
+    def pool(self, name: str) -> Path:
+        """The prepared folder of a cohort. Raises UserError."""
+        cohort, folder = self._study.cohorts[name], self._root / name
+        made, pool = folder / "made.json", folder / "pool"
+        wanted = {
+            "simulate": cohort.simulate,
+            "prepare": cohort.prepare,
+            "seed": cohort.seed,
+            "splits_of": cohort.splits_of,
+            "hold_out_device": cohort.hold_out_device,
+        }
+        if made.is_file():
+            if json.loads(made.read_text(encoding="utf-8")) != wanted:
+                raise UserError(
+                    f"{folder} was made with other options than the study's. Choose another "
+                    "--workdir, or remove the folder and all that was trained on it."
+                )
+            return pool
+        raw = self.simulated(name)
+        tables = ["--cohort", str(self._table(name, raw)), "--dxa", str(raw / "dxa.csv")]
+        options = shlex.split(cohort.prepare)
+        # Exit status 1 with a manifest: some scans failed and are in its failures.csv.
+        self._verb(["prepare", *tables, "--out", str(pool), *options], name, pool / "manifest.json")
+        write_json(made, wanted)
+        return pool
+
+    def simulated(self, name: str) -> Path:
+        """The raw folder of a cohort, shared by all with the same options and seed."""
+        cohort = self._study.cohorts[name]
+        owner = next(n for n, c in self._study.cohorts.items() if _same_people(c, cohort))
+        raw = self._root / owner / "simulated"
+        if not (raw / "truth.csv").is_file():
+            seed = ["--seed", str(cohort.seed), "--workers", str(os.cpu_count() or 1)]
+            options = [*shlex.split(cohort.simulate), *seed]
+            self._verb(["simulate", "--out", str(raw), *options], name, raw / "truth.csv")
+        return raw
+
+    def truth(self, name: str) -> pd.DataFrame:
+        """`truth.csv`: BMD of every vertebra on every device. No other verb reads it."""
+        text = dict.fromkeys(("patient_id", "scan_id", "level"), str)
+        return pd.read_csv(self.simulated(name) / "truth.csv", dtype=text)
+
+    def _table(self, name: str, raw: Path) -> Path:
+        """The cohort table to prepare: the simulator's, or one with the study's splits."""
+        cohort = self._study.cohorts[name]
+        if not (cohort.splits_of or cohort.hold_out_device):
+            return raw / "cohort.csv"
+        table = pd.read_csv(raw / "cohort.csv", dtype=str, keep_default_na=False)
+        if "split" not in table:
+            table["split"] = ""
+        if cohort.splits_of:
+            other = pd.read_csv(self.pool(cohort.splits_of) / "vertebrae.csv", dtype=str)
+            splits = dict(zip(other["patient_id"], other["split"], strict=True))
+            table["split"] = table["patient_id"].map(splits).fillna(table["split"])
+        if cohort.hold_out_device:
+            dxa = pd.read_csv(raw / "dxa.csv", dtype=str)
+            out = set(dxa.loc[dxa["device"] == cohort.hold_out_device, "patient_id"])
+            if not out:
+                raise UserError(
+                    f"cohort {name}: nobody has a result of device {cohort.hold_out_device!r}; the "
+                    f"cohort's devices are {', '.join(sorted(set(dxa['device'])))}."
+                )
+            table.loc[table["patient_id"].isin(out), "split"] = "external"
+        for column in ("ct", "mask"):  # relative to the simulator's folder
+            table[column] = [str((raw / path).resolve()) for path in table[column]]
+        path = self._root / name / "cohort.csv"
+        with atomic_path(path) as temporary:
+            table.to_csv(temporary, index=False)
+        return path
+
+    def _verb(self, command: list[str], name: str, result: Path) -> None:
+        from launch.cli import main
+
+        print(f"osteojax {shlex.join(command)}", flush=True)
+        try:
+            status = main(command)
+        except SystemExit as error:  # of argparse: it has printed why
+            raise UserError(f"cohort {name}: `osteojax {shlex.join(command)}` is wrong.") from error
+        if status == 130:
+            raise KeyboardInterrupt
+        if not result.is_file():
+            raise UserError(f"cohort {name}: `osteojax {shlex.join(command)}` failed (see above).")
+
+
+def _same_people(first: Cohort, second: Cohort) -> bool:
+    return (first.simulate, first.seed) == (second.simulate, second.seed)

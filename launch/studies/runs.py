@@ -1,0 +1,286 @@
+"""One row with one training seed: pre-train (or share it), tune, fine-tune, predict.
+
+W/pretrain/<pre-training>@<cohort>-seed<k>/   a workdir of `osteojax train`, shared by rows
+W/tuning/<row>/<choice>/                      workdirs on the tuning cohort; choice.json
+W/rows/<row>-seed<k>/                         a workdir; predictions.csv, told.csv; done.json last
+
+done.json says with what the row was made: a study whose file has changed since is refused, and a
+finished row is never done again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+from scipy.special import softmax
+
+from launch.studies.ceilings import ceiling_predictions, true_values
+from launch.studies.cohorts import Cohorts
+from launch.studies.plan import Row, Settings, Study, with_settings
+from launch.train import load_config
+from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.errors import UserError
+from osteojax.files import atomic_path, write_json
+
+SPLITS = ("valid", "test", "external")
+KNOWN_COLUMNS = (
+    "patient_id", "scan_id", "site", "split", "level", "level_class", "device", "sex", "age",
+    "osteoporosis", "bmd_g_cm2",
+)  # fmt: skip
+
+
+def slug(name: str) -> str:
+    """A folder's name for a row's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+class Runs:
+    """Does what a row needs and is not there yet."""
+
+    def __init__(self, study: Study, workdir: Path) -> None:
+        self.study, self.workdir = study, workdir
+        self.cohorts = Cohorts(study, workdir)
+
+    def folder(self, row: Row, seed: int) -> Path:
+        return self.workdir / "rows" / f"{slug(row.name)}-seed{seed}"
+
+    def done(self, row: Row, seed: int) -> bool:
+        """Whether a row is finished. Raises UserError if by another study than this one."""
+        path = self.folder(row, seed) / "done.json"
+        if not path.is_file():
+            return False
+        found = json.loads(path.read_text(encoding="utf-8"))["row"]
+        wanted = json.loads(json.dumps(self._identity(row, seed)))
+        if found != wanted:
+            names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+            raise UserError(
+                f"{path.parent} was made by another version of the study ({', '.join(names)} "
+                "differ). Remove the folder to do the row again, or choose another --workdir."
+            )
+        return True
+
+    def seconds(self, row: Row, seed: int) -> float:
+        """Wall time of a finished row, as far as one process did it."""
+        done = self.folder(row, seed) / "done.json"
+        return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
+
+    def do(self, row: Row, seed: int) -> None:
+        """Trains and predicts; a killed one goes on where it was. Raises UserError, Stopped."""
+        from osteojax.data.cohort import PreparedCohort
+
+        began = time.perf_counter()
+        folder = self.folder(row, seed)
+        data = self.cohorts.pool(row.cohort)
+        if row.ceiling:
+            cohort = PreparedCohort(data)
+            rows = cohort.rows(*SPLITS, labelled=True)
+            truth = self.cohorts.truth(row.cohort)
+            answers = ceiling_predictions(row.ceiling, cohort, truth, rows)
+            _write(folder / "predictions.csv", _known(cohort, rows).assign(**answers))
+            best: dict[str, float] = {}
+        else:
+            best = self._fine_tune(row, seed, folder, data)
+            self._predict(row, folder, data)
+        seconds = time.perf_counter() - began
+        write_json(
+            folder / "done.json",
+            {"row": self._identity(row, seed), "seconds": seconds, "best": best},
+        )
+        _keep_little(folder)
+
+    def _identity(self, row: Row, seed: int) -> dict[str, Any]:
+        """What a row's numbers depend on, besides the code."""
+        study = self.study
+        pre = study.pretrainings.get(row.pretrain)
+        return {
+            "cohort": row.cohort,
+            "pretrain": row.pretrain and {**study.pretrain_settings, **(pre or {})},
+            "pretrained_on": row.pretrain and (row.pretrained_on or row.cohort),
+            "configs": [study.pretrain_config, study.finetune_config],
+            "settings": {**study.finetune_settings, **row.settings},
+            "tune": [dict(choice) for choice in row.tune],
+            "told": study.tells_devices(row),
+            "ceiling": row.ceiling,
+            "seed": seed,
+        }
+
+    def _fine_tune(self, row: Row, seed: int, folder: Path, data: Path) -> dict[str, float]:
+        pretrained = self._pretrained(row, seed, row.cohort)
+        chosen = self._tuned(row) if row.tune else {}
+        config = self._finetune_config(row, chosen, seed, pretrained)
+        best = _train(config, folder, data)
+        return {"step": best.get("step", 0.0), "best": best[config.checkpoint.best_metric]}
+
+    def _finetune_config(
+        self, row: Row, chosen: Settings, seed: int, pretrained: Path | None
+    ) -> ConfigDict:
+        settings = {**self.study.finetune_settings, **row.settings, **chosen, "seed": seed}
+        if pretrained is not None:
+            settings["init_from"] = str(pretrained)
+        config = load_config(self.study.finetune_config, [])
+        return with_settings(config, settings, f"row {row.name!r}")
+
+    def _pretrained(self, row: Row, seed: int, cohort: str) -> Path | None:
+        """The workdir of the pre-training that a row starts from, finished."""
+        if not row.pretrain:
+            return None
+        data = row.pretrained_on or cohort
+        folder = self.workdir / "pretrain" / f"{slug(row.pretrain)}@{slug(data)}-seed{seed}"
+        if (folder / "done.json").is_file():
+            return folder
+        settings = {**self.study.pretrain_settings, **self.study.pretrainings[row.pretrain]}
+        config = with_settings(
+            load_config(self.study.pretrain_config, []),
+            {**settings, "seed": seed},
+            f"pre-training {row.pretrain!r}",
+        )
+        began = time.perf_counter()
+        best = _train(config, folder, self.cohorts.pool(data))
+        write_json(
+            folder / "done.json",
+            {
+                "seconds": time.perf_counter() - began,
+                "best": {k: v for k, v in best.items() if np.isfinite(v)},
+            },
+        )
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # rows start from best/
+        return folder
+
+    def _tuned(self, row: Row) -> Settings:
+        """The choice with the best validation on the tuning cohort, at the tuning seed."""
+        folder = self.workdir / "tuning" / slug(row.name)
+        scores = []
+        for number, choice in enumerate(row.tune):
+            place = folder / str(number)
+            if not (place / "done.json").is_file():
+                seed, cohort = self.study.tuning_seed, self.study.tuning_cohort
+                config = self._finetune_config(row, choice, seed, None)
+                best = _train(config, place, self.cohorts.pool(cohort))
+                sign = -1.0 if config.checkpoint.best_mode == "min" else 1.0
+                score = sign * best[config.checkpoint.best_metric]
+                write_json(place / "done.json", {"choice": dict(choice), "score": score})
+                _keep_little(place)
+            found = json.loads((place / "done.json").read_text(encoding="utf-8"))
+            if found["choice"] != json.loads(json.dumps(dict(choice))):
+                raise UserError(f"{place} is of another choice than the study's. Remove {folder}.")
+            scores.append(found["score"])
+        return row.tune[int(np.argmax(scores))]
+
+    def _predict(self, row: Row, folder: Path, data: Path) -> None:
+        """predictions.csv, and told.csv where the models are told other devices."""
+        from osteojax import objectives
+        from osteojax.checkpoints import load_variables
+        from osteojax.data.cohort import PreparedCohort
+        from osteojax.export import load_run
+        from osteojax.train.parallel import DataParallel
+
+        config, _ = load_run(folder)
+        cohort = PreparedCohort(data)
+        objective = objectives.load(config, cohort)
+        devices = DataParallel.create(config.engine)
+        _, variables = load_variables(folder, "best")
+        params = variables["ema_params"] or variables["params"]
+        state = variables["model_state"]
+        rows = cohort.rows(*SPLITS, labelled=True)
+        answers = _answers(cohort, objective.predict(params, state, rows, devices))
+        _write(folder / "predictions.csv", _known(cohort, rows).assign(**answers))
+        if not self.study.tells_devices(row):
+            return
+        rows = cohort.rows("test", "external", labelled=True)
+        tables = []
+        for number, name in enumerate(cohort.manifest.devices):
+            told = np.full(len(cohort.table), number, np.int32)
+            outputs = objective.predict(params, state, rows, devices, told)
+            tables.append(_known(cohort, rows).assign(told=name, **_answers(cohort, outputs)))
+        _write(folder / "told.csv", pd.concat(tables))
+
+    def predictions(self, row: Row, seed: int) -> pd.DataFrame:
+        """What a row says of validation, test and external vertebrae: `KNOWN_COLUMNS`,
+        probability, bmd_pred_g_cm2. Of the model that is told another device, test and external
+        rows are; its validation rows are those of its own device, for the thresholds."""
+        folder = self.folder(self.study.trained(row), seed)
+        table = read_table(folder / "predictions.csv")
+        if row.told == "own":
+            return table
+        told = self.told(self.study.trained(row), seed)
+        if row.told == "unknown":
+            told = told[told["told"] == UNKNOWN_DEVICE]
+        else:
+            known = [name for name in told["told"].unique() if name != UNKNOWN_DEVICE]
+            following = dict(zip(known, known[1:] + known[:1], strict=True))
+            told = told[told["told"] == told["device"].map(following)]
+        return pd.concat([table[table["split"] == "valid"], told.drop(columns="told")])
+
+    def told(self, row: Row, seed: int) -> pd.DataFrame:
+        """told.csv: every test and external vertebra, told every device."""
+        return read_table(self.folder(row, seed) / "told.csv")
+
+    def true_bmd(self, row: Row) -> Callable[[pd.DataFrame], np.ndarray]:
+        """Rows of told.csv -> true BMD on the device they were told, f64[N] g/cm^2."""
+        truth = self.cohorts.truth(row.cohort)
+
+        def of(table: pd.DataFrame) -> np.ndarray:
+            places = (table["scan_id"], table["level"], table["told"])
+            return true_values(truth, *places, "bmd_g_cm2")
+
+        return of
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table that a row wrote; text columns as text, empty ones as ""."""
+    text = ("patient_id", "scan_id", "site", "split", "level", "device", "sex", "told")
+    numbers = [name for name in KNOWN_COLUMNS if name not in text]
+    return pd.read_csv(
+        path,
+        dtype=dict.fromkeys(text, str),
+        keep_default_na=False,
+        na_values={name: [""] for name in numbers},
+    )
+
+
+def _train(config: ConfigDict, workdir: Path, data: Path) -> dict[str, float]:
+    """`osteojax train`, in this process; what it compiled is let go."""
+    import jax
+
+    from osteojax.train.loop import train
+
+    try:
+        return train(config, workdir, data)
+    finally:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _known(cohort: Any, rows: np.ndarray) -> pd.DataFrame:
+    return cohort.table.iloc[rows][list(KNOWN_COLUMNS)].reset_index(drop=True)
+
+
+def _answers(cohort: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    manifest = cohort.manifest
+    gates = {f"gate_{i}": outputs["gate"][:, i] for i in range(outputs["gate"].shape[1])}
+    return {
+        "probability": softmax(outputs["logits"].astype(np.float64), axis=1)[:, 1],
+        "bmd_pred_g_cm2": outputs["bmd"] * manifest.bmd_std + manifest.bmd_mean,
+        "level_pred": outputs["level_logits"].argmax(axis=1) + 1,
+        **gates,
+    }
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _keep_little(folder: Path) -> None:
+    """A finished run's last checkpoints go: a study has a hundred of them, and none is resumed."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,0 +1,217 @@
+"""A study's results as tables: terminal, CSV, Markdown, JSON; the same numbers in each."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from launch.studies.plan import Study
+from osteojax.files import write_json, write_text
+
+SIMULATED = (
+    "Simulated patients. These numbers say whether the method does what it is there for on data "
+    "whose truth is known; they say nothing of patients."
+)
+SCORE_FIELDS = (
+    "row", "cohort", "seeds", "unit", "group", "metric", "estimate", "low", "high", "n",
+    "patients", "positives", "note",
+)  # fmt: skip
+CONTRAST_FIELDS = (
+    "first", "second", "metric", "unit", "group", "expected", "matters", "seeds", "n",
+    "difference", "low", "high", "p", "p_holm", "verdict", "note",
+)  # fmt: skip
+SWAP_FIELDS = (
+    "row", "from", "to", "n", "patients", "true_change", "predicted_change", "low", "high", "error",
+    "error_of_no_change", "note",
+)  # fmt: skip
+FAILURE_FIELDS = ("row", "seed", "reason")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table of text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        lines = [f"### {self.title}", "", _line(self.header), _line(["---"] * len(self.header))]
+        return "\n".join([*lines, *(_line(row) for row in self.rows)]) + "\n"
+
+    def terminal(self) -> Table:
+        table = Table(title=self.title, box=box.SIMPLE_HEAD, title_justify="left")
+        for number, name in enumerate(self.header):
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def write(
+    out: Path,
+    study: Study,
+    scores: Sequence[dict[str, Any]],
+    contrasts: Sequence[dict[str, Any]],
+    swaps: Sequence[dict[str, Any]],
+    failures: Sequence[dict[str, Any]],
+    hours: dict[str, float],
+) -> list[Grid]:
+    """Writes scores.csv, contrasts.csv, device_swap.csv, failures.csv, study.md and study.json.
+
+    Args:
+      out: folder.
+      scores, contrasts, swaps, failures: lines, with the fields above.
+      hours: row -> hours that its seeds took, its pre-training included where it was made for it.
+
+    Returns:
+      the tables that study.md has, for the terminal.
+    """
+    for name, fields, lines in (
+        ("scores.csv", SCORE_FIELDS, scores),
+        ("contrasts.csv", CONTRAST_FIELDS, contrasts),
+        ("device_swap.csv", SWAP_FIELDS, swaps),
+        ("failures.csv", FAILURE_FIELDS, failures),
+    ):
+        write_text(out / name, _csv(fields, lines))
+    grids = _grids(study, scores, contrasts, swaps, failures, hours)
+    head = [f"# {study.name}", "", SIMULATED, "", f"Size: {study.size}", "", _how(study), ""]
+    write_text(out / "study.md", "\n".join([*head, *(grid.markdown() for grid in grids)]))
+    write_json(
+        out / "study.json",
+        {
+            "study": study.name,
+            "size": study.size,
+            "simulated": True,
+            "scores": list(scores),
+            "contrasts": list(contrasts),
+            "device_swap": list(swaps),
+            "failures": list(failures),
+            "hours": hours,
+        },
+    )
+    return grids
+
+
+def _how(study: Study) -> str:
+    return (
+        "Mean over training seeds and 95% interval of a bootstrap over patients and seeds "
+        f"({study.resamples} resamples). Thresholds are Youden's on validation. SEN and SPE are "
+        "sensitivity and specificity under their true definitions. A patient is positive if any "
+        "vertebra is. MAE is of BMD, g/cm^2."
+    )
+
+
+def _grids(
+    study: Study,
+    scores: Sequence[dict[str, Any]],
+    contrasts: Sequence[dict[str, Any]],
+    swaps: Sequence[dict[str, Any]],
+    failures: Sequence[dict[str, Any]],
+    hours: dict[str, float],
+) -> list[Grid]:
+    grids = []
+    groups = list(dict.fromkeys(line["group"] for line in scores))
+    for unit in ("vertebra", "patient"):
+        metrics = ["AUROC", "F1", "SEN", "SPE"] + (["MAE"] if unit == "vertebra" else [])
+        title = f"{unit.capitalize()} level, internal test"
+        grids.append(_grid(study, scores, title, unit, [("internal", m, m) for m in metrics]))
+        for metric in ("AUROC", "F1") + (("MAE",) if unit == "vertebra" else ()):
+            columns = [(group, metric, _group_name(group)) for group in groups]
+            title = f"{unit.capitalize()} level, {metric} by site"
+            grids.append(_grid(study, scores, title, unit, columns))
+    grids = [grid for grid in grids if grid.rows]
+    if contrasts:
+        grids.append(_contrast_grid(contrasts))
+    if swaps:
+        grids.append(_swap_grid(swaps))
+    if failures:
+        rows = tuple((f["row"], str(f["seed"]), f["reason"]) for f in failures)
+        grids.append(Grid("What failed", ("row", "seed", "reason"), rows))
+    if hours:
+        spent = tuple((name, f"{60 * value:.1f}") for name, value in hours.items())
+        grids.append(Grid("Minutes on this machine, all seeds", ("row", "minutes"), spent))
+    return grids
+
+
+def _grid(
+    study: Study,
+    scores: Sequence[dict[str, Any]],
+    title: str,
+    unit: str,
+    columns: Sequence[tuple[str, str, str]],
+) -> Grid:
+    found = {(s["row"], s["group"], s["metric"]): s for s in scores if s["unit"] == unit}
+    seeds = {s["row"]: s["seeds"] for s in scores}
+    rows = []
+    for row in study.rows:
+        if row.name in seeds:
+            cells = [_cell(found.get((row.name, group, metric))) for group, metric, _ in columns]
+            cohort = study.trained(row).cohort
+            rows.append((row.name, cohort, str(len(seeds[row.name])), *cells))
+    return Grid(title, ("row", "cohort", "seeds", *(name for _, _, name in columns)), tuple(rows))
+
+
+def _contrast_grid(contrasts: Sequence[dict[str, Any]]) -> Grid:
+    signs = {1: "+", -1: "-", 0: "none"}
+    rows = []
+    for line in contrasts:
+        interval = "" if line["low"] is None else f" [{line['low']:+.3f}, {line['high']:+.3f}]"
+        difference = "-" if line["difference"] is None else f"{line['difference']:+.3f}{interval}"
+        p = "-" if line["p_holm"] is None else f"{line['p_holm']:.3f}"
+        where = f"{line['metric']}, {line['unit']}, {_group_name(line['group'])}"
+        name = f"{line['first']} - {line['second']}"
+        expected = f"{signs[line['expected']]} ({line['matters']:g})"
+        rows.append((name, where, expected, difference, p, line["verdict"]))
+    header = ("contrast", "of", "expected (matters)", "difference", "p (Holm)", "verdict")
+    return Grid("Contrasts that were fixed before the run", header, tuple(rows))
+
+
+def _swap_grid(swaps: Sequence[dict[str, Any]]) -> Grid:
+    rows = []
+    for line in swaps:
+        interval = "" if line["low"] is None else f" [{line['low']:+.3f}, {line['high']:+.3f}]"
+        rows.append(
+            (
+                line["row"],
+                f"{line['from']} -> {line['to']}",
+                str(line["n"]),
+                f"{line['true_change']:+.3f}",
+                f"{line['predicted_change']:+.3f}{interval}",
+                f"{line['error']:.3f} ({line['error_of_no_change']:.3f})",
+            )
+        )
+    header = ("row", "devices", "n", "true change", "predicted change", "error (of no change)")
+    return Grid("Device swapped at test: change of BMD, g/cm^2", header, tuple(rows))
+
+
+def _cell(line: dict[str, Any] | None) -> str:
+    if line is None or line["estimate"] is None:
+        return "-"
+    interval = "" if line["low"] is None else f" [{line['low']:.3f}, {line['high']:.3f}]"
+    return f"{line['estimate']:.3f}{interval}"
+
+
+def _group_name(group: str) -> str:
+    return group if group in ("internal", "external") else f"site {group}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _csv(fields: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for line in lines:
+        cells = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in line.items()}
+        writer.writerow(cells)
+    return text.getvalue()
