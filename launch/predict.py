@@ -235,12 +235,12 @@ class _Run:
 def _print_vertebrae(content: dict[str, Any]) -> None:
     """The answer of one CT."""
     shown = Table(title=content["case"])
-    names = ["level", "probability", "BMD g/cm^2", "interval", "expert weights", "flags"]
+    names = ["level", "probability", "BMD g/cm^2", "interval", "expert weights"]
     calibrated = content["vertebrae"][0]["probability_calibrated"] is not None
     if calibrated:
         names.insert(2, "calibrated")
     for name in names:
-        shown.add_column(name, justify="left" if name in ("level", "flags") else "right")
+        shown.add_column(name, justify="left" if name == "level" else "right")
     for row in content["vertebrae"]:
         interval = (
             f"{row['bmd_low']:.3f} to {row['bmd_high']:.3f}" if row["bmd_low"] is not None else ""
@@ -252,7 +252,6 @@ def _print_vertebrae(content: dict[str, Any]) -> None:
             f"{row['bmd_g_cm2']:.3f}",
             interval,
             " ".join(f"{row[name]:.2f}" for name in row if name.startswith("gate_")),
-            row["flags"],
         ]
         shown.add_row(*cells)
     console = Console()
@@ -261,6 +260,9 @@ def _print_vertebrae(content: dict[str, Any]) -> None:
     console.print(f"[bold]{patient['verdict']}[/bold]", highlight=False)
     if patient["caution"]:
         console.print(f"[bold red]Caution: {patient['caution']}[/bold red]", highlight=False)
+    for row in content["vertebrae"]:
+        if row["flags"]:
+            console.print(f"{row['level']}: {row['flags']}", highlight=False)
     for note in patient["notes"]:
         console.print(note, highlight=False)
 

@@ -22,3 +22,7 @@ class CaseError(UserError):
     def __init__(self, case: str, reason: str, remedy: str) -> None:
         super().__init__(f"{case}: {reason} {remedy}")
         self.case, self.reason, self.remedy = case, reason, remedy
+
+    def __reduce__(self) -> tuple[type[CaseError], tuple[str, str, str]]:
+        """What crosses between processes: Exception's own would call it with the message alone."""
+        return type(self), (self.case, self.reason, self.remedy)

@@ -51,6 +51,7 @@ def vertebra_table(
         table["bmd_low"] = np.fmin(table["bmd_low"], known.min(axis=1))
         table["bmd_high"] = np.fmax(table["bmd_high"], known.max(axis=1))
     levels = outputs["level_probabilities"]
+    table["bmd_low"] = table["bmd_low"].clip(lower=0.0)
     table["level_pred"] = [model.card["levels"][i] for i in levels.argmax(1)]
     table["level_probability"] = levels.max(1).astype(np.float64)
     for expert in range(outputs["gate"].shape[1]):

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import highdicom as hd
@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 import pydicom
 from highdicom import sr
-from pydicom.dataset import Dataset
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
@@ -106,12 +107,25 @@ def _silent() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _headers(answer: Answer) -> list[Dataset]:
-    """Headers of the CT's slices, with empty values for what they may lack."""
-    headers: list[Dataset] = [
+def _headers(answer: Answer) -> list[FileDataset]:
+    """Headers of the CT's slices, with empty values for what they may lack.
+
+    Raises:
+      CaseError: no study or series to belong to, as some programs for de-identification leave it.
+    """
+    headers = [
         pydicom.dcmread(path, stop_before_pixels=True) for path in series_files(answer.case.ct)
     ]
     for header in headers:
+        header.SOPClassUID = header.get("SOPClassUID") or header.file_meta.MediaStorageSOPClassUID
+        if not header.get("SOPInstanceUID"):
+            header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
+        if not header.get("StudyInstanceUID") or not header.get("SeriesInstanceUID"):
+            raise CaseError(
+                answer.case.name,
+                "the CT's headers name no study or no series, so a DICOM result belongs nowhere.",
+                "De-identify with new UIDs instead of none, or leave --dicom-out away.",
+            )
         for keyword in PATIENT_AND_STUDY:
             if keyword not in header:
                 setattr(header, keyword, "")
@@ -120,7 +134,7 @@ def _headers(answer: Answer) -> list[Dataset]:
     return headers
 
 
-def _report(answer: Answer, headers: list[Dataset]) -> Dataset:
+def _report(answer: Answer, headers: Sequence[Dataset]) -> Dataset:
     groups = [
         _vertebra_group(answer, row, flags, headers)
         for (_, row), flags in zip(answer.table.iterrows(), answer.flags, strict=True)
@@ -131,7 +145,7 @@ def _report(answer: Answer, headers: list[Dataset]) -> Dataset:
         imaging_measurements=[_patient_group(answer), *groups],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    scheme = sr.CodingSchemeIdentificationItem(
+    scheme = CodingSchemeIdentificationItem(
         SCHEME, name="OsteoJAX private codes", version=__version__,
         responsible_organization="OsteoJAX",
     )  # fmt: skip
@@ -192,7 +206,7 @@ def _patient_group(answer: Answer) -> sr.MeasurementsAndQualitativeEvaluations:
 
 
 def _vertebra_group(
-    answer: Answer, row: pd.Series, flags: list[Flag], headers: list[Dataset]
+    answer: Answer, row: pd.Series, flags: list[Flag], headers: Sequence[Dataset]
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     level = row["level"]
     site = getattr(codes.SCT, f"{level}Vertebra", codes.SCT.Vertebra)  # L6 has no code of its own
@@ -231,7 +245,7 @@ def _flag(name: str) -> sr.QualitativeEvaluation:
     return sr.QualitativeEvaluation(FLAG, Code(name, SCHEME, MEANINGS[name]))
 
 
-def _page(page: np.ndarray, headers: list[Dataset]) -> Dataset:
+def _page(page: np.ndarray, headers: Sequence[Dataset]) -> Dataset:
     first = headers[0]
     capture = hd.sc.SCImage(
         pixel_array=page,
@@ -251,6 +265,7 @@ def _page(page: np.ndarray, headers: list[Dataset]) -> Dataset:
         **_patient_and_study(first),
     )
     capture.PatientOrientation = []  # a page of figures has none
+    capture.BodyPartExamined = "LSPINE"
     capture.ConversionType = "WSD"  # made by a workstation
     capture.BurnedInAnnotation = "NO"
     capture.DerivationDescription = DESCRIPTION

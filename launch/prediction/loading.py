@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import SimpleITK as sitk
 
-from data_prep.roi import Roi, Vertebra, extract_rois
+from data_prep.roi import Roi, Vertebra, extract_roi, extract_rois
 from data_prep.verify import load_case
 from data_prep.volumes import said
 from launch.prediction import segment
@@ -20,6 +20,7 @@ from osteojax.evaluation.patient_page import PAGE_SPACING_MM, Reformat, reformat
 
 SEGMENTATION = "segmentation.nii.gz"
 MARGIN_MM = 40.0
+FLAG_SIZE, FLAG_SPACING_MM = 48, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,10 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
     ct_image, class_mask = load_case(case.ct, mask, scheme, case.name)
     rois = extract_rois(ct_image, class_mask, frame.size, frame.spacing_mm, case.name)
     vertebrae = [roi.vertebra for roi in rois]
-    shapes, flags = suspicions(rois)
+    # Looked at on a grid of its own, so that flags are the same for every model.
+    shapes, flags = suspicions(
+        [extract_roi(ct_image, class_mask, v, FLAG_SIZE, FLAG_SPACING_MM) for v in vertebrae]
+    )
     volumes = [
         roi.hu if frame.background_hu is None else np.where(roi.mask, roi.hu, frame.background_hu)
         for roi in rois

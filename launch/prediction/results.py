@@ -24,6 +24,8 @@ from osteojax.evaluation import patient_page
 from osteojax.files import atomic_path, write_json
 
 ANSWER, PICTURE = "prediction.json", "prediction.png"
+NAMING = ["scan_id", "device"]
+"""First columns of the tables of vertebrae and patients."""
 PREDICTIONS, PATIENTS, FAILURES = "predictions.csv", "patients.csv", "failures.csv"
 
 
@@ -141,8 +143,11 @@ def write_tables(
     ]
     patients = [_patient_row(content) for content in answers]
     rows = [(error.case, error.reason, error.remedy) for error in failures]
-    _write_csv(out / PREDICTIONS, pd.DataFrame(vertebrae))
-    _write_csv(out / PATIENTS, pd.DataFrame(patients))
+    _write_csv(out / PREDICTIONS, pd.DataFrame(vertebrae, columns=None if vertebrae else NAMING))
+    table = pd.DataFrame(patients, columns=None if patients else NAMING)
+    if patients:  # whole numbers also where some are undecided
+        table["osteoporosis"] = table["osteoporosis"].astype("Int64")
+    _write_csv(out / PATIENTS, table)
     _write_csv(out / FAILURES, pd.DataFrame(rows, columns=["case", "reason", "remedy"]))
     return answers
 

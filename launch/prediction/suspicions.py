@@ -103,7 +103,7 @@ def _median(values: list[float]) -> float:
 
 
 def body_shape(roi: Roi) -> BodyShape:
-    """Measures one vertebra in its own frame. Voxels of 3 mm leave heights about 1 mm unsure."""
+    """Measures one vertebra in its own frame, on voxels of 3 mm or less."""
     middle = (np.array(roi.mask.shape) - 1) / 2
     half = max(1, round(4.0 / roi.spacing_mm))
     columns = slice(round(middle[2]) - half, round(middle[2]) + half + 1)

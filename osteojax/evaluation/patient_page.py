@@ -108,7 +108,10 @@ def draw(
     figure = Figure(figsize=(13, 10.6 if attention else 8.6), layout="constrained")
     FigureCanvasAgg(figure)
     heights = (12, 3.2, 1.6) if attention else (12, 1.6)
-    widths = (2.2, 2.2, 1.6, 1.6, 1.2)
+    sagittal, coronal = planes.sagittal_hu.shape[1], planes.coronal_hu.shape[1]
+    widths = (  # of the planes: one scale
+        5.0 * sagittal / (sagittal + coronal), 5.0 * coronal / (sagittal + coronal), 1.6, 1.6, 1.2
+    )  # fmt: skip
     grid = GridSpec(len(heights), 5, figure=figure, height_ratios=heights, width_ratios=widths)
     colours = colormaps[PROBABILITY_COLOURS]
     _plane(
