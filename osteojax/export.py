@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from osteojax import __version__
@@ -121,7 +122,7 @@ def export_model(
             temporary.write_bytes(serialise(function, tensors, manifest.size, what == "model"))
     # `evaluate` evaluates what "auto" exports.
     evaluated = averaged == (variables["ema_params"] is not None)
-    fitted = _fitted(workdir, out, step) if evaluated and what == "model" else None
+    fitted = _fitted(workdir, out, step, evaluated) if what == "model" else None
     called_with = arguments(tensors, manifest.size, 1, what == "model")
     card = {
         "format": FORMAT,
@@ -261,9 +262,9 @@ def _outputs(manifest: Manifest, shapes: dict[str, list[Any]]) -> dict[str, Any]
     }
 
 
-def _fitted(workdir: Path, out: Path, step: int) -> dict[str, Any] | None:
-    """Thresholds and calibration of the evaluation of this very checkpoint, if there was one; the
-    statistics of its embeddings are copied to `out`."""
+def _fitted(workdir: Path, out: Path, step: int, evaluated: bool) -> dict[str, Any] | None:
+    """Thresholds and calibration of the evaluation of these very weights, if there was one; the
+    statistics of their embeddings are copied to `out`."""
     evaluation = workdir / "evaluation"
     path = evaluation / "metrics.json"
     if not path.is_file():
@@ -274,15 +275,30 @@ def _fitted(workdir: Path, out: Path, step: int) -> dict[str, Any] | None:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         of_step, fitted = metrics["context"].get("checkpoint_step"), metrics["fitted"]
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Rerun osteojax evaluate.") from error
-    if of_step != step:
-        log.warning("%s is of another step than %s; rerun osteojax evaluate", path, step)
+    if of_step != step or not evaluated:
+        which = "of another step" if of_step != step else "of the averaged weights"
+        log.warning(
+            "%s: what osteojax evaluate found there is %s; the model carries no fitted threshold, "
+            "0.5 is used",
+            workdir,
+            which,
+        )
         return None
-    if (evaluation / EMBEDDING).is_file():
+    if (evaluation / EMBEDDING).is_file() and _step_of(evaluation / EMBEDDING) == str(step):
         with atomic_path(out / EMBEDDING) as temporary:
             shutil.copyfile(evaluation / EMBEDDING, temporary)
     return fitted
+
+
+def _step_of(path: Path) -> str | None:
+    """The checkpoint that statistics of embeddings are of."""
+    try:
+        with safe_open(str(path), "numpy") as file:
+            return (file.metadata() or {}).get("checkpoint_step")
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}). Rerun osteojax evaluate.") from error
 
 
 def _sha256(path: Path) -> str:

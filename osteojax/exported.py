@@ -65,6 +65,11 @@ class ExportedModel:
             from osteojax.evaluation.ood import load
 
             self.ood = load(directory / EMBEDDING)
+            if self.ood["mean"].size != self._features:
+                raise UserError(
+                    f"{directory / EMBEDDING} is of {self.ood['mean'].size} features, {PROGRAM} "
+                    f"gives {self._features}. Export the model again."
+                )
         self._weights = jax.device_put(weights)
 
     def _load(self, path: Path, data: bytes, weights: dict[str, np.ndarray]) -> Any:
@@ -92,8 +97,10 @@ class ExportedModel:
             )
         wanted = MODEL_OUTPUTS if self.card["what"] == "model" else ("embedding",)
         absent = [name for name in wanted if name not in outputs]
-        if absent and path.name == PROGRAM:
-            raise UserError(f"{path} does not give {', '.join(absent)}. {again}")
+        if path.name == PROGRAM:
+            if absent:
+                raise UserError(f"{path} does not give {', '.join(absent)}. {again}")
+            self._features = outputs["embedding"].shape[1]
         return jax.jit(program.call)
 
     @property
@@ -145,7 +152,7 @@ class ExportedModel:
         parts = []
         for start in range(0, total, BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), total - 1)  # the last one fills up
-            inputs = [hu_BDHW[rows].astype(np.float32)]
+            inputs: list[Any] = [hu_BDHW[rows].astype(np.float32)]
             if devices is not None:
                 inputs.append(devices[rows])
             outputs = call(self._weights, *inputs)
