@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, help="where the study lives; rerun to resume")
     parser.add_argument("--seeds", type=_count, help="only the first so many of its training seeds")
     parser.add_argument(
-        "--rows", metavar="NAME,...", help="only these rows (and what they need); default: all"
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help="only these rows and what they need, by name or by folder; default: all",
     )
 
 
@@ -44,14 +47,15 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from launch.studies.plan import load_study
-    from launch.studies.runs import Runs
+    from launch.studies.runs import Runs, slug
     from osteojax.train.stop import Stopped
 
     study = load_study(args.config)
     if args.seeds and args.seeds > len(study.seeds):
         raise UserError(f"--seeds {args.seeds}: the study has {len(study.seeds)}: {study.seeds}.")
     seeds = study.seeds[: args.seeds]
-    rows = [study.row(name.strip()) for name in args.rows.split(",")] if args.rows else study.rows
+    folders = {slug(row.name): row.name for row in study.rows}
+    rows = [study.row(folders.get(name, name)) for name in args.rows or folders]
     runs = Runs(study, Path(args.workdir))
     status, failures = 0, []
     try:
@@ -146,7 +150,7 @@ def report(runs: Runs, failures: list[dict[str, Any]]) -> None:
     contrasts = scores.contrast_results(study.contrasts, answers, study.resamples)
     out = runs.workdir / "results"
     grids = tables.write(out, study, lines, contrasts, swaps, failures, hours)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for grid in grids:
         console.print(grid.terminal())
     print(f"{tables.SIMULATED}\nresults: {out / 'study.md'}, study.json, scores.csv, contrasts.csv")

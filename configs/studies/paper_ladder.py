@@ -139,11 +139,11 @@ def _small() -> Study:
     return Study(
         name="The paper's ladder, small",
         size=(
-            "400 simulated patients, L1-L4, 32^3 voxels of 3 mm; ResNet with one block a stage, "
+            "240 simulated patients, L1-L4, 32^3 voxels of 3 mm; ResNet with one block a stage, "
             "width 8, batch 16; 500 steps of pre-training, 400 of fine-tuning."
         ),
         cohorts=_cohorts(
-            f"--patients 400 {options}", "--size 32 --external-sites D", f"--patients 200 {options}"
+            f"--patients 240 {options}", "--size 32 --external-sites D", f"--patients 120 {options}"
         ),
         rows=_rows(
             (

@@ -108,20 +108,19 @@ def scores(answers: Answers, resamples: int) -> list[dict[str, Any]]:
 def _lines(
     about: dict[str, Any], names: Sequence[str], cases: dict[str, Any], measure: Any, resamples: int
 ) -> list[dict[str, Any]]:
+    estimates, values = measure(**cases, resamples=resamples) if about["n"] else ({}, {})
     few = bootstrap.too_few(cases["patients"])
-    estimates, values = ({}, {}) if few else measure(**cases, resamples=resamples)
     lines = []
     for name in names:
-        line = {**about, "metric": name, "estimate": None, "low": None, "high": None, "note": few}
-        if not few:
-            line["estimate"] = estimates.get(name)
-            if line["estimate"] is None:
-                line["note"] = "undefined on these cases, or no threshold from validation"
-            else:
-                try:
-                    line["low"], line["high"] = bootstrap.percentile_interval(values[name])
-                except Undefined as reason:
-                    line["note"] = str(reason)
+        line = {**about, "metric": name, "estimate": estimates.get(name), "low": None, "high": None}
+        line["note"] = few
+        if line["estimate"] is None:
+            line["note"] = "undefined on these cases, or no threshold from validation"
+        elif not few:
+            try:
+                line["low"], line["high"] = bootstrap.percentile_interval(values[name])
+            except Undefined as reason:
+                line["note"] = str(reason)
         lines.append(line)
     return lines
 
