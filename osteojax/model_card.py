@@ -28,6 +28,22 @@ FILES = (PROGRAM, ATTENTION, WEIGHTS, EMBEDDING)
 can lead out of the folder."""
 
 WHATS = ("model", "encoder", "features")
+FIELDS = (
+    "what",
+    "code_version",
+    "intended_use",
+    "simulated_training_data",
+    "checkpoint",
+    "inputs",
+    "outputs",
+    "devices",
+    "levels",
+    "fitted",
+    "config",
+    "sha256",
+)
+"""What a card must have."""
+
 MAX_EDGE = 1024
 
 
@@ -85,6 +101,14 @@ def _require(condition: bool, field: str, value: Any, expected: str) -> None:
         raise _Wrong(f"{field} is {shown}, expected {expected}. Export the model again.")
 
 
+def _member(value: Any, field: str, name: str) -> Any:
+    """`value[name]` of an object called `field` in messages."""
+    _require(isinstance(value, dict), field, value, "an object")
+    if name not in value:
+        raise _Wrong(f"{field} has no {name}. Export the model again.")
+    return value[name]
+
+
 def _check(card: Any) -> None:
     """Raises `_Wrong` at the first field that cannot be."""
     _require(isinstance(card, dict), "the card", card, "an object")
@@ -101,20 +125,19 @@ def _check(card: Any) -> None:
             "its content is not what was exported: card_sha256 differs. Copy the folder whole, or "
             "export the model again; thresholds are changed by evaluating anew."
         )
-    what = card.get("what")
-    _require(what in WHATS, "what", what, f"one of {', '.join(WHATS)}")
-    for field in ("code_version", "intended_use"):
-        _require(isinstance(card.get(field), str), field, card.get(field), "text")
-    simulated = card.get("simulated_training_data")
+    fields = {name: _member(card, "the card", name) for name in FIELDS}
+    _require(fields["what"] in WHATS, "what", fields["what"], f"one of {', '.join(WHATS)}")
+    for name in ("code_version", "intended_use"):
+        _require(isinstance(fields[name], str), name, fields[name], "text")
+    simulated = fields["simulated_training_data"]
     _require(isinstance(simulated, bool), "simulated_training_data", simulated, "true or false")
-    for field in ("checkpoint", "config"):
-        _require(isinstance(card.get(field), dict), field, card.get(field), "an object")
-    _check_files(card.get("sha256"))
-    _check_inputs(card.get("inputs"))
-    _check_names(card.get("outputs"), "outputs")
-    _check_names(card.get("devices"), "devices")
-    _check_names(card.get("levels"), "levels")
-    _check_fitted(card.get("fitted"))
+    for name in ("checkpoint", "config"):
+        _require(isinstance(fields[name], dict), name, fields[name], "an object")
+    for name in ("outputs", "devices", "levels"):
+        _check_names(fields[name], name)
+    _check_files(fields["sha256"])
+    _check_hu(_member(fields["inputs"], "inputs", "hu"))
+    _check_fitted(fields["fitted"])
 
 
 def _check_files(hashes: Any) -> None:
@@ -126,10 +149,8 @@ def _check_files(hashes: Any) -> None:
     _require(WEIGHTS in hashes, "sha256", sorted(hashes), f"{WEIGHTS} among them")
 
 
-def _check_inputs(inputs: Any) -> None:
-    hu: Any = inputs.get("hu") if isinstance(inputs, dict) else None
-    _require(isinstance(hu, dict), "inputs.hu", hu, "an object")
-    shape = hu.get("shape")
+def _check_hu(hu: Any) -> None:
+    shape = _member(hu, "inputs.hu", "shape")
     whole = (
         isinstance(shape, list)
         and len(shape) == 4
@@ -138,9 +159,9 @@ def _check_inputs(inputs: Any) -> None:
         and len(set(shape[1:])) == 1
     )
     _require(whole, "inputs.hu.shape", shape, f'["b", n, n, n] with n in 1..{MAX_EDGE}')
-    spacing = hu.get("spacing_mm")
+    spacing = _member(hu, "inputs.hu", "spacing_mm")
     _require(_is_number(spacing) and spacing > 0, "inputs.hu.spacing_mm", spacing, "a positive mm")
-    outside = hu.get("outside_vertebra")
+    outside = _member(hu, "inputs.hu", "outside_vertebra")
     _require(
         outside is None or _is_number(outside), "inputs.hu.outside_vertebra", outside, "HU or null"
     )
@@ -162,35 +183,21 @@ def _check_fitted(fitted: Any) -> None:
     """What `osteojax evaluate` fitted on validation; null where it did not run."""
     if fitted is None:
         return
-    _require(isinstance(fitted, dict), "fitted", fitted, "an object or null")
     for unit in ("vertebra", "patient"):
-        values = fitted.get(unit)
-        _require(isinstance(values, dict), f"fitted.{unit}", values, "an object")
-        threshold, temperature = values.get("threshold"), values.get("temperature")
-        _require(
-            threshold is None or (_is_number(threshold) and 0 <= threshold <= 1),
-            f"fitted.{unit}.threshold",
-            threshold,
-            "0 to 1, or null",
-        )
-        _require(
-            temperature is None or (_is_number(temperature) and temperature > 0),
-            f"fitted.{unit}.temperature",
-            temperature,
-            "a positive number, or null",
-        )
-    residual = fitted.get("bmd_residual_g_cm2")
-    _require(isinstance(residual, dict), "fitted.bmd_residual_g_cm2", residual, "an object")
-    quantiles = residual.get("quantiles")
-    numbers = isinstance(quantiles, dict) and all(
-        _is_number(quantiles.get(name)) for name in ("0.05", "0.95")
-    )
-    _require(
-        quantiles is None or numbers,
-        "fitted.bmd_residual_g_cm2.quantiles",
-        quantiles,
-        "null, or numbers with 0.05 and 0.95 among them",
-    )
+        name = f"fitted.{unit}"
+        values = _member(fitted, "fitted", unit)
+        threshold = _member(values, name, "threshold")
+        temperature = _member(values, name, "temperature")
+        usable = threshold is None or (_is_number(threshold) and 0 <= threshold <= 1)
+        _require(usable, f"{name}.threshold", threshold, "0 to 1, or null")
+        usable = temperature is None or (_is_number(temperature) and temperature > 0)
+        _require(usable, f"{name}.temperature", temperature, "a positive number, or null")
+    name = "fitted.bmd_residual_g_cm2"
+    quantiles = _member(_member(fitted, "fitted", "bmd_residual_g_cm2"), name, "quantiles")
+    if quantiles is not None:
+        for quantile in ("0.05", "0.95"):
+            value = _member(quantiles, f"{name}.quantiles", quantile)
+            _require(_is_number(value), f"{name}.quantiles.{quantile}", value, "a number")
 
 
 def _is_number(value: Any) -> bool:
