@@ -214,9 +214,9 @@ def _threshold_resamples(
 def too_few(patients: np.ndarray) -> str:
     """Why [N] patients are too few for any interval; "" where they are enough."""
     count = len(np.unique(np.asarray(patients)))
-    return (
-        "" if count >= MIN_PATIENTS else f"no interval from {count} patients (needs {MIN_PATIENTS})"
-    )
+    if count >= MIN_PATIENTS:
+        return ""
+    return f"no interval from {count} patient{'s' * (count != 1)} (needs {MIN_PATIENTS})"
 
 
 def _patient_index(patients: np.ndarray) -> np.ndarray:

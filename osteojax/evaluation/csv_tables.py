@@ -15,12 +15,16 @@ def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
     for unit, section in summary["diagnosis"].items():
         for name, entry in groups_of(section):
             for at in THRESHOLDS:
-                diagnosis_rows.append({"unit": unit, "group": name, **_flat(entry, at)})
-    for unit, groups in summary["subgroups"].items():
-        for group, values in groups.items():
-            for value, entry in values.items():
-                flat = _flat(entry, "at_validation_threshold")
-                subgroup_rows.append({"unit": unit, "group": group, "value": value, **flat})
+                low, high = entry["AUROC_delong"] or (None, None)
+                delong = {"AUROC_delong_low": low, "AUROC_delong_high": high}
+                names = {"unit": unit, "group": name}
+                diagnosis_rows.append({**names, **_flat(entry, at), **delong})
+    for unit, parts in summary["subgroups"].items():
+        for part, found in parts.items():
+            for group, values in found["groups"].items():
+                for value, entry in values.items():
+                    names = {"unit": unit, "part": part, "group": group, "value": value}
+                    subgroup_rows.append({**names, **_flat(entry, "at_validation_threshold")})
     bmd_rows = [
         {"group": part, "by": by, "value": value, **_flat_entry(entry)}
         for part in ("internal", "external")
@@ -35,7 +39,7 @@ def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
         {
             "device": name,
             "n": e["n"],
-            **{f"expert_{i}": value for i, value in enumerate(e["mean"])},
+            **{f"expert_{i}": value for i, value in enumerate(e["mean"], start=1)},
             "entropy_nats": e["entropy"],
         }
         for name, e in summary["gates"]["devices"].items()
@@ -52,7 +56,49 @@ def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
         "bmd.csv": pd.DataFrame(bmd_rows),
         "position.csv": pd.DataFrame(position_rows),
         "gates.csv": pd.DataFrame(gate_rows),
+        "baselines.csv": pd.DataFrame(_baseline_rows(summary)),
+        "unlike_training.csv": pd.DataFrame(
+            [
+                {"group": name, **{key: e[key] for key in ("n", "unusual", "median_distance")}}
+                for name, e in groups_of(summary["unlike_training"])
+            ],
+            columns=["group", "n", "unusual", "median_distance"],
+        ),
+        **{
+            f"net_benefit_{unit}.csv": _net_benefit(e) for unit, e in summary["net_benefit"].items()
+        },
+        "left_out.csv": pd.DataFrame(
+            summary["left_out"], columns=["split", "scan_id", "level", "reason"]
+        ),
     }
+
+
+def _baseline_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per baseline, part and unit: its diagnosis, and the model against it."""
+    rows = []
+    for name, baseline in summary["baselines"].items():
+        for part in ("internal", "external"):
+            for unit, entry in baseline[part].items():
+                against = entry["against_model"]
+                tests: dict[str, Any] = {}
+                for metric, found in against["difference"].items():
+                    low, high = found["interval"] or (None, None)
+                    key = f"model_minus_baseline_{metric}"
+                    tests |= {key: found["difference"], f"{key}_low": low, f"{key}_high": high}
+                    tests[f"{key}_p"] = found["p"]
+                for test in ("delong", "mcnemar"):
+                    values = against[test] or {}
+                    tests |= {f"{test}_p": values.get("p")}
+                tests["delong_p_holm"] = (against["delong"] or {}).get("p_holm")
+                names = {"baseline": name, "part": part, "unit": unit, "missing": entry["missing"]}
+                rows.append({**names, **_flat(entry, "at_validation_threshold"), **tests})
+    return rows
+
+
+def _net_benefit(entry: dict[str, Any]) -> pd.DataFrame:
+    if entry["rows"]:
+        return pd.DataFrame(entry["rows"])
+    return pd.DataFrame({"threshold": [None], "notes": list(entry["notes"].values())})
 
 
 def _flat(entry: dict[str, Any], at: str) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from osteojax.data.schema import LEVELS
-from osteojax.evaluation import calibration, decision
-from osteojax.evaluation.metrics import Undefined, auroc, bmd_regression, require_both_classes
+from osteojax.evaluation import calibration
+from osteojax.evaluation.metrics import Undefined, auroc, bmd_regression
 from osteojax.evaluation.patients import cases_of
 from osteojax.evaluation.predictions import gate_columns
-from osteojax.evaluation.summary import auroc_interval, device_names, gate_usage
+from osteojax.evaluation.subgroups import device_names
+from osteojax.evaluation.summary import auroc_interval, gate_usage, net_benefit_table
 from osteojax.files import atomic_path
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -57,7 +58,14 @@ def roc(table: pd.DataFrame) -> Figure:
             ylim=(-0.01, 1.01),
             aspect="equal",
         )
-        axis.legend(loc="lower right", fontsize=8, edgecolor="none", handlelength=3)
+        axis.legend(
+            loc="lower right",
+            fontsize=8,
+            title="AUROC, 95% interval of DeLong",
+            title_fontsize=8,
+            edgecolor="none",
+            handlelength=3,
+        )
     return figure
 
 
@@ -66,7 +74,7 @@ def _roc_curve(
 ) -> None:
     labels, scores = cases["osteoporosis"].to_numpy(), cases["probability"].to_numpy()
     try:
-        label = f"{name}: AUROC {auroc(labels, scores):.3f}{_interval(cases)}, n = {len(labels)}"
+        label = f"{name}: {auroc(labels, scores):.3f}{_interval(cases)}, n = {len(labels)}"
         false_rate, true_rate, _ = roc_curve(labels, scores)
     except Undefined as reason:
         label, false_rate, true_rate = f"{name}: {reason}", [], []
@@ -79,7 +87,7 @@ def _interval(cases: pd.DataFrame) -> str:
         low, high = auroc_interval(cases)
     except Undefined:
         return ""
-    return f" ({low:.2f}-{high:.2f})"
+    return f" ({low:.3f}–{high:.3f})"
 
 
 def reliability(table: pd.DataFrame, fitted: dict) -> Figure:
@@ -198,7 +206,7 @@ def gates(table: pd.DataFrame) -> Figure:
         shade = "white" if weights[row, column] > 0.55 else "black"
         text = f"{weights[row, column]:.2f}"
         axis.text(column, row, text, ha="center", va="center", color=shade)
-    axis.set_xticks(range(usage["experts"]), [f"expert {i}" for i in range(usage["experts"])])
+    axis.set_xticks(range(usage["experts"]), [f"expert {i + 1}" for i in range(usage["experts"])])
     axis.set_yticks(
         range(len(names)), [f"{name} (n = {usage['devices'][name]['n']})" for name in names]
     )
@@ -256,17 +264,6 @@ def decision_curve(table: pd.DataFrame, fitted: dict) -> Figure:
         axis.set_ylim(-0.25 * top - 0.01, 1.1 * top + 0.01)
         axis.legend(fontsize=8, frameon=False, loc="upper right")
     return figure
-
-
-def net_benefit_table(rows: pd.DataFrame, unit: str, fitted: dict) -> pd.DataFrame:
-    """`decision.net_benefit` of calibrated probabilities. Raises `Undefined` for one class."""
-    cases = cases_of(rows, unit)
-    labels, probabilities = cases["osteoporosis"].to_numpy(), cases["probability"].to_numpy()
-    require_both_classes(labels)
-    temperature = fitted[unit]["temperature"]
-    if temperature is not None:
-        probabilities = calibration.apply_temperature(probabilities, temperature)
-    return decision.net_benefit(labels, probabilities)
 
 
 def _panels(count: int) -> tuple[Figure, np.ndarray]:

@@ -123,7 +123,8 @@ def set_aside(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFr
     cost the report.
 
     Left out are rows with a prediction that is NaN or infinite, and vertebrae that occur several
-    times with different values (nothing says which is right). Of copies that agree one is kept.
+    times with different values (nothing says which is right). Of copies that agree the first is
+    kept.
 
     Args:
       table: as `check` takes it.
@@ -136,14 +137,16 @@ def set_aside(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFr
       UserError: columns are missing, or no row is usable.
     """
     _require_columns(table, source)
-    table = table.drop_duplicates().reset_index(drop=True)
+    table = table.reset_index(drop=True)
     reasons = pd.Series("", index=table.index)
-    twice = table.duplicated(["scan_id", "level"], keep=False)
-    reasons[twice] = "scan and level occur several times, with different values"
+    copies = table.duplicated()
+    twice = table[~copies].duplicated(["scan_id", "level"], keep=False)
+    reasons[twice[twice].index] = "scan and level occur several times, with different values"
     for name in reversed((*_MODEL_OUTPUTS, *gate_columns(table))):
         values = _numbers(table, name, source)
         for bad in values[~np.isfinite(values)].index:
             reasons[bad] = f"{name} is {values[bad]:g}"
+    reasons[copies] = "a copy of another row"
     out = reasons != ""
     if len(table) and out.all():
         raise UserError(

@@ -3,7 +3,8 @@
 predictions.csv     both splits, one row per vertebra (`predictions.COLUMNS`)
 metrics.json        `summary.summarise` and the context
 tables/*.csv        the same numbers, one file per table
-roc.png, calibration.png, bmd.png, gates.png, levels.png, decision.png
+roc.png, calibration.png, decision.png, bmd.png, levels.png, gates.png
+missed.png, false_alarms.png, hits.png    single vertebrae, where the volumes are at hand
 report.html         one self-contained file, made to be read and printed
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,25 @@ import numpy as np
 import pandas as pd
 
 from osteojax.errors import UserError
-from osteojax.evaluation import bootstrap, csv_tables, plots, predictions, summary, tables
+from osteojax.evaluation import (
+    bootstrap,
+    cases,
+    csv_tables,
+    plots,
+    predictions,
+    sentences,
+    summary,
+    tables,
+)
 from osteojax.files import atomic_path, write_json, write_text
 
 TEMPLATE = "report.html.jinja"
 REQUIRED_CONTEXT = ("simulated", "version", "config")
-LARGEST_ERRORS = 10
 
 _CAPTIONS = {
-    "roc": "ROC curves per vertebra and per patient. In brackets: 95% interval of the AUROC from "
-    "the variance of DeLong, with the vertebrae of one patient taken together (Obuchowski).",
+    "roc": "ROC curves per vertebra and per patient, with the AUROC and, in brackets, its 95% "
+    "interval from the variance of DeLong, with the vertebrae of one patient taken together "
+    "(Obuchowski). It differs a little from the bootstrap's interval in the tables above.",
     "calibration": "Share of positive cases against predicted probability, internal test, before "
     "and after temperature scaling with the temperature fitted on validation.",
     "decision": "Decision curve of the temperature-scaled probability, internal test: net benefit "
@@ -40,6 +51,17 @@ _CAPTIONS = {
     "gates": "Mean weight that the gate gives each expert, by DXA device.",
 }
 
+_CASE_CAPTION = (
+    "{kind}, by the validation threshold, each of another patient. Blue: the vertebra's mask. "
+    "Window −200 to 800 HU, field of view {size_mm:.0f} mm; anterior is left in sagittal and up in "
+    "axial planes, the patient's right is left. CT: the middle plane. Grad-CAM: where channels of "
+    "the encoder are active that raise the log odds of osteoporosis, its maximum across all "
+    "planes, brightest at each vertebra's own maximum; it is coarse and explains no single error."
+)
+
+Pictures = Callable[[pd.DataFrame], list[cases.Picture]]
+"""Rows of the predictions -> what the model saw of them."""
+
 
 def write_report(
     directory: str | Path,
@@ -48,6 +70,7 @@ def write_report(
     context: dict[str, Any],
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
+    pictures: Pictures | None = None,
 ) -> dict[str, Any]:
     """Evaluates and writes everything, each file atomically, the report last.
 
@@ -57,8 +80,10 @@ def write_report(
       valid_table: predictions of validation; thresholds and temperatures come from it only.
       context: what produced the predictions. Required: `simulated` (bool, the cohort is not real:
         the report says so), `version` (of osteojax), `config` (dict). Shown where given: `name`,
-        `training_devices` (list; names devices never seen), `checkpoint`, `data`, `command`.
+        `training_devices` (list; names devices never seen), `checkpoint`, `data`, `command`,
+        `baselines` (name -> `Baseline.as_json`), `notes` (list of what could not be computed).
       resamples, seed: of the patient bootstrap.
+      pictures: reads the volumes of the vertebrae that are shown; without it none are.
 
     Returns:
       {"paths": {name: Path}, "metrics": content of metrics.json}.
@@ -71,20 +96,26 @@ def write_report(
     if absent:
         raise ValueError(f"context lacks {', '.join(absent)}")
     directory = Path(directory)
-    test = predictions.check(test_table, "test predictions")
-    valid = predictions.check(valid_table, "validation predictions")
+    usable = [
+        predictions.set_aside(table, f"{name} predictions")
+        for table, name in ((test_table, "test"), (valid_table, "validation"))
+    ]
+    test = predictions.check(usable[0][0], "test predictions")
+    valid = predictions.check(usable[1][0], "validation predictions")
+    left_out = pd.concat([usable[1][1], usable[0][1]], ignore_index=True)
     _require_one_model(test, valid)
     fitted = summary.fit_on_validation(valid)
-    metrics = summary.summarise(test, fitted, context.get("training_devices"), resamples, seed)
+    metrics = summary.summarise(
+        test, fitted, context.get("training_devices"), resamples, seed, valid, left_out
+    )
+    metrics["warnings"] += context.get("notes", [])
     metrics["context"] = _plain(context)
 
     paths = {"predictions": directory / "predictions.csv"}
     predictions.write(paths["predictions"], pd.concat([valid, test], ignore_index=True))
-    errors = largest_errors(test, fitted)
-    for name, table in {
-        **csv_tables.csv_tables(metrics),
-        **_more_csv(test, fitted, errors),
-    }.items():
+    errors = cases.largest_errors(test, fitted)
+    written = csv_tables.csv_tables(metrics) | {"largest_errors.csv": errors}
+    for name, table in written.items():
         paths[f"tables/{name}"] = directory / "tables" / name
         with atomic_path(paths[f"tables/{name}"]) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
@@ -96,24 +127,37 @@ def write_report(
         "levels": plots.levels(test),
         "gates": plots.gates(test),
     }
+    captions = dict(_CAPTIONS)
+    if pictures is not None:
+        chosen = cases.chosen(test, fitted)
+        for kind in chosen["kind"].unique():
+            rows = chosen[chosen["kind"] == kind]
+            shown = pictures(rows)
+            figures[kind] = cases.draw(rows, shown, cases.KINDS[kind])
+            size_mm = shown[0].spacing_mm * shown[0].hu.shape[0]
+            captions[kind] = _CASE_CAPTION.format(kind=cases.KINDS[kind], size_mm=size_mm)
+    for kind in set(cases.KINDS) - set(figures):
+        (directory / f"{kind}.png").unlink(missing_ok=True)  # of an earlier evaluation
     for name, figure in figures.items():
         paths[name] = directory / f"{name}.png"
         plots.save(figure, paths[name])
     paths["metrics"] = directory / "metrics.json"
     write_json(paths["metrics"], metrics)
     paths["report"] = directory / "report.html"
-    images = {name: paths[name].read_bytes() for name in figures}
+    images = {name: (paths[name].read_bytes(), captions[name]) for name in figures}
     write_text(paths["report"], render(metrics, images, errors))
     return {"paths": paths, "metrics": metrics}
 
 
-def render(metrics: dict[str, Any], images: dict[str, bytes], errors: pd.DataFrame) -> str:
+def render(
+    metrics: dict[str, Any], images: dict[str, tuple[bytes, str]], errors: pd.DataFrame
+) -> str:
     """The HTML of the report.
 
     Args:
       metrics: of `summary.summarise`, with `context`.
-      images: name -> PNG bytes, names of `_CAPTIONS`.
-      errors: of `largest_errors`.
+      images: name -> PNG bytes and caption.
+      errors: of `cases.largest_errors`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("osteojax.evaluation", ""),
@@ -130,7 +174,11 @@ def render(metrics: dict[str, Any], images: dict[str, bytes], errors: pd.DataFra
         "bmd": tables.bmd(metrics),
         "position": tables.position(metrics),
         "gates": tables.gates(metrics),
-        "errors": _errors_shown(errors),
+        "errors": cases.errors_shown(errors),
+        "auroc": tables.auroc(metrics),
+        "baselines": tables.against_baselines(metrics),
+        "net_benefit": tables.net_benefit(metrics),
+        "unlike_training": tables.unlike_training(metrics),
     }
     return environment.get_template(TEMPLATE).render(
         metrics=metrics,
@@ -140,88 +188,14 @@ def render(metrics: dict[str, Any], images: dict[str, bytes], errors: pd.DataFra
         main=[tables.diagnosis(metrics, unit, fitted_at) for unit in summary.UNITS],
         half=[tables.diagnosis(metrics, unit, "at_0.5") for unit in summary.UNITS],
         subgroups=[tables.subgroups(metrics, unit) for unit in ("vertebra", "patient")],
-        sentences=_sentences(metrics),
+        sentences=sentences.result(metrics),
+        baselines=sentences.baselines(metrics),
+        kinds=[kind for kind in cases.KINDS if kind in images],
         figures={
-            name: {"data": base64.b64encode(images[name]).decode("ascii"), "caption": caption}
-            for name, caption in _CAPTIONS.items()
+            name: {"data": base64.b64encode(image).decode("ascii"), "caption": caption}
+            for name, (image, caption) in images.items()
         },
     )
-
-
-def largest_errors(test: pd.DataFrame, fitted: dict[str, Any]) -> pd.DataFrame:
-    """The labelled vertebrae that the model got most wrong at the validation threshold.
-
-    Returns up to `LARGEST_ERRORS` rows, missed and falsely alarmed, the most confident first;
-    none where no threshold could be fitted.
-    """
-    cases = predictions.labelled(test)
-    threshold = fitted["vertebra"]["threshold"]
-    called = cases["probability"] >= (np.inf if threshold is None else threshold)
-    wrong = cases[(called != (cases["osteoporosis"] == 1)) & (threshold is not None)]
-    miss = (wrong["osteoporosis"] - wrong["probability"]).abs()
-    worst = wrong.assign(distance=miss).sort_values("distance", ascending=False, kind="stable")
-    columns = ["scan_id", "site", "level", "device", "osteoporosis", "probability", "bmd_g_cm2"]
-    return worst[[*columns, "bmd_pred_g_cm2"]].head(LARGEST_ERRORS).reset_index(drop=True)
-
-
-def _errors_shown(errors: pd.DataFrame) -> tables.Shown:
-    rows = tuple(
-        (
-            row["scan_id"],
-            row["site"],
-            row["level"],
-            row["device"] or summary.NO_DEVICE,
-            "missed" if row["osteoporosis"] else "false alarm",
-            f"{row['probability']:.3f}",
-            tables.ABSENT if np.isnan(row["bmd_g_cm2"]) else f"{row['bmd_g_cm2']:.3f}",
-            f"{row['bmd_pred_g_cm2']:.3f}",
-        )
-        for row in errors.to_dict("records")
-    )
-    header = ("scan", "site", "level", "device", "error", "probability", "BMD", "predicted BMD")
-    return tables.Shown("Most confident wrong vertebrae, BMD in g/cm²", header, rows)
-
-
-def _more_csv(
-    test: pd.DataFrame, fitted: dict[str, Any], errors: pd.DataFrame
-) -> dict[str, pd.DataFrame]:
-    """Net benefit of vertebrae and patients, and the largest errors."""
-    more = {"largest_errors.csv": errors}
-    internal = test[test["split"] != "external"]
-    for unit in ("vertebra", "patient"):
-        try:
-            curve = plots.net_benefit_table(internal, unit, fitted)
-        except plots.Undefined as reason:
-            curve = pd.DataFrame({"threshold": [None], "notes": [str(reason)]})
-        more[f"net_benefit_{unit}.csv"] = curve
-    return more
-
-
-def _sentences(metrics: dict[str, Any]) -> list[str]:
-    """The result in words, one sentence per group and unit that has numbers."""
-    sentences = []
-    for part, where in (("internal", "internal test"), ("external", "external")):
-        for unit, who in (("vertebra", "vertebrae"), ("patient", "patients")):
-            entry = metrics["diagnosis"][unit][part]
-            at = entry["at_validation_threshold"]
-            if not entry["n"]:
-                continue
-            found = [
-                f"{name} {value:.3f}"
-                + (f" (95% interval {low:.3f} to {high:.3f})" if low is not None else "")
-                for name, metric in (
-                    ("AUROC", "AUROC"),
-                    ("sensitivity", "SEN"),
-                    ("specificity", "SPE"),
-                )
-                if (value := at[metric]) is not None
-                for low, high in [at["intervals"].get(metric) or (None, None)]
-            ]
-            sentences.append(
-                f"{where[0].upper()}{where[1:]}, {entry['n']} labelled {who}, "
-                f"{entry['positives']} positive: {', '.join(found) or 'nothing can be computed'}."
-            )
-    return sentences
 
 
 def _require_one_model(test: pd.DataFrame, valid: pd.DataFrame) -> None:

@@ -14,8 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from osteojax.data.schema import LEVELS, UNKNOWN_DEVICE
-from osteojax.evaluation import bootstrap, calibration, delong, metrics
+from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.evaluation import (
+    baselines,
+    bootstrap,
+    calibration,
+    decision,
+    delong,
+    metrics,
+    ood,
+    subgroups,
+)
 from osteojax.evaluation.metrics import Undefined, attempt
 from osteojax.evaluation.patients import cases_of
 from osteojax.evaluation.predictions import gate_columns
@@ -23,12 +32,6 @@ from osteojax.evaluation.predictions import gate_columns
 UNITS = ("vertebra", "patient", "patient_mean")
 """What is diagnosed: a vertebra; a patient by any-positive (the paper's); a patient by the mean
 probability of the same vertebrae."""
-
-NO_DEVICE = "no DXA"
-"""How rows with an empty device are called in tables."""
-
-AGE_BANDS = ((0, 50, "under 50"), (50, 60, "50-59"), (60, 70, "60-69"), (70, 80, "70-79"))
-"""From (inclusive), to (exclusive) years; older is "80 and over"."""
 
 RESIDUAL_QUANTILES = (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)
 
@@ -79,6 +82,8 @@ def summarise(
     training_devices: Sequence[str] | None = None,
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
+    valid: pd.DataFrame | None = None,
+    left_out: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """The content of `metrics.json`, JSON safe (no NaN, no NumPy).
 
@@ -88,11 +93,15 @@ def summarise(
       training_devices: DXA devices of the training split, to name devices never seen; None where
         that is not known.
       resamples, seed: of the patient bootstrap.
+      valid: checked predictions of validation, for the thresholds of the baselines; without it
+        there are none.
+      left_out: of `predictions.set_aside`, to say what the numbers do not cover.
 
     Returns:
       cohort, fitted, diagnosis (unit -> internal | external | sites -> internal | external ->
-      site), subgroups, bmd, position, gates, warnings (what a reader must know before the
-      numbers), bootstrap (settings).
+      site), subgroups (unit -> internal | external -> groups, notes), baselines
+      (`baselines.summarise`), net_benefit (unit -> rows, notes), unlike_training, bmd, position,
+      gates, left_out, warnings (what a reader must know before the numbers), bootstrap (settings).
     """
     settings = {"resamples": resamples, "seed": seed}
     internal, external = _groups(table)
@@ -104,9 +113,17 @@ def summarise(
             for unit in UNITS
         },
         "subgroups": {
-            unit: _subgroups(internal, unit, fitted[unit], settings)
+            unit: {
+                part: _subgroups(rows, unit, fitted[unit], settings)
+                for part, rows in (("internal", internal), ("external", external))
+            }
             for unit in ("vertebra", "patient")
         },
+        "baselines": {} if valid is None else baselines.summarise(table, valid, fitted, **settings),
+        "net_benefit": {
+            unit: _net_benefit(internal, unit, fitted) for unit in ("vertebra", "patient")
+        },
+        "unlike_training": _by_group(table, _unlike_training),
         "bmd": {
             "internal": _bmd(internal, settings),
             "external": _bmd(external, settings),
@@ -115,6 +132,7 @@ def summarise(
         "gates": gate_usage(table),
         "bootstrap": {**settings, "confidence": bootstrap.CONFIDENCE, "drawn": "patients"},
     }
+    summary["left_out"] = [] if left_out is None else left_out.to_dict("records")
     summary["warnings"] = _warnings(summary, table, training_devices)
     return summary
 
@@ -182,20 +200,9 @@ def auroc_interval(cases: pd.DataFrame) -> list[float]:
       Undefined: as `delong.auroc_interval`, or too few patients for a normal approximation.
     """
     patients = cases["patient_id"].to_numpy()
-    count = len(set(patients))
-    if count < bootstrap.MIN_PATIENTS:
-        raise Undefined(f"no interval from {count} patients (needs {bootstrap.MIN_PATIENTS})")
+    if few := bootstrap.too_few(patients):
+        raise Undefined(few)
     return delong.auroc_interval(*_arrays(cases), patients)
-
-
-def age_band(age: float) -> str:
-    """The age band's name; "unknown" for NaN."""
-    if np.isnan(age):
-        return "unknown"
-    for low, high, name in AGE_BANDS:
-        if low <= age < high:
-            return name
-    return "80 and over"
 
 
 def gate_usage(table: pd.DataFrame) -> dict[str, Any]:
@@ -204,7 +211,9 @@ def gate_usage(table: pd.DataFrame) -> dict[str, Any]:
     if not gates:
         return {"experts": 0, "devices": {}, "notes": {"gates": "the model has no experts"}}
     devices = {}
-    for device, part in table.assign(device=device_names(table)).groupby("device", sort=True):
+    for device, part in table.assign(device=subgroups.device_names(table)).groupby(
+        "device", sort=True
+    ):
         weights = part[gates].to_numpy()
         entropy = -np.sum(weights * np.log(np.maximum(weights, 1e-12)), axis=1)
         devices[str(device)] = {
@@ -213,11 +222,6 @@ def gate_usage(table: pd.DataFrame) -> dict[str, Any]:
             "entropy": float(entropy.mean()),
         }
     return {"experts": len(gates), "devices": devices, "notes": {}}
-
-
-def device_names(table: pd.DataFrame) -> pd.Series:
-    """The device column with a name for the empty one."""
-    return table["device"].where(table["device"] != "", NO_DEVICE)
 
 
 def _groups(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -239,32 +243,25 @@ def _by_group(
 
 
 def _subgroups(
-    internal: pd.DataFrame, unit: str, fitted: dict[str, Any], settings: dict[str, int]
-) -> dict[str, dict[str, Any]]:
-    """sex, age band and device, and level of vertebrae: group -> value -> diagnosis."""
-    columns = {
-        "sex": internal["sex"].where(internal["sex"] != "", "unknown"),
-        "age": internal["age"].map(age_band),
-        "device": device_names(internal),
-    }
-    if unit == "vertebra":
-        columns["level"] = internal["level"]
-    order = {name: number for number, name in enumerate(LEVELS)}
-    order |= {name: number for number, (_, _, name) in enumerate(AGE_BANDS)}
-    result: dict[str, dict[str, Any]] = {}
-    for name, values in columns.items():
-        with_labels = set(values[internal["osteoporosis"].notna()])
-        result[name] = {
-            str(value): diagnosis(unit, fitted, settings, internal[values == value])
-            for value in sorted(with_labels, key=lambda value: (order.get(value, 99), value))
+    rows: pd.DataFrame, unit: str, fitted: dict[str, Any], settings: dict[str, int]
+) -> dict[str, Any]:
+    """groups: grouping -> subgroup with labels -> diagnosis; notes: why a grouping is absent."""
+    found, notes = subgroups.groupings(rows, unit)
+    known = rows["osteoporosis"].notna()
+    groups = {
+        grouping: {
+            str(name): diagnosis(unit, fitted, settings, rows[names == name])
+            for name in subgroups.in_order(set(names[known]))
         }
-    return result
+        for grouping, names in found.items()
+    }
+    return {"groups": groups, "notes": notes}
 
 
 def _bmd(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
     """overall, by device and by site; vertebrae with a DXA result only."""
     measured = rows[rows["bmd_g_cm2"].notna()]
-    measured = measured.assign(device=device_names(measured))
+    measured = measured.assign(device=subgroups.device_names(measured))
 
     def entry(part: pd.DataFrame) -> dict[str, Any]:
         truth, predicted = part["bmd_g_cm2"].to_numpy(), part["bmd_pred_g_cm2"].to_numpy()
@@ -282,6 +279,36 @@ def _bmd(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
         "overall": entry(measured),
         "devices": {str(key): entry(part) for key, part in measured.groupby("device", sort=True)},
         "sites": {str(key): entry(part) for key, part in measured.groupby("site", sort=True)},
+    }
+
+
+def net_benefit_table(rows: pd.DataFrame, unit: str, fitted: dict[str, Any]) -> pd.DataFrame:
+    """`decision.net_benefit` of calibrated probabilities. Raises `Undefined` for one class."""
+    labels, probabilities = _arrays(cases_of(rows, unit))
+    metrics.require_both_classes(labels)
+    temperature = fitted[unit]["temperature"]
+    if temperature is not None:
+        probabilities = calibration.apply_temperature(probabilities, temperature)
+    return decision.net_benefit(labels, probabilities)
+
+
+def _net_benefit(rows: pd.DataFrame, unit: str, fitted: dict[str, Any]) -> dict[str, Any]:
+    notes: dict[str, str] = {}
+    found = attempt(notes, "net_benefit", net_benefit_table, rows, unit, fitted)
+    return {"rows": [] if found is None else found.to_dict("records"), "notes": notes}
+
+
+def _unlike_training(rows: pd.DataFrame) -> dict[str, Any]:
+    """How many vertebrae are farther from training than 99% of validation's."""
+    known = rows["ood_percentile"].dropna()
+    if known.empty:
+        why = "no distances from the training vertebrae were computed"
+        return {"n": 0, "unusual": None, "median_distance": None, "notes": {"unusual": why}}
+    return {
+        "n": len(known),
+        "unusual": int((known > ood.UNUSUAL_PERCENTILE).sum()),
+        "median_distance": float(rows["ood_distance"].median()),
+        "notes": {},
     }
 
 
@@ -310,6 +337,15 @@ def _warnings(
 ) -> list[str]:
     """Sentences that a reader needs before the numbers."""
     warnings = []
+    for (split, reason), rows in pd.DataFrame(
+        summary["left_out"], columns=["split", "scan_id", "level", "reason"]
+    ).groupby(["split", "reason"], sort=False):
+        first = f"{rows['scan_id'].iloc[0]}/{rows['level'].iloc[0]}"
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        warnings.append(
+            f"Split {split}: {first}{more} left out of every number ({reason}): "
+            "tables/left_out.csv names them."
+        )
     for unit in UNITS:
         for what, why in summary["fitted"][unit]["notes"].items():
             warnings.append(f"Validation, {_unit_name(unit)}: no {what} could be fitted: {why}.")
@@ -326,9 +362,10 @@ def _warnings(
             if reason:
                 warnings.append(f"{name}, {_unit_name(unit)}: no AUROC: {reason}.")
             elif entry["patients"] < bootstrap.MIN_PATIENTS:
+                count = f"{entry['patients']} patient{'s' * (entry['patients'] != 1)}"
                 warnings.append(
-                    f"{name}, {_unit_name(unit)}: {entry['patients']} patients only; no interval, "
-                    "and the numbers mean little."
+                    f"{name}, {_unit_name(unit)}: {count} only; no interval, and the numbers mean "
+                    "little."
                 )
     if training_devices is not None:
         known = {*training_devices, UNKNOWN_DEVICE, ""}

@@ -10,6 +10,17 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from osteojax.evaluation.shown import (
+    ABSENT,
+    Missing,
+    Shown,
+    estimate,
+    interval,
+    number,
+    p_value,
+    share,
+)
+
 METRICS = ("AUROC", "AUPRC", "ACC", "SEN", "SPE", "PPV", "NPV", "F1")
 THRESHOLDS = {"at_validation_threshold": "threshold fitted on validation", "at_0.5": "0.5"}
 UNIT_TITLES = {
@@ -17,26 +28,19 @@ UNIT_TITLES = {
     "patient": "Patients, positive if any vertebra is",
     "patient_mean": "Patients, mean probability of their vertebrae",
 }
-ABSENT = "–"
+UNIT_PLURALS = {"vertebra": "vertebrae", "patient": "patients"}
+SHOWN_RISKS = (10, 20, 30, 40, 50, 60, 70)
+"""Per cent: rows of the net benefit table."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A table for people: text cells, and footnotes that say why a cell or interval is absent."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    interval_notes: tuple[str, ...] = ()
-
-
-def groups_of(section: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def groups_of(
+    section: dict[str, Any], parts: tuple[str, ...] = ("internal", "external")
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, entry) of internal, external and their sites, leaving out groups without cases.
 
     A part with a single site is one row, named by the site.
     """
-    for part in ("internal", "external"):
+    for part in parts:
         sites = section["sites"][part]
         if section[part]["n"] == 0:
             continue
@@ -59,8 +63,8 @@ def cohort(summary: dict[str, Any], fitted_split: str = "valid") -> Shown:
                 ", ".join(part["devices"]) or ABSENT,
                 str(part["patients"]),
                 str(part["vertebrae"]),
-                _share(part["positive_vertebrae"], part["labelled_vertebrae"]),
-                _share(part["positive_patients"], part["labelled_patients"]),
+                share(part["positive_vertebrae"], part["labelled_vertebrae"]),
+                share(part["positive_patients"], part["labelled_patients"]),
                 str(part["measured_vertebrae"]),
             )
         )
@@ -71,8 +75,8 @@ def cohort(summary: dict[str, Any], fitted_split: str = "valid") -> Shown:
             ABSENT,
             f"{fitted['patient']['patients']} labelled",
             f"{fitted['vertebra']['n']} labelled",
-            _share(fitted["vertebra"]["positives"], fitted["vertebra"]["n"]),
-            _share(fitted["patient"]["positives"], fitted["patient"]["n"]),
+            share(fitted["vertebra"]["positives"], fitted["vertebra"]["n"]),
+            share(fitted["patient"]["positives"], fitted["patient"]["n"]),
             str(fitted["bmd_residual_g_cm2"]["n"]),
         )
     )
@@ -98,8 +102,8 @@ def thresholds(summary: dict[str, Any]) -> Shown:
                 title,
                 str(fitted["n"]),
                 str(fitted["positives"]),
-                _number(fitted["threshold"], 3),
-                _number(fitted["temperature"], 3),
+                number(fitted["threshold"], 3),
+                number(fitted["temperature"], 3),
             )
         )
         notes += [f"{title}: no {what}: {why}." for what, why in fitted["notes"].items()]
@@ -108,27 +112,136 @@ def thresholds(summary: dict[str, Any]) -> Shown:
 
 
 def diagnosis(summary: dict[str, Any], unit: str, at: str) -> Shown:
-    """The diagnosis of one unit ("vertebra", ...) at one of `THRESHOLDS`, per site and overall."""
+    """The diagnosis of one unit ("vertebra", ...) at one of `THRESHOLDS`, per site and overall,
+    and, at their own validation thresholds, the baselines'."""
     title = f"{UNIT_TITLES[unit]}; threshold {_threshold(summary, unit, at)}"
-    return _diagnosis_rows(title, list(groups_of(summary["diagnosis"][unit])), at)
+    entries: list[tuple[str, dict[str, Any]]] = []
+    for part in ("internal", "external"):
+        entries += groups_of(summary["diagnosis"][unit], (part,))
+        if at == "at_validation_threshold":
+            entries += [
+                (f"{part}, {baseline['title']}", baseline[part][unit])
+                for baseline in summary["baselines"].values()
+                if unit in baseline[part] and baseline[part][unit]["n"]
+            ]
+    return _diagnosis_rows(title, entries, at)
+
+
+def against_baselines(summary: dict[str, Any]) -> Shown:
+    """The model's AUROC against that of each baseline on the same cases, with the tests."""
+    rows, missing = [], Missing()
+    for baseline in summary["baselines"].values():
+        for part in ("internal", "external"):
+            for unit, found in baseline[part].items():
+                if not found["n"]:
+                    continue
+                name = f"{baseline['title']}, {part} {UNIT_PLURALS[unit]}"
+                rows.append(_comparison_row(name, found, missing))
+    header = (
+        "model against", "cases", "AUROC, model", "AUROC, baseline", "difference",
+        "p, DeLong", "p, Holm", "p, McNemar",
+    )  # fmt: skip
+    return Shown("The model against simple baselines", header, tuple(rows), missing.notes())
+
+
+def _comparison_row(name: str, found: dict[str, Any], missing: Missing) -> tuple[str, ...]:
+    against = found["against_model"]
+    area, delong, mcnemar = (
+        against["difference"]["AUROC"], against["delong"] or {}, against["mcnemar"] or {},
+    )  # fmt: skip
+    for test, why in against["notes"].items():
+        missing.add(name, {"delong": "p of DeLong", "mcnemar": "p of McNemar"}[test], why)
+    if "note" in area:
+        missing.add(name, "interval of the difference", area["note"])
+    if found["missing"]:
+        why = f"{found['missing']} labelled vertebrae lack what the baseline needs and are left out"
+        missing.add(name, "comparison of all cases", why)
+    with_interval = {**area, "intervals": {"difference": area["interval"]}}
+    return (
+        name,
+        str(found["n"]),
+        number(area["first"], 3),
+        number(area["second"], 3),
+        estimate(with_interval, "difference", 3),
+        p_value(delong.get("p")),
+        p_value(delong.get("p_holm")),
+        p_value(mcnemar.get("p")),
+    )
+
+
+def auroc(summary: dict[str, Any]) -> Shown:
+    """AUROC with both of its intervals, per unit and group."""
+    rows, missing = [], Missing()
+    for unit, title in UNIT_TITLES.items():
+        for name, entry in groups_of(summary["diagnosis"][unit]):
+            values, delong = entry["at_0.5"], entry["AUROC_delong"]
+            label = f"{title}, {name}"
+            if "AUROC" in values["notes"]:
+                missing.add(label, "AUROC", values["notes"]["AUROC"])
+            elif "AUROC_delong" in entry["notes"]:
+                missing.add(label, "interval of DeLong", entry["notes"]["AUROC_delong"])
+            bootstrap = values["intervals"]["AUROC"]
+            rows.append(
+                (title, name, number(values["AUROC"], 3), interval(delong), interval(bootstrap))
+            )
+    header = ("decision about", "group", "AUROC", "95%, DeLong", "95%, bootstrap")
+    return Shown("Area under the ROC curve", header, tuple(rows), missing.notes())
+
+
+def net_benefit(summary: dict[str, Any]) -> Shown:
+    """Net benefit at some threshold probabilities, internal; the CSV files have them all."""
+    rows, missing = [], Missing()
+    for unit, found in summary["net_benefit"].items():
+        for why in found["notes"].values():
+            missing.add(UNIT_TITLES[unit], "net benefit", why)
+        for row in found["rows"]:
+            if round(100 * row["threshold"]) in SHOWN_RISKS:
+                values = [number(row[name], 3) for name in ("model", "all", "none")]
+                rows.append((UNIT_TITLES[unit], f"{row['threshold']:.2f}", *values))
+    header = ("decision about", "risk", "act on the model", "act on all", "act on none")
+    return Shown("Net benefit per case, internal", header, tuple(rows), missing.notes())
+
+
+def unlike_training(summary: dict[str, Any]) -> Shown:
+    """How many vertebrae lie far from the training data, per site."""
+    rows, missing = [], Missing()
+    section = summary["unlike_training"]
+    for part in ("internal", "external"):
+        for why in section[part]["notes"].values():
+            missing.add(part, "distance", why)
+    for name, entry in groups_of(section):
+        distance = number(entry["median_distance"], 2)
+        rows.append((name, str(entry["n"]), share(entry["unusual"], entry["n"]), distance))
+    header = ("group", "vertebrae", "farther than 99% of validation", "median distance")
+    title = "Distance from the training vertebrae, in the encoder's embedding"
+    return Shown(title, header, tuple(rows), missing.notes())
 
 
 def subgroups(summary: dict[str, Any], unit: str) -> Shown:
-    """The diagnosis by sex, age, device and level at the validation threshold, internal rows."""
+    """The diagnosis by sex, age, device, site, slice thickness and level at the validation
+    threshold; of the external sites their DXA devices and slices only."""
+    found = summary["subgroups"][unit]
     entries = [
-        (f"{group}: {value}", entry)
-        for group, values in summary["subgroups"][unit].items()
-        for value, entry in values.items()
+        (f"{grouping}: {name}", entry)
+        for grouping, values in found["internal"]["groups"].items()
+        for name, entry in values.items()
+    ]
+    entries += [
+        (f"external, {grouping}: {name}", found["external"]["groups"][grouping][name])
+        for grouping in ("device", "slice thickness")
+        for name in found["external"]["groups"].get(grouping, {})
     ]
     at = "at_validation_threshold"
-    title = f"{UNIT_TITLES[unit]}, internal subgroups; threshold {_threshold(summary, unit, at)}"
-    return _diagnosis_rows(title, entries, at)
+    title = f"{UNIT_TITLES[unit]}, subgroups; threshold {_threshold(summary, unit, at)}"
+    shown = _diagnosis_rows(title, entries, at)
+    notes = [f"No subgroups by {name}: {why}." for name, why in found["internal"]["notes"].items()]
+    return dataclasses.replace(shown, notes=(*shown.notes, *notes))
 
 
 def calibration(summary: dict[str, Any]) -> Shown:
     """Brier, ECE, slope and intercept before and after temperature scaling."""
     names = ("Brier", "ECE", "slope", "intercept")
-    rows, missing = [], _Missing()
+    rows, missing = [], Missing()
     for unit, title in UNIT_TITLES.items():
         for name in ("internal", "external"):
             entry = summary["diagnosis"][unit][name]
@@ -146,14 +259,14 @@ def calibration(summary: dict[str, Any]) -> Shown:
                     continue
                 for metric, why in values["notes"].items():
                     missing.add(case, metric, why)
-                rows.append((title, name, when, *(_number(values[n], 3) for n in names)))
+                rows.append((title, name, when, *(number(values[n], 3) for n in names)))
     header = ("decision about", "group", "probabilities", *names)
     return Shown("Calibration", header, tuple(rows), missing.notes())
 
 
 def bmd(summary: dict[str, Any]) -> Shown:
     """Agreement with DXA overall, per device and per site, in g/cm^2."""
-    rows, missing = [], _Missing()
+    rows, missing = [], Missing()
     for part in ("internal", "external"):
         section = summary["bmd"][part]
         entries = [(f"all {part}", section["overall"])]
@@ -172,8 +285,8 @@ def bmd(summary: dict[str, Any]) -> Shown:
                     name,
                     str(entry["patients"]),
                     str(entry["n"]),
-                    *(_estimate(entry, key, 3) for key in ("MAE", "r", "bias")),
-                    f"{_number(entry['lower'], 3)} to {_number(entry['upper'], 3)}",
+                    *(estimate(entry, key, 3) for key in ("MAE", "r", "bias")),
+                    f"{number(entry['lower'], 3)} to {number(entry['upper'], 3)}",
                 )
             )
     header = ("group", "patients", "vertebrae", "MAE", "r", "bias", "limits of agreement")
@@ -188,17 +301,14 @@ def bmd(summary: dict[str, Any]) -> Shown:
 
 def position(summary: dict[str, Any]) -> Shown:
     """Level accuracy and error of every vertebra, labelled or not."""
-    rows, missing = [], _Missing()
+    rows, missing = [], Missing()
     for name, entry in groups_of(summary["position"]):
         missing.entry(name, entry)
         rows.append(
             (
                 name,
                 str(entry["n"]),
-                *(
-                    _estimate(entry, k, 3)
-                    for k in ("accuracy", "within_one", "mean_absolute_error")
-                ),
+                *(estimate(entry, k, 3) for k in ("accuracy", "within_one", "mean_absolute_error")),
             )
         )
     header = ("group", "vertebrae", "accuracy", "within one level", "mean error, levels")
@@ -209,10 +319,10 @@ def gates(summary: dict[str, Any]) -> Shown:
     """Mean expert weights by DXA device."""
     usage = summary["gates"]
     rows = tuple(
-        (name, str(e["n"]), *(_number(v, 3) for v in e["mean"]), _number(e["entropy"], 3))
+        (name, str(e["n"]), *(number(v, 3) for v in e["mean"]), number(e["entropy"], 3))
         for name, e in usage["devices"].items()
     )
-    experts = tuple(f"expert {i}" for i in range(usage["experts"]))
+    experts = tuple(f"expert {i + 1}" for i in range(usage["experts"]))
     header = ("DXA device", "vertebrae", *experts, "gate entropy, nats")
     notes = tuple(f"{why}." for why in usage["notes"].values())
     return Shown("Mean expert weight by DXA device", header, rows, notes)
@@ -228,8 +338,8 @@ def terminal(shown: Shown) -> RichTable:
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
     )
-    for number, name in enumerate(shown.header):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0)
+    for i, name in enumerate(shown.header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
     for row in shown.rows:
         # A site called "[red]" is a name, not a colour.
         table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in row))
@@ -271,45 +381,14 @@ def _narrow(shown: Shown) -> Shown:
     return Shown(shown.title, header, tuple(rows), shown.notes)
 
 
-class _Missing:
-    """Collects why cells are empty; groups that lack the same for the same reason share a note."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, str], list[str]] = {}
-        self._intervals: dict[tuple[str, str], list[str]] = {}
-
-    def add(self, group: str, metric: str, why: str) -> None:
-        self._values.setdefault((group, why), []).append(metric)
-
-    def entry(self, group: str, entry: dict[str, Any]) -> None:
-        for metric, why in entry["notes"].items():
-            self.add(group, metric, why)
-        for metric, why in entry["interval_notes"].items():
-            if metric not in entry["notes"]:
-                self._intervals.setdefault((group, why), []).append(metric)
-
-    def notes(self) -> tuple[str, ...]:
-        return self._texts(self._values, "no")
-
-    def interval_notes(self) -> tuple[str, ...]:
-        return self._texts(self._intervals, "no interval of")
-
-    @staticmethod
-    def _texts(found: dict[tuple[str, str], list[str]], what: str) -> tuple[str, ...]:
-        groups: dict[str, list[str]] = {}
-        for (group, why), names in found.items():
-            groups.setdefault(f"{what} {', '.join(names)}: {why}.", []).append(group)
-        return tuple(f"{'; '.join(names)}: {text}" for text, names in groups.items())
-
-
 def _diagnosis_rows(title: str, entries: list[tuple[str, dict[str, Any]]], at: str) -> Shown:
-    rows, missing = [], _Missing()
+    rows, missing = [], Missing()
     for name, entry in entries:
         values = entry[at]
         missing.entry(name, values)
-        cells = [_estimate(values, metric, 3) for metric in METRICS]
+        cells = [estimate(values, metric, 3) for metric in METRICS]
         patients = str(entry["patients"])
-        rows.append((name, patients, _share(entry["positives"], entry["n"]), *cells))
+        rows.append((name, patients, share(entry["positives"], entry["n"]), *cells))
     header = ("group", "patients", "positive / cases", *METRICS)
     return Shown(title, header, tuple(rows), missing.notes(), missing.interval_notes())
 
@@ -319,21 +398,3 @@ def _threshold(summary: dict[str, Any], unit: str, at: str) -> str:
     if value is None:
         return "could not be fitted"
     return f"{value:.3f} (fitted on validation)" if at != "at_0.5" else "0.5"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _estimate(values: dict[str, Any], metric: str, digits: int) -> str:
-    """ "0.873 (0.824–0.911)", without the bracket where there is no interval."""
-    text = _number(values[metric], digits)
-    interval = values["intervals"].get(metric)
-    if values[metric] is None or interval is None:
-        return text
-    low, high = (_number(bound, digits) for bound in interval)
-    return f"{text} ({low}{' to ' if interval[0] < 0 else ABSENT}{high})"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part} / {whole}" + (f" ({100 * part / whole:.0f}%)" if whole else "")

@@ -19,11 +19,12 @@ def tables():
 def test_the_drawn_roc_curve_encloses_the_auroc_of_its_legend(tables):
     test, _ = tables
     axis = plots.roc(test).axes[0]
-    lines = {line.get_label(): line for line in axis.get_lines() if "AUROC" in line.get_label()}
+    lines = {line.get_label(): line for line in axis.get_lines() if "n = " in line.get_label()}
     assert len(lines) == 5  # all internal, A, B, C, D external
     for label, line in lines.items():
         area = np.trapezoid(line.get_ydata(), line.get_xdata())
-        assert f"AUROC {area:.3f}" in label
+        assert f": {area:.3f} (" in label
+    assert axis.get_legend().get_title().get_text() == "AUROC, 95% interval of DeLong"
     rows = test[(test["site"] == "D") & test["osteoporosis"].notna()]
     [external] = [label for label in lines if "external" in label]
     assert f"{roc_auc_score(rows['osteoporosis'], rows['probability']):.3f}" in external
@@ -45,7 +46,9 @@ def test_bmd_points_and_limits(tables):
 
 def test_heat_maps_hold_the_counts(tables):
     test, _ = tables
-    gates = plots.gates(test).axes[0].images[0].get_array()
+    axis = plots.gates(test).axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == [f"expert {i}" for i in "123"]
+    gates = axis.images[0].get_array()
     np.testing.assert_allclose(gates.sum(axis=1), 1, rtol=1e-9)
     levels = plots.levels(test).axes[0]
     assert sum(int(text.get_text()) for text in levels.texts) == len(test)

@@ -12,18 +12,31 @@ import pytest
 import rich.console
 
 from osteojax.errors import UserError
-from osteojax.evaluation import predictions, report, tables
-from tests.evaluation.tables import synthetic
+from osteojax.evaluation import baselines, cases, predictions, report, summary, tables
+from tests.evaluation.tables import synthetic, with_baselines
 
 CONTEXT = {"simulated": True, "version": "0.1.0", "config": {"lr": 1e-4, "sizes": (1, 2)}}
 FIGURES = ("roc", "calibration", "decision", "bmd", "levels", "gates")
+CASES = ("missed", "false_alarms", "hits")
+
+
+def blobs(rows):
+    """Volumes of some vertebrae: no real ones are needed to lay out a page."""
+    hu = np.random.default_rng(0).normal(100, 50, (8, 8, 8)).astype(np.float32)
+    mask = np.zeros((8, 8, 8), bool)
+    mask[2:6, 2:6, 2:6] = True
+    heats = [None, np.zeros_like(hu), np.where(mask, 1.0, 0.0)]
+    return [cases.Picture(hu, mask, heats[i % 3], 12.0) for i in range(len(rows))]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("report")
-    test, valid = synthetic(60, "test", 2, "ABCD"), synthetic(40, "valid", 1)
-    return directory, report.write_report(directory, test, valid, CONTEXT, resamples=50)
+    test, valid = with_baselines(synthetic(60, "test", 2, "ABCD"), synthetic(40, "valid", 1))
+    models, _ = baselines.fit(synthetic(60, "train", 99))
+    context = CONTEXT | {"baselines": {name: model.as_json() for name, model in models.items()}}
+    result = report.write_report(directory, test, valid, context, resamples=50, pictures=blobs)
+    return directory, result
 
 
 def test_everything_is_written_and_nothing_else(written):
@@ -42,7 +55,7 @@ def test_the_report_stands_alone(written):
     html = (directory / "report.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]{0,40})', html)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
-    assert sum(link.startswith("data:") for link in links) == len(FIGURES)
+    assert sum(link.startswith("data:") for link in links) == len(FIGURES + CASES)
     assert "url(" not in html
     assert "<script" not in html
     assert re.search(r"\b(nan|None|inf)\b", re.sub(r"base64,[^\"]+", "", html)) is None
@@ -80,6 +93,60 @@ def test_html_csv_and_json_show_the_same_numbers(written):
     low, high = entry["intervals"]["AUROC"]
     html = (directory / "report.html").read_text()
     assert f"{entry['AUROC']:.3f} <span>({low:.3f}–{high:.3f})" in html
+    delong = result["metrics"]["diagnosis"]["vertebra"]["internal"]["AUROC_delong"]
+    assert row[["AUROC_delong_low", "AUROC_delong_high"]].tolist() == pytest.approx(delong)
+    assert re.search(rf"<td>{delong[0]:.3f}–{delong[1]:.3f}\s*</td>", html)
+
+
+def test_the_comparison_with_baselines_is_the_same_everywhere(written):
+    directory, result = written
+    entry = result["metrics"]["baselines"]["hu"]["internal"]["patient"]
+    area, test = entry["against_model"]["difference"]["AUROC"], entry["against_model"]["delong"]
+    csv = pd.read_csv(directory / "tables" / "baselines.csv").set_index(
+        ["baseline", "part", "unit"]
+    )
+    row = csv.loc[("hu", "internal", "patient")]
+    assert row["AUROC"] == pytest.approx(area["second"])
+    assert row["model_minus_baseline_AUROC"] == pytest.approx(area["difference"])
+    assert [row["delong_p"], row["delong_p_holm"]] == pytest.approx([test["p"], test["p_holm"]])
+    assert row["mcnemar_p"] == pytest.approx(entry["against_model"]["mcnemar"]["p"])
+    html = (directory / "report.html").read_text()
+    sentence = f"AUROC {area['first']:.3f} against {area['second']:.3f}"
+    assert f"Patients of the internal test, against HU threshold: {sentence}" in html
+    net = pd.read_csv(directory / "tables" / "net_benefit_vertebra.csv")
+    rows = result["metrics"]["net_benefit"]["vertebra"]["rows"]
+    np.testing.assert_allclose(net["model"], [row["model"] for row in rows])
+
+
+def test_the_threshold_in_hu_decides_as_the_baseline_does(written):
+    directory, result = written
+    html = (directory / "report.html").read_text()
+    [at_hu] = re.findall(r"positive at or below (\d+) HU", html)
+    table = predictions.read(directory / "predictions.csv")
+    threshold = result["metrics"]["baselines"]["hu"]["fitted"]["vertebra"]["threshold"]
+    clear = (table["mean_hu"] - float(at_hu)).abs() > 0.5  # it is shown in whole HU
+    called = table["baseline_hu"] >= threshold
+    assert (called == (table["mean_hu"] < float(at_hu)))[clear].all()
+
+
+def test_pictured_vertebrae_are_the_kinds_they_claim(written):
+    directory, result = written
+    table = predictions.read(directory / "predictions.csv")
+    fitted = result["metrics"]["fitted"]
+    chosen = cases.chosen(table[table["split"] != "valid"], fitted)
+    called = chosen["probability"] >= fitted["vertebra"]["threshold"]
+    sick = chosen["osteoporosis"] == 1
+    assert (chosen["kind"] == np.select([sick & ~called, ~sick & called], CASES[:2], "hits")).all()
+    assert chosen["kind"].value_counts().to_dict() == dict.fromkeys(CASES, cases.PICTURED)
+    assert not chosen.duplicated(["kind", "patient_id"]).any()
+    hits = table[(table["split"] != "valid") & (table["osteoporosis"] == 1)]
+    assert chosen.loc[chosen["kind"] == "hits", "probability"].max() == hits["probability"].max()
+    figure = cases.draw(chosen.head(3), blobs(chosen.head(3)), "title")
+    texts = [text.get_text() for axis in figure.axes for text in axis.texts]
+    for row in chosen.head(3).to_dict("records"):
+        assert any(f"{row['scan_id']}, {row['level']}" in text for text in texts)
+        assert any(f"probability {row['probability']:.3f}" in text for text in texts)
+    assert any("nothing raises" in text for text in texts)
 
 
 def test_terminal_tables_fit_80_columns(written):
@@ -140,16 +207,39 @@ def test_three_patients_and_an_unseen_device(tmp_path):
         tmp_path, synthetic(3, "test", 2), synthetic(12, "valid", 1), context, resamples=20
     )
     html = (tmp_path / "report.html").read_text()
-    assert "3 patients only; no interval" in html or "one class only" in html
+    assert "Internal, vertebrae: 3 patients only; no interval" in html
+    assert "Internal, site A, vertebrae: 1 patient only; no interval" in html
+    assert "Internal, site B, vertebrae: no AUROC: one class only (0 positive of 2)" in html
     assert "DXA device lunar" in html
     assert "was never seen in training" in html
+
+
+def test_one_bad_row_does_not_cost_the_report(tmp_path):
+    test = synthetic(30, "test", 2)
+    spoilt = pd.concat([test, test.iloc[[4]]], ignore_index=True)
+    spoilt.loc[1, "probability"] = np.nan
+    valid = synthetic(30, "valid", 1)
+    (tmp_path / "missed.png").write_text("of an earlier evaluation")
+    result = report.write_report(tmp_path, spoilt, valid, CONTEXT, resamples=20)
+    known, clean = predictions.check(valid), predictions.check(test.drop(index=1))
+    fitted = summary.fit_on_validation(known)
+    expected = summary.summarise(clean, fitted, None, 20, valid=known)
+    assert result["metrics"]["diagnosis"] == expected["diagnosis"]
+    left_out = pd.read_csv(tmp_path / "tables" / "left_out.csv")
+    assert left_out["reason"].tolist() == ["probability is nan", "a copy of another row"]
+    assert left_out["level"].tolist() == ["L1", "L4"]
+    html = (tmp_path / "report.html").read_text()
+    assert "test-A0000-ct/L1 left out of every number (probability is nan)" in html
+    assert re.search(r"\bnan\b", re.sub(r"base64,[^\"]+|is nan", "", html)) is None
+    assert not (tmp_path / "missed.png").exists()
+    assert "No pictures: the volumes were not at hand" in html
+    assert "No baseline could be computed." in html
 
 
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda t: t.assign(probability=np.nan), "test predictions: row 2 .*probability is nan"),
-        (lambda t: pd.concat([t, t]), "the same scan and level"),
+        (lambda t: t.assign(probability=np.nan), "none of 30 vertebrae .*probability is nan"),
         (lambda t: t.assign(patient_id="valid-A0000"), "in the test and in the validation"),
         (no_experts, "0 experts, the validation predictions 3"),
     ],

@@ -9,21 +9,21 @@ import pytest
 from sklearn import metrics as sk
 
 from osteojax.evaluation import metrics, predictions, summary
-from tests.evaluation.tables import synthetic
+from tests.evaluation.tables import synthetic, with_baselines
 
 SETTINGS = {"resamples": 100, "seed": 0}
 
 
 @pytest.fixture(scope="module")
 def tables():
-    test = predictions.check(synthetic(80, "test", 2, "ABCD"))
-    return test, predictions.check(synthetic(45, "valid", 1))
+    test, valid = with_baselines(synthetic(80, "test", 2, "ABCD"), synthetic(45, "valid", 1))
+    return predictions.check(test), predictions.check(valid)
 
 
 @pytest.fixture(scope="module")
 def found(tables):
     test, valid = tables
-    return summary.summarise(test, summary.fit_on_validation(valid), **SETTINGS)
+    return summary.summarise(test, summary.fit_on_validation(valid), **SETTINGS, valid=valid)
 
 
 def test_json_safe(found):
@@ -83,9 +83,13 @@ def test_sites_add_up_and_external_is_apart(found):
     assert set(groups["sites"]["external"]) == {"D"}
     total = sum(entry["n"] for entry in groups["sites"]["internal"].values())
     assert total == groups["internal"]["n"]
-    levels = found["subgroups"]["vertebra"]["level"]
+    levels = found["subgroups"]["vertebra"]["internal"]["groups"]["level"]
     assert list(levels) == ["L1", "L2", "L3", "L4"]
     assert sum(entry["n"] for entry in levels.values()) == groups["internal"]["n"]
+    external = found["subgroups"]["vertebra"]["external"]["groups"]["device"]
+    assert {name: entry["n"] for name, entry in external.items()} == {
+        "hologic": groups["external"]["n"]
+    }
     devices = found["bmd"]["internal"]["devices"]
     assert sum(entry["n"] for entry in devices.values()) == found["bmd"]["internal"]["overall"]["n"]
 
@@ -111,13 +115,6 @@ def test_residual_quantiles_for_prediction_intervals(tables):
     residual = (valid["bmd_g_cm2"] - valid["bmd_pred_g_cm2"]).dropna()
     inside = residual.between(found["quantiles"]["0.05"], found["quantiles"]["0.95"]).mean()
     assert inside == pytest.approx(0.9, abs=0.03)
-
-
-def test_age_bands():
-    ages = [20, 50, 59.9, 60, 79, 80, 95, np.nan]
-    assert [summary.age_band(age) for age in ages] == [
-        "under 50", "50-59", "50-59", "60-69", "70-79", "80 and over", "80 and over", "unknown",
-    ]  # fmt: skip
 
 
 def test_one_class_validation_keeps_half_and_says_so(tables):
@@ -166,3 +163,43 @@ def test_unseen_device_is_named(tables):
             "warnings"
         ]
     )
+
+
+def test_slices_are_a_subgroup_where_the_folder_has_them(tables, found):
+    test, valid = tables
+    rows = test[(test["split"] == "test") & test["osteoporosis"].notna()]
+    groups = found["subgroups"]["vertebra"]["internal"]["groups"]["slice thickness"]
+    assert {name: entry["n"] for name, entry in groups.items()} == {
+        "up to 1.25 mm": (rows["slice_mm"] == 1).sum(),
+        "2.5-5 mm": (rows["slice_mm"] == 3).sum(),
+        "over 5 mm": (rows["slice_mm"] == 6).sum(),
+    }
+    old = summary.summarise(
+        test.assign(slice_mm=np.nan), summary.fit_on_validation(valid), **SETTINGS
+    )
+    part = old["subgroups"]["patient"]["internal"]
+    assert "slice thickness" not in part["groups"]
+    assert "prepare the cohort again" in part["notes"]["slice thickness"]
+
+
+def test_net_benefit_is_the_curve_of_scaled_probabilities(tables, found):
+    test, _ = tables
+    rows = test[(test["split"] == "test") & test["osteoporosis"].notna()]
+    scores = np.log(rows["probability"] / (1 - rows["probability"]))
+    scaled = 1 / (1 + np.exp(-scores / found["fitted"]["vertebra"]["temperature"]))
+    [row] = [r for r in found["net_benefit"]["vertebra"]["rows"] if r["threshold"] == 0.2]
+    called, sick = scaled >= 0.2, rows["osteoporosis"] == 1
+    expected = (called & sick).mean() - (called & ~sick).mean() * 0.25
+    assert row["model"] == pytest.approx(expected)
+
+
+def test_vertebrae_far_from_training_are_counted(tables):
+    test, valid = tables
+    far = np.where(test["site"] == "D", 99.5, 50.0)
+    table = test.assign(ood_distance=1.0, ood_percentile=far)
+    found = summary.summarise(table, summary.fit_on_validation(valid), **SETTINGS)
+    assert found["unlike_training"]["internal"]["unusual"] == 0
+    external = found["unlike_training"]["external"]
+    assert external["unusual"] == external["n"] == (test["site"] == "D").sum()
+    without = summary.summarise(test, summary.fit_on_validation(valid), **SETTINGS)
+    assert without["unlike_training"]["internal"]["unusual"] is None
