@@ -1,0 +1,366 @@
+"""Training on 1 to N devices: speed, the work of each device, and what they say to each other.
+
+Weak scaling keeps the batch of a device, strong scaling the global batch; on one device they are
+the same step. The batch lies on the devices and is shown again and again, so no input is in it.
+
+Work is XLA's own count of the compiled program of a device, and that of the model's products
+(osteojax/train/costs.py). Collective bytes are counted in the same program and stand beside what
+the method needs (osteojax/train/collectives.py). The share of time in collectives is the time of
+the same collectives alone, one after another, over that of the step: all of it where nothing hides
+them, more than is lost where they run beside the backward pass. What is lost in all is
+1 - efficiency.
+
+--plan prints the arithmetic of docs/scaling.md for a large cohort on many devices instead; it
+measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from launch.benchmarks import measure, scaling_plan
+from osteojax import objectives
+from osteojax.data.schema import (
+    LEVELS,
+    POOL,
+    UNKNOWN_DEVICE,
+    Manifest,
+    image_spec,
+    map_spec,
+)
+from osteojax.errors import UserError
+from osteojax.train.collectives import Collective, compiled_collectives, expected_bytes
+from osteojax.train.costs import step_cost
+from osteojax.train.optim import adamw_direction
+from osteojax.train.parallel import DataParallel
+from osteojax.train.step import make_step
+from osteojax.types import AXIS, TrainState
+
+CONFIGS = {"swav": "tp_swav_resnet34", "multitask": "moe_multitask_resnet34"}
+SCALINGS = ("weak", "strong")
+DEVICES = ("hologic", "ge_lunar", "medix")
+"""DXA devices of the stand-in cohort: the paper's."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--devices", default="1,2,4,8", metavar="N,N", help="numbers of devices (%(default)s)"
+    )
+    parser.add_argument("--size", type=int, default=32, help="edge in voxels (%(default)s)")
+    parser.add_argument("--width", type=int, default=16, help="of the network (%(default)s)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        help="vertebrae on each device (weak), on all together (strong) (%(default)s)",
+    )
+    parser.add_argument("--objective", default="swav", choices=tuple(CONFIGS), help="(%(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed steps; 0 counts only (%(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="writes environment and rows")
+    scaling_plan.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.plan:
+        return scaling_plan.run(args)
+    for name, least in {"size": 1, "width": 1, "batch": 1, "repeats": 0}.items():
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: numbers from {least} are needed.")
+    counts = _device_counts(args.devices, args.batch)
+    _make_devices(max(counts))
+    platform = jax.default_backend()
+    if platform == "cpu":
+        print(
+            f"{max(counts)} fake devices share this machine's cores: their times say nothing of "
+            "scaling. What holds here is the work of a device and the bytes."
+        )
+    config = importlib.import_module(f"configs.{CONFIGS[args.objective]}").get_config()
+    config.model.width, config.model.dtype = args.width, args.dtype
+    rows = []
+    for row in measure_scaling(config, args.size, args.batch, counts, args.repeats):
+        rows.append(row)
+        print(_line(row), flush=True)
+    if args.json:
+        measure.write_results(args.json, measure.environment("flax", "optax"), rows)
+        print(f"written to {args.json}")
+    return 0
+
+
+def _device_counts(text: str, batch_size: int) -> list[int]:
+    try:
+        counts = sorted({int(word) for word in text.split(",")})
+    except ValueError as error:
+        raise UserError(f"--devices {text}: numbers with commas are needed, as 1,2,4.") from error
+    if counts[0] != 1:
+        raise UserError(f"--devices {text}: it must start at 1, which the others are compared to.")
+    if odd := [count for count in counts if batch_size % count]:
+        raise UserError(
+            f"--batch {batch_size} does not divide over {odd[0]} devices. Choose a multiple of all "
+            f"of --devices {text}."
+        )
+    return counts
+
+
+def _make_devices(count: int) -> None:
+    """Sees to it that there are `count` devices: on a CPU, fake ones. Raises UserError if not."""
+    try:
+        if count > jax.config.read("jax_num_cpu_devices"):
+            jax.config.update("jax_num_cpu_devices", count)  # other platforms keep their own
+    except RuntimeError:
+        pass  # JAX has its devices already; enough of them, perhaps
+    found = jax.device_count()
+    if found < count:
+        raise UserError(
+            f"--devices asks for {count} devices and {jax.devices()[0].device_kind} has {found}. "
+            f"Ask for at most {found}, or set JAX_PLATFORMS=cpu for fake ones."
+        )
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure_scaling(
+    config: Any, size: int, batch_size: int, device_counts: Sequence[int], repeats: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of weak and strong scaling, as they come.
+
+    Args:
+      config: of configs/*.py; its batch_size is overwritten.
+      size: edge of a volume in voxels.
+      batch_size: of each device (weak) and of all (strong).
+      device_counts: ascending, from 1; that many devices must be there.
+      repeats: timed steps; 0 compiles and counts only.
+
+    Yields:
+      for each number of devices and scaling what `measure_step` gives, with "scaling", and
+      "efficiency", "flops_share" and "model_flops_share": speed and work of a device over those of
+      one device alone.
+    """
+    alone: dict[str, Any] = {}
+    for count in device_counts:
+        for scaling in SCALINGS if count > 1 else ("both",):
+            config.batch_size = batch_size * (count if scaling == "weak" else 1)
+            row = measure_step(config, size, count, repeats)
+            alone = alone or row
+            for name in ("flops_per_device", "model_flops_per_device"):
+                row[name.replace("per_device", "share")] = row[name] / alone[name]
+            if repeats:
+                speed = "images_per_second_per_device"
+                row["efficiency"] = row[speed] / alone[speed]
+            for name in SCALINGS if scaling == "both" else (scaling,):
+                yield {"scaling": name, **row}
+
+
+def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict[str, Any]:
+    """One training step of `config.batch_size` volumes of size^3, spread over `num_devices`."""
+    devices = DataParallel.create("shard_map", num_devices)
+    program = Program(config, size, devices)
+    compiled = program.compiled()
+    collectives = compiled_collectives(compiled.as_text(), num_devices)
+    expected = expected_bytes(
+        config, program.state.params, program.state.model_state, platform=jax.default_backend()
+    )
+    row: dict[str, Any] = {
+        "measurement": "step",
+        "num_devices": num_devices,
+        "objective": config.objective.name,
+        "image_size": size,
+        "width": config.model.width,
+        "dtype": config.model.dtype,
+        "batch_size": config.batch_size,
+        "model_flops_per_device": step_cost(
+            config, program.cohort, program.batch, num_devices
+        ).flops,
+        "flops_per_device": float(compiled.cost_analysis()["flops"]),
+        "collectives": len(collectives),
+        "collective_bytes": sum(one.operand_bytes for one in collectives),
+        "collective_bytes_expected": sum(expected.values()) if num_devices > 1 else 0,
+        "collective_bytes_expected_parts": expected if num_devices > 1 else {},
+        "wire_bytes": sum(one.wire_bytes for one in collectives),
+    }
+    if repeats:
+        taken = measure.seconds(program.runner(compiled), repeats)
+        talking = measure.seconds(collectives_alone(collectives, devices), repeats)["median"]
+        row |= {
+            "step_seconds": taken["median"],
+            "step_seconds_min": taken["min"],
+            "step_seconds_max": taken["max"],
+            "images_per_second_per_device": config.batch_size / taken["median"] / num_devices,
+            "collective_seconds": talking,
+            "collective_share": talking / taken["median"],
+        }
+    return row
+
+
+class Program:
+    """A training step on stand-in data. Nothing is computed before it runs."""
+
+    def __init__(self, config: Any, size: int, devices: DataParallel) -> None:
+        self.devices, self.cohort = devices, stand_in(size)
+        objective = objectives.load(config, self.cohort)
+        devices.check_batch(config.batch_size)
+        objective.check_devices(devices.num_devices)
+        optimizer = objective.optimizer(adamw_direction(config), optax.constant_schedule(1e-4))
+        self.step: Any = make_step(objective.loss, optimizer, devices, config.optim.ema_decay)
+        self.config, self.size = config, size
+        two = stand_in_batch(config, size, 2)
+        self.batch = {  # its shapes
+            name: jax.ShapeDtypeStruct((config.batch_size, *array.shape[1:]), array.dtype)
+            for name, array in two.items()
+        }
+
+        def new_state() -> TrainState:
+            params, model_state = objective.init(jax.random.key(0), two)
+            ema = params if config.optim.ema_decay is not None else None
+            return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), ema)
+
+        self.new_state = new_state
+        self.state = jax.eval_shape(new_state)
+
+    def compiled(self) -> Any:
+        everywhere = self.devices.replicated_like(self.state)
+        over_devices = NamedSharding(self.devices.mesh, PartitionSpec(AXIS))
+        spread = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=over_devices)
+            for name, array in self.batch.items()
+        }
+        return self.step.lower(everywhere, spread, jax.random.key(1)).compile()
+
+    def runner(self, compiled: Any) -> Callable[[], Any]:
+        """A call that takes one step, from the state that the last one left."""
+        held = [self.devices.replicate(self.new_state())]
+        batch = stand_in_batch(self.config, self.size, self.config.batch_size)
+        placed, key = self.devices.put(batch), jax.random.key(1)
+
+        def once() -> Any:
+            held[0], metrics = compiled(held[0], placed, key)
+            return metrics
+
+        return once
+
+
+def collectives_alone(
+    collectives: Sequence[Collective], devices: DataParallel
+) -> Callable[[], jax.Array]:
+    """A call that makes these collectives and nothing else, each after the one before it."""
+    sizes = [max(1, one.operand_bytes // 4) for one in collectives]
+    over_devices = NamedSharding(devices.mesh, PartitionSpec(AXIS))
+    buffers = [
+        jax.device_put(np.ones((devices.num_devices, size), np.float32), over_devices)
+        for size in sizes
+    ]
+
+    def talk(buffers: list[jax.Array]) -> jax.Array:
+        last = jnp.float32(0)
+        for one, buffer in zip(collectives, buffers, strict=True):
+            # Each needs the one before it: XLA can neither join nor reorder them.
+            last = 1e-6 * _collective(one.kind, buffer[0] + last).ravel()[0]
+        return last
+
+    program = jax.jit(
+        jax.shard_map(
+            talk,
+            mesh=devices.mesh,
+            in_specs=PartitionSpec(AXIS),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+    )
+    return lambda: program(buffers)
+
+
+def _collective(kind: str, given: jax.Array) -> jax.Array:
+    """One collective over all devices, of a device's f32[size]."""
+    count = lax.axis_size(AXIS)
+    if kind == "all-reduce":
+        return lax.psum(given, AXIS)
+    if kind == "all-gather":
+        return lax.all_gather(given, AXIS)
+    if kind == "collective-permute":
+        return lax.ppermute(given, AXIS, [(i, (i + 1) % count) for i in range(count)])
+    parts = jnp.resize(given, (count, -(-given.size // count)))
+    if kind == "reduce-scatter":
+        return lax.psum_scatter(parts, AXIS)
+    return lax.all_to_all(parts, AXIS, split_axis=0, concat_axis=0)
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def stand_in(size: int) -> Any:
+    """What an objective reads of a cohort before it validates: a manifest and a folder's name."""
+    manifest = Manifest(
+        size=size,
+        spacing_mm=96 / size,
+        maps=(image_spec(), *(map_spec(name, 25.0) for name in POOL[1:])),
+        devices=(*DEVICES, UNKNOWN_DEVICE),
+        bmd_mean=0.9,
+        bmd_std=0.2,
+        texture={},
+        shards=(),
+        counts={},
+        settings={},
+        label_scheme="none",
+        code_version="benchmark",
+    )
+    return SimpleNamespace(manifest=manifest, directory=Path("benchmark"))
+
+
+def stand_in_batch(config: Any, size: int, count: int) -> dict[str, np.ndarray]:
+    """`count` examples of noise, as `types.Batch`."""
+    views = 2 if config.objective.name == "swav" else 1
+    rng = np.random.default_rng(0)
+    batch: dict[str, np.ndarray] = {
+        "index": np.arange(count, dtype=np.int32),
+        "map_ids": np.tile(np.arange(views, dtype=np.int32), (count, 1)),
+        "codes": rng.integers(0, 240, (count, views, size, size, size), dtype=np.uint8),
+    }
+    if config.objective.name == "swav":
+        return batch
+    return batch | {
+        "label": rng.integers(-1, 2, count, dtype=np.int32),
+        "bmd": rng.normal(0.9, 0.2, count).astype(np.float32),
+        "level": rng.integers(0, len(LEVELS), count, dtype=np.int32),
+        "device": rng.integers(0, len(DEVICES) + 1, count, dtype=np.int32),
+    }
+
+
+# ---------------------------------------------------------------- in words
+
+
+def _line(row: dict[str, Any]) -> str:
+    words = [
+        f"{row['scaling']}, {row['num_devices']} device(s), batch {row['batch_size']}: "
+        f"{row['flops_per_device'] / 1e9:.4g} GFLOP a device, {row['flops_share']:.3f} of one "
+        f"alone ({row['model_flops_share']:.3f} of the model's)"
+    ]
+    if row["num_devices"] > 1:
+        words.append(
+            f"{row['collectives']} collectives of {row['collective_bytes'] / 1e6:.4g} MB "
+            f"({row['collective_bytes_expected'] / 1e6:.4g} expected)"
+        )
+    if "step_seconds" in row:
+        words.append(
+            f"{row['step_seconds']:.4g} s ({row['step_seconds_min']:.4g}-"
+            f"{row['step_seconds_max']:.4g}), {row['images_per_second_per_device']:.4g} img/s a "
+            f"device, efficiency {row['efficiency']:.0%}, collectives alone "
+            f"{row['collective_share']:.1%} of it"
+        )
+    return "; ".join(words)

@@ -1,0 +1,179 @@
+"""What devices say to each other in one step: counted in the compiled program, and expected.
+
+The count reads the program that runs, so a collective that nobody meant to write is in it. The
+expectation follows from the method (docs/scaling.md). A test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+
+from osteojax.data.schema import POOL
+
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_COLLECTIVE = re.compile(rf"= (?P<result>.+?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_LOOP_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+_GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_GROUPS_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation of a compiled program.
+
+    Attributes:
+      kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "collective-permute".
+      operand_bytes: what each device gives.
+      group_size: devices that take part together.
+    """
+
+    kind: str
+    operand_bytes: int
+    group_size: int
+
+    @property
+    def wire_bytes(self) -> float:
+        """What each device sends where the group is a ring, which is the least that it can be
+        (Patarasuk & Yuan 2009)."""
+        others = self.group_size - 1
+        rounds = {
+            "all-reduce": 2 * others / self.group_size,
+            "all-gather": others,
+            "reduce-scatter": others / self.group_size,
+            "all-to-all": others / self.group_size,
+            "collective-permute": 1,
+        }
+        return self.operand_bytes * rounds[self.kind]
+
+
+def compiled_collectives(hlo_text: str, num_devices: int) -> list[Collective]:
+    """The collectives of a compiled program, in the order of its text.
+
+    Args:
+      hlo_text: of `jax.jit(...).lower(...).compile().as_text()`.
+      num_devices: devices that the program runs on; the size of a group that names no members.
+
+    Returns:
+      one entry for each operation among two or more devices. XLA joins several sums into one
+      operation; its bytes are theirs together.
+
+    Raises:
+      ValueError: for a collective inside a loop, whose number of rounds the text need not say.
+    """
+    loops = set(_LOOP_BODY.findall(hlo_text))
+    found, computation = [], ""
+    for line in hlo_text.splitlines():
+        if header := _COMPUTATION.match(line):
+            computation = header[1]
+        if not (match := _COLLECTIVE.search(line)):
+            continue
+        if computation in loops:
+            raise ValueError(f"{match['kind']} in the loop {computation}: count a single step")
+        group_size = _group_size(line, match["kind"], num_devices)
+        if group_size > 1:
+            operand_bytes = _operand_bytes(match, group_size)
+            found.append(Collective(match["kind"], operand_bytes, group_size))
+    return found
+
+
+def _group_size(line: str, kind: str, num_devices: int) -> int:
+    if kind == "collective-permute":
+        return 2  # it names pairs
+    if listed := _GROUPS_LISTED.search(line):
+        return len(listed[1].split(","))
+    if counted := _GROUPS_COUNTED.search(line):
+        return int(counted[1])
+    return num_devices
+
+
+def _operand_bytes(match: re.Match[str], group_size: int) -> int:
+    """From the shapes of the result: newer texts do not print those of the operands."""
+    result = sum(_array_bytes(*array) for array in _ARRAY.findall(match["result"]))
+    kind = match["kind"]
+    if kind == "all-gather":
+        # The result of an asynchronous start holds the operands too.
+        return result // (1 + group_size if match["start"] else group_size)
+    if kind == "reduce-scatter":
+        return result * group_size
+    if kind == "collective-permute" and match["start"]:
+        return result // 2
+    return result
+
+
+def _array_bytes(dtype: str, bits: str, shape: str) -> int:
+    """ "bf16", "16", "2,8" -> 32."""
+    itemsize = 1 if dtype == "pred" else int(bits) // 8
+    return itemsize * math.prod(int(size) for size in shape.split(",") if size)
+
+
+def expected_bytes(config: Any, params: Any, model_state: Any, *, platform: str) -> dict[str, int]:
+    """Operand bytes of a training step's collectives on each device, by what the method needs.
+
+    - gradients: of every parameter, once. Kernels of the encoder's convolutions are summed in the
+      dtype of the computation, which XLA's CPU widens to float32; all others in float32.
+    - batch_statistics: mean and mean square of each channel forward; backward the gradient of the
+      mean. That of the variance travels in the gradient of the scale. None with group norm.
+    - sinkhorn: a maximum and a sum of K for each iteration and view, with and without the queue.
+    - queue: the projections of the global batch, both views.
+    - losses: and metrics.
+
+    Args:
+      config: of configs/*.py, with objective "swav" or "multitask".
+      params, model_state: arrays, or their shapes and dtypes.
+      platform: of the devices: "cpu", "gpu" or "tpu".
+
+    Raises:
+      KeyError: for another objective.
+    """
+    own = {"swav": _swav_bytes, "multitask": _multitask_bytes}[config.objective.name]
+    narrow = 4 if platform == "cpu" else jax.numpy.dtype(config.model.dtype).itemsize
+    return {
+        "gradients": _gradient_bytes(params, config.model.rank, narrow),
+        "batch_statistics": _statistics_bytes(model_state["batch_stats"]),
+        **own(config, model_state),
+    }
+
+
+def _gradient_bytes(params: Any, rank: int, narrow: int) -> int:
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        convolution = path[0].key == "backbone" and len(leaf.shape) == rank + 2
+        total += math.prod(leaf.shape) * (narrow if convolution else 4)
+    return total
+
+
+def _statistics_bytes(batch_stats: Any) -> int:
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch_stats):
+        if path[-1].key != "mean":
+            continue
+        if len(leaf.shape) == 1:
+            total += 4 * 3 * leaf.shape[0]
+        else:  # per map: forward also the samples of each map; backward mean and variance
+            total += 4 * (4 * math.prod(leaf.shape) + len(POOL))
+    return total
+
+
+def _swav_bytes(config: Any, model_state: Any) -> dict[str, int]:
+    settings, views = config.objective, 2
+    with_queue = "queue" in model_state
+    assignments = views * (2 if with_queue else 1)
+    per_iteration = 2 * 4 * settings.num_prototypes
+    return {
+        "sinkhorn": assignments * settings.sinkhorn_iterations * per_iteration,
+        "queue": views * config.batch_size * settings.prototype_dim * 4 if with_queue else 0,
+        "losses": 4 + 4 * settings.num_prototypes,  # swapped prediction, shares of the prototypes
+    }
+
+
+def _multitask_bytes(config: Any, model_state: Any) -> dict[str, int]:
+    del model_state
+    # Sum and count of three masked losses; entropy and importance of the gate.
+    return {"losses": 3 * 2 * 4 + 4 + 4 * config.moe.num_experts}
