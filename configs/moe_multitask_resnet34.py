@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.seed = 0
     config.engine = "shard_map"  # or "pmap"
     config.batch_size = 32  # global
+    config.steps_per_dispatch = 0  # R: 0 chooses, 8 from resident data on accelerators, else 1
     config.log_every_steps = 10
     config.eval_at_start = False
     config.init_from = placeholder(str)  # workdir of a pre-training run; empty trains from scratch
@@ -28,6 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict(
         {
             "unlabelled_too": False,  # R: unlabelled vertebrae for the position head
+            "placement": "auto",  # R: of volumes; auto, resident (in device memory) or disk
             "augment": {  # R
                 "max_shift_voxels": 6,
                 "flip_probability": 0.5,

@@ -18,6 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.seed = 0
     config.engine = "shard_map"  # or "pmap"
     config.batch_size = 32  # global
+    config.steps_per_dispatch = 0  # R: 0 chooses, 8 from resident data on accelerators, else 1
     config.log_every_steps = 10
     config.eval_at_start = True  # the probes' values at initialisation
 
@@ -27,6 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
             # other_patient
             "textures": "offline",  # R: read from the folder, or online: made in the step
             "labelled_too": False,  # R: the paper's 30,256 pre-training vertebrae have no label
+            "placement": "auto",  # R: of volumes; auto, resident (in device memory) or disk
             "augment": {  # R
                 "max_shift_voxels": 6,
                 "flip_probability": 0.5,

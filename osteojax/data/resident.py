@@ -187,7 +187,7 @@ def gather(layout: Layout, codes: Array, draws: Batch) -> Batch:
     Returns:
       the draws without slots, with "codes" uint8[B, V, D, H, W] or "image" uint8[B, D, H, W].
     """
-    batch = {key: value for key, value in draws.items() if key not in ("slots", "rows")}
+    batch = {key: value for key, value in draws.items() if key != "slots"}
     if layout.key == "image":
         member_BV = jnp.zeros_like(draws["slots"])
     else:

@@ -80,7 +80,7 @@ def keep_evidence(
     Args:
       path: of a JSON file.
       verdict: what was wrong.
-      state: the newest there is; `step` or the one after it.
+      state: the newest there is; after the dispatch of `step` or the one after it.
       rows: i32[b] rows of vertebrae.csv in process 0's share of the batch of `step`.
     """
     write_json(

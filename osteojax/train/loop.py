@@ -1,8 +1,9 @@
 """The training loop: read, step, look, save. Rerunning a run resumes it.
 
 Order of a resume: config checked -> data opened -> model initialised -> warm start -> newest
-checkpoint over it -> data stream set to the steps done. Order of an iteration: the batch of step n
-is dispatched, then the metrics of step n - 1 are fetched, so that the device never waits for a log.
+checkpoint over it -> data stream set to the steps done. Order of an iteration: step n is
+dispatched, then the metrics of step n - 1 are fetched, so that the device never waits for a log.
+With resident data a dispatch may be several steps; whatever comes after a step comes after its end.
 
 With several processes all of them run this; only the first one writes anything but checkpoints.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -27,18 +29,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from osteojax import objectives
 from osteojax.checkpoints import Checkpoints, load_variables, warm_start
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.pipeline import evaluation_batches, training_batches
+from osteojax.data.pipeline import evaluation_batches
+from osteojax.data.resident import Layout
 from osteojax.errors import UserError
+from osteojax.train.feed import Feed, dispatches
 from osteojax.train.health import Health, keep_evidence
 from osteojax.train.optim import adamw_direction, duration_steps, schedule
 from osteojax.train.parallel import DataParallel
+from osteojax.train.placement import choose_placement
 from osteojax.train.profile import Profile
-from osteojax.train.step import make_step
+from osteojax.train.step import make_step, make_steps
 from osteojax.train.stop import Stopped, StopSignals
 from osteojax.train.timing import Start, Stopwatch, device_memory
 from osteojax.train.workdir import check_devices, check_processes, claim
 from osteojax.train.writer import Writer
-from osteojax.types import TrainState
+from osteojax.types import Metrics, TrainState
 
 
 def train(
@@ -97,15 +102,21 @@ class _Run:
         self.total_steps = duration_steps(config, "train", len(self.rows))
         self.eval_steps = duration_steps(config, "eval", len(self.rows))
         self.save_steps = duration_steps(config, "save", len(self.rows))
-        optimizer = self.objective.optimizer(
+        self.optimizer = self.objective.optimizer(
             adamw_direction(config), schedule(config, len(self.rows))
         )
-        self.step = make_step(self.objective.loss, optimizer, self.devices, config.optim.ema_decay)
         self.workdir = workdir
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         self.position: dict[str, float] = {}
         self.pending: tuple[int, Any, np.ndarray] | None = None
-        self.state = self._initial_state(optimizer)
+        self.state = self._initial_state(self.optimizer)
+        view, size = self.objective.view, cohort.manifest.size
+        # After the state: what is free is what it leaves.
+        self.placement = choose_placement(
+            config,
+            Layout.of(self.rows, view.members, size, self.devices.num_devices, view.key),
+            self.devices.engine,
+        )
         self.health = Health(self.position)
         self.first_step = int(self.state.step)
         self.best = self.checkpoints.best_metrics()
@@ -148,37 +159,45 @@ class _Run:
             f"{config.batch_size} on {self.devices.num_devices} {jax.devices()[0].device_kind} "
             f"device(s) in {jax.process_count()} process(es)"
         )
+        _say(self.placement.reason)
         if (first == 0 and config.eval_at_start) or self.position.get("owes_validation"):
             self._validate(first)
-        batches = training_batches(
-            self.cohort,
-            self.rows,
-            self.objective.view,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            first_step=first,
-        )
+        feed = Feed(self.cohort, self.objective.view, self.devices, self.placement.layout)
+        feed.start(self.rows, config.batch_size, config.seed, first)
+        advance = self._program(feed)
         profile = Profile(self.workdir, first, self.total_steps, wants_profile)
         metrics: Any = None
         with self._bar(), logging_redirect_tqdm(), StopSignals() as signals:
-            for step in range(first + 1, self.total_steps + 1):
+            for step, count in self._dispatches():
                 profile.before(step, metrics)
                 asked = time.perf_counter()
-                local = next(batches)
-                batch = self.devices.put(local)
+                batch, rows = feed.next(count)
                 waited = time.perf_counter() - asked
-                self.state, metrics = self.step(self.state, batch, self.key)
-                if step == first + 1:
+                self.state, metrics = advance(self.state, batch, self.key)
+                if step - count == first:
                     self._tell_first_step(start, metrics)
                 if profile.after(step, metrics):
                     _say(f"wrote a trace to {self.workdir / 'profile'}")
                 self._look()
-                self.pending = step, metrics, local["index"]
-                self.watch.tick(waited)
-                self.progress.update()
-                self._save_or_stop(step, signals.received(step))
+                self.pending = step, metrics, rows
+                self.watch.tick(waited, count)
+                self.progress.update(count)
+                self._save_or_stop(step, signals.received())
         self.checkpoints.wait()
         return self.best or {}
+
+    def _program(self, feed: Feed) -> Callable[..., tuple[TrainState, Metrics]]:
+        """(state, what `feed` gives, run key) -> (state, metrics of each step)."""
+        parts = self.objective.loss, self.optimizer, self.devices, self.config.optim.ema_decay
+        if self.devices.engine == "pmap":
+            return make_step(*parts)
+        steps = make_steps(*parts, feed.gather)
+        return lambda state, batch, key: steps(state, feed.data, batch, key)
+
+    def _dispatches(self) -> Iterator[tuple[int, int]]:
+        every = self.eval_steps, self.save_steps
+        per_dispatch = self.placement.steps_per_dispatch
+        return dispatches(self.first_step, self.total_steps, per_dispatch, every)
 
     def _bar(self) -> tqdm:
         """The progress bar. What it measures starts now."""
@@ -237,15 +256,17 @@ class _Run:
         """Fetches the metrics that are pending; stops a run that is not well; logs."""
         if self.pending is None:
             return
-        step, metrics, rows = self.pending
+        last, metrics, rows = self.pending
         self.pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if verdict := self.health.look(step, values):
-            self.writer.write(step, "train", values)
-            raise UserError(self._give_up(step, verdict, rows))
-        if step % self.config.log_every_steps == 0 or step == self.total_steps:
-            self.writer.write(step, "train", values | self.watch.report() | device_memory())
-            self.progress.set_postfix(loss=f"{values['loss']:.3f}")
+        fetched = {name: np.atleast_1d(v) for name, v in jax.device_get(metrics).items()}
+        for place, step in enumerate(range(last - len(rows) + 1, last + 1)):
+            values = {name: float(steps[place]) for name, steps in fetched.items()}
+            if verdict := self.health.look(step, values):
+                self.writer.write(step, "train", values)
+                raise UserError(self._give_up(step, verdict, rows[place]))
+            if step % self.config.log_every_steps == 0 or step == self.total_steps:
+                self.writer.write(step, "train", values | self.watch.report() | device_memory())
+                self.progress.set_postfix(loss=f"{values['loss']:.3f}")
 
     def _give_up(self, step: int, verdict: str, rows: np.ndarray) -> str:
         """Keeps the evidence; the message for the user."""

@@ -12,8 +12,8 @@ TRACED_STEPS = 3
 
 
 class Profile:
-    """Traces `TRACED_STEPS` steps into `workdir/profile`, after `WARM_UP_STEPS` others (fewer where
-    the run is shorter). Nothing where it is not wanted.
+    """Traces the dispatches of `TRACED_STEPS` steps into `workdir/profile`, after `WARM_UP_STEPS`
+    others (fewer where the run is shorter). Nothing where it is not wanted.
 
     TensorBoard's profile plugin, Perfetto and XProf read what it writes.
     """
@@ -23,18 +23,20 @@ class Profile:
         left = total_steps - first_step
         self._start = first_step + 1 + max(0, min(WARM_UP_STEPS, left - TRACED_STEPS))
         self._end = min(self._start + TRACED_STEPS - 1, total_steps)
-        self._wanted = wanted
+        self._wanted, self._tracing = wanted, False
 
     def before(self, step: int, previous: Any) -> None:
-        """Call before `step` is dispatched, with what the step before it gave."""
-        if self._wanted and step == self._start:
+        """Call before a dispatch that ends with `step`, with what the one before it gave."""
+        if self._wanted and not self._tracing and step >= self._start:
             jax.block_until_ready(previous)
             jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
 
     def after(self, step: int, result: Any) -> bool:
-        """Call when `step` was dispatched; True where the trace has just been written."""
-        if not self._wanted or step != self._end:
+        """Call after that dispatch; True where the trace has just been written."""
+        if not self._tracing or step < self._end:
             return False
         jax.block_until_ready(result)
         jax.profiler.stop_trace()
+        self._wanted = self._tracing = False
         return True

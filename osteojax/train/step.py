@@ -50,7 +50,9 @@ def make_steps(
 
     Returns:
       (state, data, draws of K steps, run key) -> (state, metrics [K]). The state passed in is
-      donated; each K is a program of its own.
+      donated; each K is a program of its own. Numbers do not depend on K or on where batches come
+      from, to the bit (on CPU, tested); those of `make_step` are another program's, equal to
+      rounding.
     """
     update = _update(loss, optimizer, devices, ema_decay)
 
@@ -60,8 +62,7 @@ def make_steps(
         def one(state: TrainState, draws: Batch) -> tuple[TrainState, Metrics]:
             return update(state, gather(data, draws), key)
 
-        count = len(jax.tree.leaves(draws_K)[0])
-        return lax.scan(one, state, draws_K, unroll=count == 1)  # one step needs no loop
+        return lax.scan(one, state, draws_K)  # XLA makes no loop of one step
 
     return devices.map_steps(steps)
 

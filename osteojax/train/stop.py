@@ -38,16 +38,17 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Listens while it is entered; `received(step)` is asked after every step.
+    """Listens while it is entered; `received()` is asked after every dispatch of steps.
 
     With several processes the signal may reach one before the others, and all must save the same
-    step. jax.distributed listens to SIGTERM by itself and lets them agree on a step; SIGINT is
-    turned into SIGTERM.
+    step. jax.distributed listens to SIGTERM by itself and lets them agree on the question
+    after which to stop; SIGINT is turned into SIGTERM.
     """
 
     def __init__(self) -> None:
         self._several = jax.process_count() > 1
         self._received: signal.Signals | None = None
+        self._asked = 0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -70,9 +71,11 @@ class StopSignals:
         else:
             self._received = signal.Signals(number)
 
-    def received(self, step: int) -> signal.Signals | None:
-        """The signal to stop for now that `step` is done; None to go on. Equal on all processes."""
+    def received(self) -> signal.Signals | None:
+        """The signal to stop for now; None to go on. Equal on all processes."""
+        self._asked += 1
         if self._several:
-            reached = multihost_utils.reached_preemption_sync_point(step)
+            # Questions are counted, not steps: none may be left out, and a dispatch can be several.
+            reached = multihost_utils.reached_preemption_sync_point(self._asked)
             return signal.SIGTERM if reached else None
         return self._received

@@ -15,29 +15,38 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 class Stopwatch:
     """Images per second and device since the last report, and its share spent waiting for data.
 
-    `tick` after each step; what runs inside `pause` is not counted, nor is the first step, which
-    compiles.
+    `tick` after each dispatch of steps; what runs inside `pause` is not counted, nor is the first
+    dispatch of each number of steps, which compiles.
     """
 
     def __init__(self, batch_size: int, num_devices: int) -> None:
         self._batch_size, self._num_devices = batch_size, num_devices
         self._start: float | None = None
         self._steps, self._waited, self._paused = 0, 0.0, 0.0
+        self._compiled: set[int] = set()
+        self._last = 0.0
 
-    def tick(self, waited_s: float) -> None:
-        """Counts a step that waited `waited_s` seconds for its batch."""
+    def tick(self, waited_s: float, steps: int = 1) -> None:
+        """Counts a dispatch of some steps that waited `waited_s` seconds for its data."""
+        before, self._last = self._last, time.perf_counter()
+        compiled = steps not in self._compiled
+        self._compiled.add(steps)
         if self._start is None:
-            self._start = time.perf_counter()
-            return
-        self._steps += 1
-        self._waited += waited_s
+            self._start = self._last
+        elif compiled:
+            self._paused += self._last - before
+        else:
+            self._steps += steps
+            self._waited += waited_s
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Time in here is somebody else's."""
         start = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - start
+        self._last = time.perf_counter()
+        if self._start is not None:
+            self._paused += self._last - start
 
     def report(self) -> dict[str, float]:
         """Rates since the last report; call it when the last step's results have arrived."""

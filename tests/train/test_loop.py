@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from osteojax.checkpoints import load_variables
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.pipeline import training_batches
+from osteojax.data.views import Supervised
 from osteojax.errors import UserError
 from osteojax.train import loop
 from osteojax.train.stop import Stopped
@@ -61,7 +64,21 @@ def test_pretraining_leaves_what_it_should(pretrained: Path) -> None:
     assert not same(stats["batch_stats"], stats["image_batch_stats"])
 
 
-def test_a_resumed_run_is_bit_identical(pretrained: Path, pool: Path, tmp_path: Path) -> None:
+RESIDENT = "--config.data.placement=resident"
+
+
+@pytest.mark.parametrize(
+    ("killed", "rerun"),
+    [
+        ((RESIDENT, "--config.steps_per_dispatch=3"), ("--config.data.placement=disk",)),
+        pytest.param((), (RESIDENT,), marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_is_bit_identical(
+    killed: tuple[str, ...], rerun: tuple[str, ...], pretrained: Path, pool: Path, tmp_path: Path
+) -> None:
+    """Wherever its volumes lay before it was killed, and lie after."""
+
     class Killed(BaseException):
         pass
 
@@ -76,8 +93,9 @@ def test_a_resumed_run_is_bit_identical(pretrained: Path, pool: Path, tmp_path: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Writer, "write", die_at_five)
         with pytest.raises(Killed):
-            loop.train(pretraining(), workdir, pool)
-    loop.train(pretraining(), workdir, pool)
+            loop.train(pretraining(*killed), workdir, pool)
+    assert 4 in {row["step"] for row in log_of(workdir)}
+    loop.train(pretraining(*rerun), workdir, pool)
     for which in ("last", "best"):
         (step, straight), (other_step, resumed) = (
             load_variables(pretrained, which), load_variables(workdir, which),
@@ -89,21 +107,29 @@ def test_a_resumed_run_is_bit_identical(pretrained: Path, pool: Path, tmp_path: 
     assert losses == expected
 
 
-@pytest.mark.parametrize("stop_at", [3, 4])  # with a validation due, and without
+@pytest.mark.parametrize(
+    ("stop_at", "dispatched", "overrides"),
+    [
+        (3, 3, ()),  # with a validation due
+        (4, 4, ()),
+        # Dispatches end at 2, 3, 5 and 6; what was sent in the third one is heard after it.
+        pytest.param(5, 3, (RESIDENT, "--config.steps_per_dispatch=2"), marks=pytest.mark.slow),
+    ],
+)
 def test_sigterm_saves_and_the_rerun_is_bit_identical(
-    stop_at: int, pretrained: Path, pool: Path, tmp_path: Path
+    stop_at: int, dispatched: int, overrides, pretrained: Path, pool: Path, tmp_path: Path
 ) -> None:
-    put = loop.DataParallel.put
-    left = iter(range(stop_at - 1, -1, -1))
+    put = loop.DataParallel.put_steps
+    left = iter(range(dispatched - 1, -1, -1))
 
-    def told_to_stop(self, batch):
-        if len(next(iter(batch.values()))) == 8 and "map_ids" in batch and next(left, None) == 0:
+    def told_to_stop(self, batches):
+        if next(left, None) == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return put(self, batch)
+        return put(self, batches)
 
-    config = pretraining("--config.eval_at_start=false")
+    config = pretraining("--config.eval_at_start=false", *overrides)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.DataParallel, "put", told_to_stop)
+        patch.setattr(loop.DataParallel, "put_steps", told_to_stop)
         with pytest.raises(Stopped) as stopped:
             loop.train(config, tmp_path, pool)
     assert (stopped.value.step, stopped.value.status) == (stop_at, 75)
@@ -181,6 +207,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(pool: Path, tmp_path: Path) -> 
     assert [row["step"] for row in evidence["metrics"]] == list(range(1, last + 2))
     assert any(name.startswith("params.") for name in evidence["not_finite"])
     assert len(set(evidence["rows_of_the_batch"])) == config.batch_size
+
+
+@pytest.mark.slow
+def test_the_first_bad_step_of_a_dispatch_is_named(pool: Path, tmp_path: Path) -> None:
+    config = fine_tuning(
+        "--config.optim.learning_rate=1e30", RESIDENT, "--config.steps_per_dispatch=3"
+    )
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step [23] .*No step was saved"):
+        loop.train(config, tmp_path, pool)
+    (path,) = (tmp_path / "evidence").iterdir()
+    evidence = json.loads(path.read_text())
+    assert evidence["step"] in (2, 3)
+    assert [row["step"] for row in evidence["metrics"]] == list(range(1, evidence["step"] + 1))
+    cohort = PreparedCohort(pool)
+    batches = training_batches(
+        cohort, cohort.rows("train"), Supervised().draw, batch_size=8, seed=config.seed,
+        first_step=evidence["step"] - 1,
+    )  # fmt: skip
+    assert evidence["rows_of_the_batch"] == next(batches)["index"].tolist()
 
 
 def test_what_cannot_run_says_why(pool: Path, tmp_path: Path) -> None:

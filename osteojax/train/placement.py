@@ -1,0 +1,135 @@
+"""Where the volumes of a run lie, on disk or in device memory, and how many steps a dispatch makes.
+
+Neither changes a number of the run: it may be resumed with another choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from osteojax.data.resident import Layout
+from osteojax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+PLACEMENTS = ("auto", "resident", "disk")
+
+AUTO_SHARE = 0.5
+"""Of the device memory that is free once the state is there: what "auto" gives to volumes. The
+other half is the step's; at 96^3 and batch 32 its activations are several times the state."""
+
+AUTO_STEPS = 8
+"""Steps a dispatch on an accelerator. What the host does for a dispatch of 300 arrays was 3 ms and
+for 32 draws 3 to 5 ms on a CPU core; a step at 64^3 is meant to last 7."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The choice.
+
+    Attributes:
+      layout: of the volumes in device memory; None leaves them on disk.
+      steps_per_dispatch: 1 or more; 1 on disk.
+      reason: one line for the user, with the budget.
+    """
+
+    layout: Layout | None
+    steps_per_dispatch: int
+    reason: str
+
+
+def choose_placement(config: ConfigDict, layout: Layout, engine: str) -> Placement:
+    """By `config.data.placement` and `config.steps_per_dispatch`; the same on all processes.
+
+    Args:
+      layout: that the volumes would have in device memory.
+      engine: of `DataParallel`; pmap reads from disk.
+
+    Raises:
+      UserError: resident data that do not fit or that the engine cannot have, several steps a
+        dispatch without resident data, or a value that is none.
+    """
+    wanted = config.data.placement
+    if wanted not in PLACEMENTS:
+        raise UserError(f"data.placement is {wanted!r}; choose one of {', '.join(PLACEMENTS)}.")
+    if config.steps_per_dispatch < 0:
+        raise UserError(
+            f"steps_per_dispatch is {config.steps_per_dispatch}; give a number of steps, or 0 to "
+            "have it chosen."
+        )
+    free = free_bytes() if wanted != "disk" else None
+    resident, reason = _decide(wanted, layout, engine, free)
+    steps = config.steps_per_dispatch
+    if steps > 1 and not resident:
+        raise UserError(
+            f"steps_per_dispatch is {steps}, and the {reason}. Several steps a dispatch need "
+            "data in device memory: set data.placement=resident, or steps_per_dispatch=0."
+        )
+    if steps == 0:
+        steps = AUTO_STEPS if resident and jax.default_backend() != "cpu" else 1
+    if resident:
+        reason += f", {steps} step{'s' if steps > 1 else ''} a dispatch"
+    return Placement(layout if resident else None, steps, reason)
+
+
+def _decide(wanted: str, layout: Layout, engine: str, free: int | None) -> tuple[bool, str]:
+    """(whether resident, why)."""
+    if wanted == "disk":
+        return False, "data stay on disk (data.placement=disk)"
+    if engine == "pmap":
+        if wanted == "resident":
+            raise UserError(
+                "data.placement=resident needs engine=shard_map; with engine=pmap use "
+                "data.placement=disk."
+            )
+        return False, "data stay on disk (engine=pmap)"
+    needed = layout.device_bytes
+    room = "unknown memory" if free is None else f"{free / 2**30:.2f} GiB free"
+    budget = f"{needed / 2**30:.2f} GiB on each of {layout.num_devices} device(s), {room}"
+    if wanted == "resident":
+        if free is not None and needed > free:
+            raise UserError(
+                f"data.placement=resident: the volumes take {budget}. Use more devices, "
+                "data.textures=online (the image alone is kept), or data.placement=disk."
+            )
+        return True, f"data are resident: {budget}"
+    if jax.default_backend() == "cpu":
+        # Reading is under 1% of a CPU's step, and its memory is where the files are cached anyway.
+        return False, f"data stay on disk (a CPU's steps hide reading): {budget}"
+    if free is None or needed > AUTO_SHARE * free:
+        return False, f"data stay on disk: {budget}, of which they may take {AUTO_SHARE:.0%}"
+    return True, f"data are resident: {budget}"
+
+
+def free_bytes() -> int | None:
+    """Free memory of the fullest device of all processes; None where a platform does not say.
+
+    A CPU's devices share the free memory of the host.
+    """
+    free = _local_free_bytes()
+    if jax.process_count() == 1:
+        return free
+    mib = np.int32(-1 if free is None else free >> 20)
+    fullest = int(np.min(multihost_utils.process_allgather(mib)))
+    return None if fullest < 0 else fullest << 20
+
+
+def _local_free_bytes() -> int | None:
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError):  # not every system counts them
+            return None
+        return free // len(devices)
+    statistics = [device.memory_stats() or {} for device in devices]
+    if not all({"bytes_limit", "bytes_in_use"} <= set(found) for found in statistics):
+        return None
+    return min(found["bytes_limit"] - found["bytes_in_use"] for found in statistics)
