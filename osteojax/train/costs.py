@@ -121,7 +121,8 @@ def step_cost(config: ConfigDict, cohort: Any, batch: Any, num_devices: int = 1)
     step = make_step(objective.loss, optimizer, devices, plain.optim.ema_decay)
 
     def new_state() -> TrainState:
-        params, model_state = objective.init(jax.random.key(0), batch)
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+        params, model_state = objective.init(jax.random.key(0), blank)
         ema = params if plain.optim.ema_decay is not None else None
         return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), ema)
 
