@@ -114,6 +114,8 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        # Before the cast, so that gradients are summed over the devices in the parameter's dtype.
+        x, kernel = _same_varying_axes(x, kernel)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(x, kernel, strides=self.strides, padding=self.padding, lowering=self.lowering)
         return y if bias is None else y + bias
