@@ -135,8 +135,8 @@ def draw_bone(
 def structure_of(z: float) -> tuple[float, float]:
     """(trabecular spacing in mm, anisotropy) of a structure z SD better than the mean: the denser
     the bone, the closer and the less oriented its trabeculae. The slopes are invented."""
-    spacing_mm = float(np.clip(1.0 * np.exp(-0.18 * z), 0.6, 1.8))
-    return spacing_mm, float(np.clip(1.5 * np.exp(-0.10 * z), 1.0, 2.2))
+    spacing_mm = min(max(float(np.exp(-0.18 * z)), 0.6), 1.8)
+    return spacing_mm, min(max(float(1.5 * np.exp(-0.10 * z)), 1.0), 2.2)
 
 
 def _norms(sex: str, age: float) -> tuple[float, float, float, float]:

@@ -63,7 +63,7 @@ def survival(
 
     Args:
       roi_mm: voxels of the ROI.
-      pairs: at least 3.
+      pairs: at least 8, so that no resample repeats one pair only.
 
     Returns:
       One row a voxel and noise: `slice_mm`, `spacing_mm`, `roi_mm`, `noise_hu`, `pairs`, and for

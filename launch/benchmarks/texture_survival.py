@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.pairs < 3:
-        raise UserError(f"--pairs {args.pairs}: at least 3, for an interval.")
+    if args.pairs < 8:
+        raise UserError(f"--pairs {args.pairs}: at least 8, for an interval.")
     sizes = (*args.slice_mm, *args.spacing_mm, *args.roi_mm)
     if min(sizes) < 0.5 or max(sizes) > 6:
         raise UserError("--slice-mm, --spacing-mm and --roi-mm are from 0.5 to 6 mm.")

@@ -15,7 +15,7 @@ from data_prep.simulate.bone import (
     volume_fraction,
 )
 from data_prep.simulate.grid import apply_axes, linear_weights
-from data_prep.simulate.scanner import SCANNERS, noise, response
+from data_prep.simulate.scanner import KVP_MINERAL_SCALE, SCANNERS, SITE_SCANNERS, noise, response
 
 
 def _correlation(field: np.ndarray, axis: int, lag: int) -> float:
@@ -100,3 +100,40 @@ def test_axis_matrices_against_einsum_and_interp():
     np.testing.assert_allclose(
         linear_weights(fine, coarse) @ values, np.interp(fine, coarse, values), atol=1e-5
     )
+
+
+def test_tube_voltage_scales_mineral_as_nist_attenuation_does():
+    """HU of a little cortical bone (ICRU-44, 1.92 g/cm^3) in water, at each beam's mean energy."""
+    energies, bone, water = [50, 60, 80], [0.4242, 0.3148, 0.2229], [0.2269, 0.2059, 0.1837]
+
+    def hu(energy: float) -> float:
+        at = [np.exp(np.interp(np.log(energy), np.log(energies), np.log(c))) for c in (bone, water)]
+        return 1.92 * at[0] / at[1] - 1
+
+    for kvp, energy in {80: 60.0, 100: 66.5, 120: 71.0, 140: 75.0}.items():
+        assert KVP_MINERAL_SCALE[kvp] == pytest.approx(hu(energy) / hu(71.0), abs=0.02)
+    assert SCANNERS["scanner3"].mineral_scale == 0.94  # 140 kV
+    assert 131.3 / 140.9 < KVP_MINERAL_SCALE[140] < 131.3 / 138.3  # measured, modelled
+
+
+def test_scanners_cover_clinical_slices_and_voltages_and_are_crossed():
+    used = {name for sites in SITE_SCANNERS.values() for site in sites.values() for name in site}
+    assert used == set(SCANNERS)
+    assert {s.kvp for s in SCANNERS.values()} == set(KVP_MINERAL_SCALE)
+    slices = [SCANNERS[n].slice_mm for site in SITE_SCANNERS["wide"].values() for n in site]
+    assert (min(slices), max(slices)) == (0.7, 5.0)
+    for sites in SITE_SCANNERS.values():
+        for shares in sites.values():
+            assert sum(shares.values()) == pytest.approx(1)
+        for site in "ABC":  # each of its scanners is at another site too
+            others = {n for s in sites if s != site for n in sites[s]}
+            assert set(sites[site]) & others
+
+
+def test_thick_slices_are_thin_ones_averaged():
+    """The noise of a 3 mm slice is that of four 0.75 mm slices' mean: the same photons."""
+    scanner = SCANNERS["scanner1"]
+    assert scanner.with_slices(None) == scanner
+    thin, thick = scanner.with_slices(0.75), scanner.with_slices(3.0)
+    field = noise(np.random.default_rng(5), (400, 32, 32), (1.0, 1.0), thin)
+    assert field.reshape(100, 4, 32, 32).mean(1).std() == pytest.approx(thick.noise_hu, rel=0.02)

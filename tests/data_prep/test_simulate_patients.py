@@ -8,9 +8,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_prep.simulate.dxa import DEVICES, DXA_LEVELS, choose_levels, measure_dxa
+from data_prep.simulate.cohort_writer import cohort_rows, truth_rows
+from data_prep.simulate.dxa import (
+    DEVICES,
+    DXA_LEVELS,
+    choose_levels,
+    draw_deviations,
+    measure_dxa,
+)
 from data_prep.simulate.patients import Settings, draw_patient, site_of
-from data_prep.simulate.people import draw_bone, draw_person
+from data_prep.simulate.people import BONE_LEVELS, draw_bone, draw_person
+from osteojax.data.schema import LEVELS
 
 PUBLISHED_DECADES = [
     # sex, ages, mean, SD of Hologic L1-L4, as printed.
@@ -172,3 +180,139 @@ def test_a_patient_depends_on_settings_and_number_only():
     draw_patient(Settings(seed=4), 5)
     assert draw_patient(Settings(seed=3), 21) == first
     assert draw_patient(dataclasses.replace(Settings(), seed=4), 21) != first
+
+
+def test_two_devices_differ_by_4_percent_after_standardisation():
+    """Each result taken back to Hologic by the device's own line; both precision errors count."""
+    rng = np.random.default_rng(8)
+    for name in ("ge_lunar", "medix"):
+        differences = []
+        for true in rng.uniform(0.6, 1.2, 3000):
+            deviation = draw_deviations(rng, DEVICES)
+            assert deviation["hologic"] == 0
+            bmd = {}
+            for device in (DEVICES["hologic"], DEVICES[name]):
+                own = deviation[device.name]
+                result = measure_dxa(rng, {"L3": true}, device, ("L3",), own)[0]
+                bmd[device.name] = result.bmd_g_cm2
+            standard = (bmd[name] - DEVICES[name].offset_g_cm2) / DEVICES[name].slope
+            differences.append(standard / bmd["hologic"] - 1)
+        # The line's offset is a share of the BMD: the deviation weighs a little more after it.
+        assert np.std(differences) == pytest.approx(0.04, rel=0.07)
+        assert abs(np.mean(differences)) < 0.003
+
+
+def test_truth_is_what_a_device_measures_without_error():
+    """Results over truth.csv's value of their device scatter by the precision error alone."""
+    settings = Settings(seed=9, levels=DXA_LEVELS)
+    ratios: dict[str, list[float]] = collections.defaultdict(list)
+    for number in range(500):
+        patient = draw_patient(settings, number)
+        truth = {row["level"]: row for row in truth_rows(patient, settings)}
+        for result in patient.dxa:
+            true = float(truth[result.level][f"bmd_g_cm2_{result.device}"])
+            ratios[result.device].append(result.bmd_g_cm2 / true)
+            score = float(truth[result.level][f"t_score_{result.device}"])
+            assert score == pytest.approx(
+                DEVICES[result.device].t_score(true, result.level), abs=2e-3
+            )
+    for name, values in ratios.items():
+        assert np.mean(values) == pytest.approx(1, abs=0.003)
+        assert np.std(values) == pytest.approx(DEVICES[name].precision_cv, rel=0.2)
+
+
+def test_identical_devices_tell_nothing_and_change_nothing_else():
+    settings = Settings(seed=3, levels=DXA_LEVELS)
+    control = dataclasses.replace(settings, identical_devices=True)
+    devices = set()
+    for number in range(8, 60):  # the first two of a site are drawn until their label fits
+        usual, patient = draw_patient(settings, number), draw_patient(control, number)
+        devices.add(patient.device)
+        changed = {"dxa": patient.dxa, "device_deviations": patient.device_deviations}
+        assert dataclasses.replace(usual, **changed) == patient
+        for row in truth_rows(patient, control):
+            assert row["bmd_g_cm2_hologic"] == row["bmd_g_cm2_ge_lunar"] == row["bmd_g_cm2_medix"]
+            assert row["t_score_hologic"] == row["t_score_ge_lunar"] == row["t_score_medix"]
+    assert devices == set(DEVICES)
+
+
+@pytest.mark.parametrize(("hu_signal", "texture_signal"), [(0.0, 1.0), (0.0, 0.0)])
+def test_without_hu_signal_only_texture_tells_of_the_label(hu_signal, texture_signal):
+    settings = Settings(seed=4, hu_signal=hu_signal, texture_signal=texture_signal)
+    patients = [p for p in (draw_patient(settings, n) for n in range(8, 1400)) if p.dxa]
+    label = [any(r.osteoporosis for r in p.dxa) for p in patients]
+    told = {
+        "hu": [p.bones["L2"].trabecular_hu for p in patients],
+        "age": [p.age for p in patients],
+        "sex": [p.sex == "F" for p in patients],
+        "size": [p.size_z for p in patients],
+        "cortex": [p.cortex_z for p in patients],
+    }
+    for name, values in told.items():
+        assert abs(np.corrcoef(values, label)[0, 1]) < 0.1, name
+    structure = np.log([p.bones["L2"].trabecular_spacing_mm for p in patients])
+    correlation = np.corrcoef(structure, label)[0, 1]
+    assert correlation > 0.4 if texture_signal else abs(correlation) < 0.1
+    assert 0.2 < np.mean(label) < 0.6
+
+
+def test_full_hu_signal_is_the_published_population():
+    drawn = [draw_bone(np.random.default_rng(1), "M", 63, 0.5, s)[0] for s in (1.0, 0.0)]
+    assert drawn[0] == draw_bone(np.random.default_rng(1), "M", 63, 0.5)[0]
+    assert drawn[0]["L1"].hologic_bmd_g_cm2 != drawn[1]["L1"].hologic_bmd_g_cm2
+
+
+def test_complete_labels_are_outside_training_and_change_nothing_else():
+    settings = Settings(seed=6)
+    complete = dataclasses.replace(settings, complete_labels=(0.1, 0.3))
+    patients = [draw_patient(complete, n) for n in range(600)]
+    counts = collections.Counter((p.site, p.split) for p in patients)
+    for site in "ABC":
+        total = sum(counts[site, split] for split in ("train", "valid", "test"))
+        for split, share in {"train": 0.6, "valid": 0.1, "test": 0.3}.items():
+            assert counts[site, split] == pytest.approx(share * total, abs=1.01)
+    assert {p.split for p in patients if p.site == "D"} == {"external"}
+    for patient in patients:
+        usual = draw_patient(settings, patient.number)
+        assert usual.split == ""
+        if patient.number >= 8:
+            assert dataclasses.replace(patient, split="", dxa=usual.dxa) == usual
+            assert set(usual.dxa) <= set(patient.dxa)
+        levels = tuple(r.level for r in patient.dxa)
+        if patient.split == "train" and patient.number >= 8:
+            assert patient.dxa == usual.dxa
+        elif patient.split != "train":
+            assert levels == DXA_LEVELS
+    assert cohort_rows(patients[9], complete)[0]["split"] == patients[9].split
+    assert "split" not in cohort_rows(patients[9], settings)[0]
+    # A larger cohort begins with the smaller one, and a site's first patients train.
+    assert [p.split for p in patients[:3]] == ["train"] * 3
+
+
+def test_implants_join_lumbar_neighbours_in_a_few_scans():
+    patients = [draw_patient(Settings(seed=2), n) for n in range(1500)]
+    screwed = [p for p in patients if p.screwed_levels]
+    assert 0.01 < len(screwed) / len(patients) < 0.035
+    for patient in screwed:
+        assert patient.number >= 8
+        first = LEVELS.index(patient.screwed_levels[0])
+        assert patient.screwed_levels == LEVELS[first : first + len(patient.screwed_levels)]
+        assert 2 <= len(patient.screwed_levels) <= 3
+        assert cohort_rows(patient, Settings(seed=2))[0]["implant"] == 1
+
+
+def test_upper_levels_come_by_themselves():
+    """T1-L5 have bone, denser upwards as published; asking for more changes nobody."""
+    assert LEVELS[:17] == BONE_LEVELS
+    for number in (8, 21):
+        upper = Settings(seed=3, levels=BONE_LEVELS)
+        more, usual = (draw_patient(s, number) for s in (upper, Settings(seed=3)))
+        assert dataclasses.replace(more, fractured_level=None, screwed_levels=()) == (
+            dataclasses.replace(usual, fractured_level=None, screwed_levels=())
+        )
+        assert len(truth_rows(more, upper)) == 17
+    rng = np.random.default_rng(3)
+    people = [draw_bone(rng, "F", 70, 1.0)[0] for _ in range(1500)]
+    mean = {v: np.mean([b[v].trabecular_hu for b in people]) for v in ("T1", "T6", "L1")}
+    assert mean["T1"] / mean["L1"] == pytest.approx(1.24, abs=0.01)
+    assert mean["T6"] / mean["L1"] == pytest.approx(1.14, abs=0.01)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from data_prep.simulate import render as render_module
-from data_prep.simulate.anatomy import body_distance, place_spine, posterior_distance
+from data_prep.simulate.anatomy import (
+    SIZES_MM,
+    SPINE,
+    body_distance,
+    place_spine,
+    posterior_distance,
+)
 from data_prep.simulate.cohort_writer import to_image
 from data_prep.simulate.patients import Patient, Settings, draw_patient, generator
-from data_prep.simulate.render import Rendering, ct_trabecular_hu, render
+from data_prep.simulate.render import CONTRAST_TRABECULAR_HU, Rendering, ct_trabecular_hu, render
 
 SETTINGS = Settings(seed=0)
 SHORT = dataclasses.replace(SETTINGS, levels=("L2", "L3"))
@@ -137,3 +144,74 @@ def test_every_orientation_stores_the_same_patient(monkeypatch):
         assert values["LPS"] == rendering.ct_hu[k, j, i]
     tilt = np.degrees(np.arccos(rendering.grid.axes[2, 2]))
     assert tilt == pytest.approx(8.0)
+
+
+def test_spine_is_curved_as_published():
+    """Kyphosis T3-T12 37 degrees (9 to 53) and lordosis L1-S1 44 (14 to 69), Bernhardt and Bridwell
+    1989; T1 leans to anterior by about 25; bodies grow downwards (Panjabi et al. 1991, 1992)."""
+    kyphosis, lordosis, slope = [], [], []
+    for number in range(60):
+        patient = draw_patient(SETTINGS, number)
+        spine = place_spine(patient, generator(0, number, 1))
+        tilt = {v: np.degrees(np.arctan2(-s.frame[2, 1], s.frame[2, 2])) for v, s in spine.items()}
+        kyphosis.append(tilt["T3"] - tilt["T12"])
+        lordosis.append(tilt["S1"] - tilt["L1"])
+        slope.append(tilt["T1"])
+        heights = [s.centre_mm[2] for s in spine.values()]
+        assert heights == sorted(heights, reverse=True)
+    assert np.mean(kyphosis) == pytest.approx(37, abs=5)
+    assert np.mean(lordosis) == pytest.approx(44, abs=6)
+    assert np.mean(slope) == pytest.approx(26, abs=4)
+    volumes = [np.prod(SIZES_MM[level][:3]) for level in SPINE[1:-1]]
+    assert all(below > 0.97 * above for above, below in itertools.pairwise(volumes))
+
+
+def test_upper_thoracic_levels_between_lungs_and_ribs():
+    """Labels, truth, air on both sides, and ribs: bone beside the spine that is no vertebra."""
+    settings = dataclasses.replace(SETTINGS, levels=("T4", "T5"), spacing_mm=2.0)
+    patient = dataclasses.replace(draw_patient(settings, 4), scanner="scanner1", cut_top=False)
+    rendering = render(settings, patient)
+    hu, labels, grid = rendering.ct_hu, rendering.labels, rendering.grid
+    assert set(np.unique(labels)) == {0, 11, 12}
+    spine = place_spine(patient, generator(0, patient.number, 1))
+    everywhere = tuple(slice(0, n) for n in grid.shape)
+    u, v, w = grid.frame_mm(everywhere, spine["T5"].centre_mm, spine["T5"].frame)
+    inside = body_distance(u, v, w, spine["T5"]) < -4
+    truth = ct_trabecular_hu(patient.bones["T5"], patient)
+    assert hu[inside].mean() == pytest.approx(truth, abs=6 + 0.08 * truth)
+    for side in (u > 25, u < -25):
+        beside = side & (np.abs(w) < 10)
+        assert (hu[beside & (v < 0)] < -700).mean() > 0.5
+        assert ((hu > 350) & (labels == 0) & beside).sum() > 20
+    canal = np.hypot(u, v - spine["T5"].canal_centre_v_mm) < 4
+    assert 0 < hu[canal & (np.abs(w) < 6)].mean() < 60
+
+
+def test_slices_contrast_and_metal():
+    settings = dataclasses.replace(SHORT, spacing_mm=2.0, slice_mm=5.0)
+    patient = dataclasses.replace(draw_patient(settings, 4), contrast=False, screwed_levels=())
+    plain = render(settings, patient)
+    assert plain.grid.spacing_mm == (2.0, 2.0, 5.0)
+    assert plain.ct_hu.max() < 3000
+    enhanced = render(settings, dataclasses.replace(patient, contrast=True))
+    spine = place_spine(patient, generator(0, patient.number, 1))
+    everywhere = tuple(slice(0, n) for n in plain.grid.shape)
+    frames = {
+        v: plain.grid.frame_mm(everywhere, spine[v].centre_mm, spine[v].frame) for v in SHORT.levels
+    }
+    inside = np.logical_or.reduce([body_distance(*frames[v], spine[v]) < -4 for v in frames])
+    difference = enhanced.ct_hu[inside].mean() - plain.ct_hu[inside].mean()
+    assert difference == pytest.approx(CONTRAST_TRABECULAR_HU, abs=4)
+    assert 8.16 < CONTRAST_TRABECULAR_HU < 14.22  # Pickhardt et al. 2016, 95% interval
+    screwed = render(settings, dataclasses.replace(patient, screwed_levels=("L2", "L3")))
+    metal = screwed.ct_hu > 2500
+    assert screwed.ct_hu.max() == 3071
+    np.testing.assert_array_equal(screwed.labels, plain.labels)
+    far = ndimage.binary_dilation(metal, iterations=3)
+    np.testing.assert_array_equal(screwed.ct_hu[~far], plain.ct_hu[~far])
+    u = frames["L2"][0]
+    assert 0.5 < metal[(u > 0)].sum() / metal[(u < 0)].sum() < 2  # one screw a side
+    for level, (u, v, w) in frames.items():
+        assert (metal & (body_distance(u, v, w, spine[level]) < -1)).sum() > 10
+        canal = np.hypot(u, v - spine[level].canal_centre_v_mm) < 5
+        assert not (metal & canal & (np.abs(w) < 8)).any()
