@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from typing import Any
 
 BENCHMARKS = {
+    "train": "a training step: images/s/device, utilisation, its floor, hours for the paper's run",
+    "scaling": "1 to N devices, weak and strong: images/s/device, work, bytes in collectives",
     "texture": "texture maps: voxels/s against PyRadiomics",
     "conv3d": "3D convolution and ResNet34-3D: this build's lowering against XLA's and PyTorch",
     "storage": "texture pools on disk: bytes, errors, and vertebrae/s that training reads",
     "online": "textures made in the training step: seconds a step, bytes saved, against offline",
+    "texture_survival": "simulated trabecular texture: what is left of it at each slice thickness",
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of one benchmark, which is imported when it is chosen: each needs other libraries."""
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        name = self.prog.split()[-1]
+        importlib.import_module(f"launch.benchmarks.{name}").add_arguments(self)
+        return super().parse_known_args(*args, **options)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = parser.add_subparsers(dest="benchmark", required=True, metavar="NAME")
+    names = parser.add_subparsers(
+        dest="benchmark", required=True, metavar="NAME", parser_class=_Parser
+    )
     for name, head in BENCHMARKS.items():
-        sub = names.add_parser(name, help=head, description=head)
-        importlib.import_module(f"launch.benchmarks.{name}").add_arguments(sub)
+        names.add_parser(name, help=head, description=head)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -151,48 +151,17 @@ def _jax_step(size: int, batch: int, width: int, lowering: str, repeats: int) ->
 
 
 def _pytorch_step(size: int, batch: int, width: int, repeats: int) -> dict[str, float]:
-    """The same network in PyTorch on CPU, float32, channels last."""
+    """The same network in PyTorch on CPU, float32."""
     try:
         import torch
-        from torch import nn
+
+        from launch.benchmarks.peer_pytorch import resnet
     except ModuleNotFoundError:
         raise UserError(
             "--peers pytorch: PyTorch is not installed. pip install torch, or leave it out."
         ) from None
 
-    class Block(nn.Module):
-        def __init__(self, in_features: int, features: int, stride: int) -> None:
-            super().__init__()
-            self.branch = nn.Sequential(
-                nn.Conv3d(in_features, features, 3, stride, 1, bias=False),
-                nn.BatchNorm3d(features),
-                nn.ReLU(inplace=True),
-                nn.Conv3d(features, features, 3, 1, 1, bias=False),
-                nn.BatchNorm3d(features),
-            )
-            self.shortcut = nn.Identity()
-            if stride > 1:
-                self.shortcut = nn.Sequential(
-                    nn.Conv3d(in_features, features, 1, stride, bias=False),
-                    nn.BatchNorm3d(features),
-                )
-
-        def forward(self, x: Any) -> Any:
-            return torch.relu(self.branch(x) + self.shortcut(x))
-
-    parts: list[Any] = [
-        nn.Conv3d(1, width, 7, 2, 3, bias=False),
-        nn.BatchNorm3d(width),
-        nn.ReLU(inplace=True),
-        nn.MaxPool3d(3, 2, 1),
-    ]
-    in_features = width
-    for stage, blocks in enumerate(STAGES):
-        for index in range(blocks):
-            features = width * 2**stage
-            parts.append(Block(in_features, features, 2 if stage and not index else 1))
-            in_features = features
-    model = nn.Sequential(*parts, nn.AdaptiveAvgPool3d(1))
+    model = resnet(STAGES, width)
     x = torch.randn(batch, 1, size, size, size)
 
     def step() -> None:

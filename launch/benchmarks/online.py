@@ -26,24 +26,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from scipy import ndimage
 
 from configs.tp_swav_resnet34 import get_config
-from launch.benchmarks import measure
-from osteojax import objectives
+from launch.benchmarks import measure, peaks
+from launch.benchmarks.experiment import Experiment, stand_in_cohort
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import MAPS, OnlineTexture, online_texture
-from osteojax.data.schema import IMAGE_ONLY, POOL, Manifest, image_spec, map_spec
+from osteojax.data.schema import IMAGE_ONLY, POOL, Manifest
 from osteojax.data.views import pair_choices
 from osteojax.errors import UserError
 from osteojax.ops.chosen_maps import chosen_maps
 from osteojax.ops.grey_levels import levels_from_codes
-from osteojax.train.optim import adamw_direction
-from osteojax.train.parallel import DataParallel
-from osteojax.train.step import make_step
-from osteojax.types import TrainState
 
 MOST_OF_A_STEP = 0.05
 """Textures may cost this share of a step; above it a folder that stores the maps is better."""
@@ -71,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("size", "batch", "radius", "width", "repeats"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: numbers from 1 are needed.")
-    cohort = PreparedCohort(args.data) if args.data else _stand_in(args.size, args.radius)
+    cohort = _cohort(args)
     texture = online_texture("online", cohort)
     assert texture is not None
     images = _images(cohort, args.batch)
@@ -98,23 +93,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _stand_in(size: int, radius: int) -> Any:
-    """What the objective reads of a cohort before it validates: a manifest and a folder's name."""
-    manifest = Manifest(
-        size=size,
-        spacing_mm=96 / size,
-        maps=(image_spec(), *(map_spec(name, 25.0) for name in MAPS)),
-        devices=("unknown",),
-        bmd_mean=0.0,
-        bmd_std=1.0,
-        texture={"bin_width": 25.0, "kernel_radius": radius, "domain": "box", "engine": "jax"},
-        shards=(),
-        counts={},
-        settings={},
-        label_scheme="none",
-        code_version="benchmark",
-    )
-    return SimpleNamespace(manifest=manifest, directory=Path("benchmark"))
+def _cohort(args: argparse.Namespace) -> Any:
+    if args.data:
+        return PreparedCohort(args.data)
+    return stand_in_cohort(args.size, kernel_radius=args.radius)
 
 
 def _images(cohort: Any, count: int) -> np.ndarray:
@@ -193,10 +175,10 @@ def _step_rows(
     )
     steps: dict[str, Callable[[], Any]] = {}
     compile_seconds, times = {}, {name: [] for name in batches}  # type: dict, dict
+    experiments = {name: Experiment(_config(args, name), whole) for name in batches}
     for name, batch in batches.items():
-        config = _config(args, name)
         start = time.perf_counter()
-        steps[name] = _stepper(config, whole, batch | shared)
+        steps[name] = experiments[name].same_batch_again(batch | shared)
         jax.block_until_ready(steps[name]())
         compile_seconds[name] = time.perf_counter() - start
     for _ in range(args.repeats):
@@ -204,10 +186,17 @@ def _step_rows(
             start = time.perf_counter()
             jax.block_until_ready(step())
             times[name].append(time.perf_counter() - start)
+    # Textures are no product: either step has the same model FLOPs, without those on padding.
+    flops = experiments["offline"].cost(batches["offline"] | shared).flops
+    mesh = experiments["offline"].devices.mesh
+    peak = peaks.matrix_flops_per_second(mesh, args.dtype, args.repeats)
     return [
         {
             "measurement": "step",
             "textures": name,
+            "flops_per_step": flops,
+            "matmul_flops_per_second": peak,
+            "model_flops_utilization": flops / statistics.median(taken) / peak,
             "step_seconds": statistics.median(taken),
             "step_seconds_min": min(taken),
             "step_seconds_max": max(taken),
@@ -227,24 +216,6 @@ def _config(args: argparse.Namespace, textures: str) -> ConfigDict:
     config.model.width, config.model.dtype = args.width, args.dtype
     config.data.textures = textures
     return config
-
-
-def _stepper(config: ConfigDict, cohort: Any, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
-    """A call that takes one step, from the state that the last one left."""
-    objective = objectives.load(config, cohort)
-    devices = DataParallel.create(config.engine)
-    devices.check_batch(config.batch_size)
-    optimizer = objective.optimizer(adamw_direction(config), optax.constant_schedule(1e-4))
-    step = make_step(objective.loss, optimizer, devices, config.optim.ema_decay)
-    params, model_state = objective.init(jax.random.key(0), batch)
-    state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), None)
-    held, placed, key = [devices.replicate(state)], devices.put(batch), jax.random.key(1)
-
-    def once() -> Any:
-        held[0], metrics = step(held[0], placed, key)
-        return metrics
-
-    return once
 
 
 # ---------------------------------------------------------------- what is saved

@@ -26,8 +26,9 @@ SHARD = "pool-00000-of-00001.array_record"
 def write_stand_in_folder(directory: Path, size: int, vertebrae: int) -> Path:
     """Simulates and prepares a patient of each of `SITES`; repeats their vertebrae.
 
-    It is for reading alone. Bytes and compression are those of the simulated CTs; a repeated vertebra has records of its
-    own, so that nothing is read twice by having been read once. All train, with their labels.
+    It is for reading alone. Bytes and compression are those of the simulated CTs; a repeated
+    vertebra has records of its own, so that nothing is in the page cache because it was read
+    before. All train, with their labels.
 
     Returns:
       the prepared folder, inside `directory`.

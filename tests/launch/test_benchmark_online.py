@@ -11,6 +11,7 @@ import pytest
 from data_prep.texture import TextureSettings
 from launch import cli
 from launch.benchmarks import online as benchmark
+from launch.benchmarks.experiment import stand_in_cohort
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import online_texture
 from osteojax.data.schema import IMAGE_ONLY
@@ -21,7 +22,7 @@ TEXTURE = TextureSettings(kernel_radius=1)
 
 
 def test_raw_bytes() -> None:
-    cohort = benchmark._stand_in(96, 3)
+    cohort = stand_in_cohort(96)
     texture = online_texture("online", cohort)
     assert texture is not None
     row = benchmark._saved_row(cohort, texture, batch=8)
@@ -76,5 +77,7 @@ def test_the_whole_benchmark(tmp_path: Path, monkeypatch) -> None:
         "verdict",
     ]
     assert all(row["image_size"] == 16 and row["kernel_radius"] == 1 for row in rows)
+    utilised = [row["model_flops_utilization"] for row in rows if row["measurement"] == "step"]
+    assert all(0 < share < 1 for share in utilised)
     rates = [row["map_voxels_per_second"] for row in rows if row["measurement"] == "maps"]
     assert np.isfinite(rates).all()

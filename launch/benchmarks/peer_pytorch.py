@@ -1,0 +1,227 @@
+"""The SwAV step in PyTorch, as fast as it is known to go there: what ours is compared with.
+
+The same network, losses, queue and optimiser from the same codes: bf16 autocast where the config
+computes in bfloat16, channels last, the fused AdamW; on CUDA torch.compile, and the whole step,
+optimiser included, captured as one CUDA graph. On CPU eager, which is what runs best there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from osteojax.errors import UserError
+
+CAPTURE_WARMUP = 3
+"""Steps before a CUDA graph is captured, as PyTorch asks for."""
+
+
+class Block(nn.Module):
+    """Two 3^3 convolutions with a shortcut (`osteojax.models.resnet.BasicBlock`)."""
+
+    def __init__(self, in_features: int, features: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv3d(in_features, features, 3, stride, 1, bias=False),
+            nn.BatchNorm3d(features),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(features, features, 3, 1, 1, bias=False),
+            nn.BatchNorm3d(features),
+        )
+        nn.init.zeros_(self.branch[4].weight)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_features != features:
+            self.shortcut = nn.Sequential(
+                nn.Conv3d(in_features, features, 1, stride, bias=False),
+                nn.BatchNorm3d(features),
+            )
+
+    def forward(self, x: Any) -> Any:
+        return torch.relu(self.branch(x) + self.shortcut(x))
+
+
+def resnet(stage_sizes: tuple[int, ...], width: int) -> Any:
+    """f[B, 1, D, H, W] -> f[B, F]: `osteojax.models.resnet.ResNet` in 3D."""
+    parts: list[nn.Module] = [
+        nn.Conv3d(1, width, 7, 2, 3, bias=False),
+        nn.BatchNorm3d(width),
+        nn.ReLU(inplace=True),
+        nn.MaxPool3d(3, 2, 1),
+    ]
+    in_features = width
+    for stage, blocks in enumerate(stage_sizes):
+        for index in range(blocks):
+            features = width * 2**stage
+            parts.append(Block(in_features, features, 2 if stage and not index else 1))
+            in_features = features
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool3d(1), nn.Flatten())
+
+
+class SwAV(nn.Module):
+    """Encoder, projector, prototypes and queue; a call is the loss of a batch of codes.
+
+    The queue is always full, as it is for all but the first steps of a run.
+    """
+
+    def __init__(self, config: Any, map_affine: np.ndarray) -> None:
+        super().__init__()
+        self.settings, self.augment = config.objective, config.data.augment
+        self.half = config.model.dtype == "bfloat16"
+        stage_sizes, width = tuple(config.model.stage_sizes), config.model.width
+        hidden, dim = self.settings.projector_dim, self.settings.prototype_dim
+        self.encoder = resnet(stage_sizes, width).to(memory_format=torch.channels_last_3d)
+        self.projector = nn.Sequential(
+            nn.Linear(width * 2 ** (len(stage_sizes) - 1), hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, dim),
+        )
+        self.prototypes = nn.Parameter(torch.randn(self.settings.num_prototypes, dim))
+        wants_queue = config.batch_size < 8 * self.settings.num_prototypes
+        size = self.settings.queue_size if wants_queue else 0
+        queue = functional.normalize(torch.randn(size, 2, dim), dim=-1)
+        self.register_buffer("queue", queue)
+        self.register_buffer("map_affine", torch.as_tensor(map_affine))
+
+    def forward(self, codes_BVDHW: Any, map_ids_BV: Any) -> Any:
+        batch, views = map_ids_BV.shape
+        x = self.network_input(self.moved(codes_BVDHW), map_ids_BV.reshape(-1))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+            embedding = self.encoder(x)
+        with torch.autocast(x.device.type, enabled=False):
+            projection = functional.normalize(self.projector(embedding.float()), dim=-1)
+            prototypes_KD = functional.normalize(self.prototypes, dim=-1)
+            projection_BVD = projection.reshape(batch, views, -1)
+            scores_BVK = projection_BVD @ prototypes_KD.T
+            targets_BVK = self.assign(scores_BVK, prototypes_KD)
+            log_p_BVK = torch.log_softmax(scores_BVK / self.settings.temperature, dim=-1)
+            swapped = -(targets_BVK.flip(1) * log_p_BVK).sum((1, 2)).mean()
+            self.push(projection_BVD)
+            return swapped + self.settings.diversity_weight * self.diversity(prototypes_KD)
+
+    def moved(self, codes_BVDHW: Any) -> Any:
+        """Shifts and flips every view, as `osteojax.data.augment`; uint8[B * V, D, H, W]."""
+        codes = codes_BVDHW.flatten(0, 1)
+        count, limit = codes.shape[0], self.augment.max_shift_voxels
+        for axis in (1, 2, 3):
+            size = codes.shape[axis]
+            shift = torch.randint(-limit, limit + 1, (count, 1), device=codes.device)
+            source = (torch.arange(size, device=codes.device) + shift).clamp(0, size - 1)
+            if axis == 3:
+                flip = torch.rand((count, 1), device=codes.device) < self.augment.flip_probability
+                source = torch.where(flip, source.flip(1), source)
+            shape = [count, 1, 1, 1]
+            shape[axis] = size
+            codes = codes.gather(axis, source.reshape(shape).expand(codes.shape))
+        return codes
+
+    def network_input(self, codes: Any, map_ids: Any) -> Any:
+        scale, shift = self.map_affine[map_ids].reshape(-1, 2, 1, 1, 1).unbind(1)
+        x = (codes.float() * scale + shift).unsqueeze(1)
+        return x.contiguous(memory_format=torch.channels_last_3d)
+
+    @torch.no_grad()
+    def assign(self, scores_BVK: Any, prototypes_KD: Any) -> Any:
+        """Sinkhorn of each view beside the queue, log domain (`osteojax.ops.sinkhorn`)."""
+        queue_scores = self.queue @ prototypes_KD.T
+        log_q = torch.cat([scores_BVK, queue_scores]) / self.settings.sinkhorn_epsilon
+        for _ in range(self.settings.sinkhorn_iterations):
+            log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True)
+            log_q = log_q - torch.logsumexp(log_q, dim=2, keepdim=True)
+        return log_q[: scores_BVK.shape[0]].exp()
+
+    @torch.no_grad()
+    def push(self, projection_BVD: Any) -> None:
+        if len(self.queue):
+            kept = self.queue[: -projection_BVD.shape[0]]
+            self.queue.copy_(torch.cat([projection_BVD, kept]))
+
+    def diversity(self, prototypes_KD: Any) -> Any:
+        cosines = (prototypes_KD @ prototypes_KD.T).relu()
+        k = cosines.shape[0]
+        return (cosines.square().sum() - cosines.diagonal().square().sum()) / (k * (k - 1))
+
+
+class _Dispatched:
+    """What `jax.block_until_ready` waits for in place of an array of JAX's."""
+
+    def block_until_ready(self) -> _Dispatched:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return self
+
+
+def swav_step(
+    config: Any, batch: dict[str, np.ndarray], map_affine: np.ndarray, platform: str
+) -> Callable[[], _Dispatched]:
+    """A call that takes one step of `config` on a batch that lies on the device.
+
+    Args:
+      config: of configs/tp_swav_resnet34.py.
+      batch: codes uint8[B, 2, D, H, W] and map_ids i32[B, 2].
+      map_affine: f32[len(POOL), 2] (`Manifest.map_affine`).
+      platform: "cpu" or "gpu": where JAX takes its steps.
+    """
+    if (platform == "gpu" and not torch.cuda.is_available()) or platform not in ("cpu", "gpu"):
+        raise UserError(
+            f"--peers pytorch: JAX runs on {platform} and this PyTorch cannot. Install a build of "
+            "it that can, or leave the peer out."
+        )
+    device = torch.device("cuda" if platform == "gpu" else "cpu")
+    torch.manual_seed(0)
+    model = SwAV(config, map_affine).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.optim.learning_rate,
+        betas=(config.optim.beta1, config.optim.beta2),
+        weight_decay=config.optim.weight_decay,
+        fused=True,
+        capturable=platform == "gpu",
+    )
+    codes = torch.as_tensor(batch["codes"], device=device)
+    map_ids = torch.as_tensor(batch["map_ids"], device=device).long()
+    if platform == "gpu":
+        return _captured(model, optimizer, codes, map_ids)
+
+    def once() -> _Dispatched:
+        optimizer.zero_grad(set_to_none=True)
+        model(codes, map_ids).backward()
+        optimizer.step()
+        return _Dispatched()
+
+    return once
+
+
+def _captured(model: Any, optimizer: Any, codes: Any, map_ids: Any) -> Callable[[], _Dispatched]:
+    """The step compiled, then captured with its optimiser as one CUDA graph."""
+    # TF32 is what JAX multiplies float32 in on a GPU by default.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    loss = torch.compile(model, mode="max-autotune-no-cudagraphs")
+
+    def step() -> None:
+        loss(codes, map_ids).backward()
+        optimizer.step()
+
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(CAPTURE_WARMUP):
+            optimizer.zero_grad(set_to_none=True)
+            step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad(set_to_none=True)  # the graph's own gradients are written over each time
+    with torch.cuda.graph(graph):
+        step()
+
+    def once() -> _Dispatched:
+        graph.replay()
+        return _Dispatched()
+
+    return once
