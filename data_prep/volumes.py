@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -18,11 +19,20 @@ from typing import IO, cast
 import numpy as np
 import SimpleITK as sitk
 
+from data_prep.metaimage import check_metaimage
 from osteojax.errors import CaseError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK prints warnings of its own to stderr
 
+MOST_HEADER_BYTES = 1 << 26
+"""Of a NIfTI file, extensions included."""
 READ_REMEDY = "Replace the file, or take the row out of the cohort."
+
+
+SPACING_MM = (0.01, 100.0)
+"""Least and largest edge of a voxel."""
+FARTHEST_MM = 1e5
+"""Of an image's origin from the scanner's."""
 
 
 def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
@@ -41,7 +51,7 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
         raise CaseError(case, f"{what} {path} does not exist.", "Correct the path in the cohort.")
     try:
         image = _read_series(path, case, what) if path.is_dir() else _read_file(path, case, what)
-    except (RuntimeError, OSError, EOFError, zlib.error, struct.error) as error:
+    except (RuntimeError, OSError, EOFError, MemoryError, zlib.error, struct.error) as error:
         reason = f"{what} {path.name} cannot be read ({said(error)})."
         raise CaseError(case, reason, READ_REMEDY) from error
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
@@ -52,20 +62,48 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
     if image.GetNumberOfComponentsPerPixel() != 1:
         channels = image.GetNumberOfComponentsPerPixel()
         raise CaseError(case, f"{what} {path.name} has {channels} channels, not one.", READ_REMEDY)
+    _check_geometry(image, path, case, what)
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     return image
 
 
+def _check_geometry(image: sitk.Image, path: Path, case: str, what: str) -> None:
+    """Numbers of a header that cannot be a scanner's; ITK passes them on."""
+    spacing_mm, origin_mm = np.array(image.GetSpacing()), np.array(image.GetOrigin())
+    axes = np.array(image.GetDirection()).reshape(3, 3)
+    low, high = SPACING_MM
+    sound = (
+        np.isfinite(origin_mm).all()
+        and np.abs(origin_mm).max() < FARTHEST_MM
+        and (spacing_mm >= low).all()
+        and (spacing_mm <= high).all()
+        and np.allclose(axes @ axes.T, np.eye(3), atol=1e-3)
+    )
+    if not sound:
+        spacing = "x".join(f"{s:g}" for s in spacing_mm)
+        origin = ", ".join(f"{x:g}" for x in origin_mm)
+        reason = f"{what} {path.name} has voxels of {spacing} mm from ({origin}), or skewed axes."
+        raise CaseError(case, reason, "Correct its header, or convert the CT again.")
+
+
 def said(error: Exception) -> str:
-    """What ITK says at the end of its paragraph."""
+    """What ITK says at the end of its paragraph, without its addresses and without paths: files of
+    a DICOM series are often named by their UIDs, which identify a patient's images."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if not lines:
+        return type(error).__name__
+    words = re.sub(r"(sitk::ERROR|ITK ERROR|\w+\(0x[0-9a-f]+\)): ", "", lines[-1])
+    return re.sub(r"\S*/\S+", "the file", words).rstrip(".")
 
 
 def _read_file(path: Path, case: str, what: str) -> sitk.Image:
     if path.name.endswith((".nii", ".nii.gz")):
         _check_nifti(path, case, what)
+    if path.suffix.lower() in (".mha", ".mhd"):
+        check_metaimage(path)
     return sitk.ReadImage(str(path))
 
 
@@ -82,9 +120,16 @@ def _check_nifti(path: Path, case: str, what: str) -> None:
             return  # NIfTI-2 or Analyze: SimpleITK judges
         rank, *shape = struct.unpack(order + "8h", header[40:56])
         kind, bits = struct.unpack(order + "2h", header[70:74])
-        offset = int(struct.unpack(order + "f", header[108:112])[0])
-        if not (1 <= rank <= 7 and offset >= 348):
-            raise EOFError(f"a header of {rank} dimensions and an offset of {offset}")
+        (start,) = struct.unpack(order + "f", header[108:112])
+        if not (1 <= rank <= 7 and 348 <= start < MOST_HEADER_BYTES):
+            raise EOFError(f"a header of {rank} dimensions and an offset of {start:g}")
+        places = (
+            np.frombuffer(header, order + "f4", 8, 76),
+            np.frombuffer(header, order + "f4", 18, 256),
+        )
+        if not np.isfinite(np.concatenate(places)).all():
+            raise EOFError("a header with NaN or infinity in its geometry")
+        offset = int(start)
         found = len(header) + len(stream.read(offset - len(header)))
         number = {16: order + "f4", 64: order + "f8"}.get(kind)
         bad = 0

@@ -58,7 +58,7 @@ class Contrast:
         """Of the case; none where nothing is wrong."""
         if self.suspected is None:
             text = "contrast agent could not be checked for (no room before T10-L4 in the CT)"
-            return [Flag("contrast_unchecked", text)]
+            return [Flag("contrast_unknown", text)]
         if self.suspected:
             return [Flag("contrast", f"contrast agent suspected (vessels {self.vessel_hu:.0f} HU)")]
         return []

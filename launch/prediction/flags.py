@@ -14,11 +14,11 @@ MEANINGS = {
     "other_level": "Looks like another level to the model",
     "unlike_training": "Unlike the training data",
     "contrast": "Contrast agent suspected",
-    "contrast_unchecked": "Contrast agent could not be checked for",
+    "contrast_unknown": "Contrast agent could not be checked for",
     "stated": "Flagged in the user's own table",
 }
 """Name -> meaning; at most 64 characters, because DICOM codes carry no more."""
-REMARKS = frozenset(["header_axes", "contrast_unchecked"])
+REMARKS = frozenset(["header_axes", "contrast_unknown"])
 """Worth knowing, no reason to doubt an answer."""
 
 
