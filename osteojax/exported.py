@@ -22,6 +22,8 @@ from osteojax.model_card import ATTENTION, EMBEDDING, PROGRAM, WEIGHTS, read_car
 BATCH = 8
 """Vertebrae in one call of the program: one shape, compiled once."""
 
+AGAIN = "Export the model again."
+
 MODEL_OUTPUTS = (
     "probability",
     "bmd_g_cm2",
@@ -56,10 +58,12 @@ class ExportedModel:
             )
         files = {name: _read(directory, name, sha) for name, sha in self.card["sha256"].items()}
         weights = _weights(directory / WEIGHTS, files[WEIGHTS])
-        self._call = self._load(directory / PROGRAM, files[PROGRAM], weights)
-        self._attention = None
-        if ATTENTION in files:
-            self._attention = self._load(directory / ATTENTION, files[ATTENTION], weights)
+        self._programs = {
+            name: self._lower(directory / name, files[name], weights)
+            for name in (PROGRAM, ATTENTION)
+            if name in files
+        }
+        self._compiled: dict[str, Any] = {}
         self.ood = None
         if EMBEDDING in files:
             from osteojax.evaluation.ood import load
@@ -72,36 +76,25 @@ class ExportedModel:
                 )
         self._weights = jax.device_put(weights)
 
-    def _load(self, path: Path, data: bytes, weights: dict[str, np.ndarray]) -> Any:
-        """The program as a function; UserError unless it takes these weights and this input."""
-        again = "Export the model again."
-        try:
-            program = jax.export.deserialize(bytearray(data))
-            (expected, hu, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
-            outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
-            shapes = {name: (aval.shape, aval.dtype) for name, aval in expected.items()}
-        except Exception as error:  # whatever a damaged file makes the reader raise
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise UserError(f"{path}: not a program that jax reads ({reason}). {again}") from error
-        found = {name: (array.shape, array.dtype) for name, array in weights.items()}
-        differ = [n for n in sorted({*shapes, *found}) if shapes.get(n) != found.get(n)]
-        if differ:
-            name = differ[0]
+    def _lower(self, path: Path, data: bytes, weights: dict[str, np.ndarray]) -> Any:
+        """The program, ready to be compiled for `BATCH` vertebrae; UserError unless this jax reads
+        it, and it takes these weights and this input."""
+        program, expected, inputs, outputs = _program(path, data, self.card.get("jax_version"))
+        _check_weights(path, expected, weights)
+        if inputs[0].shape[1:] != (self.size,) * 3:
             raise UserError(
-                f"{path} takes {name} of {_words(shapes.get(name))}, and {WEIGHTS} holds "
-                f"{_words(found.get(name))}. {again}"
+                f"{path} takes HU of {inputs[0].shape}, and model.json says {self.size}^3. {AGAIN}"
             )
-        if tuple(hu.shape[1:]) != (self.size,) * 3:
-            raise UserError(
-                f"{path} takes HU of {hu.shape}, and model.json says {self.size}^3. {again}"
-            )
-        wanted = MODEL_OUTPUTS if self.card["what"] == "model" else ("embedding",)
-        absent = [name for name in wanted if name not in outputs]
         if path.name == PROGRAM:
-            if absent:
-                raise UserError(f"{path} does not give {', '.join(absent)}. {again}")
+            wanted = MODEL_OUTPUTS if self.card["what"] == "model" else ("embedding",)
+            if absent := [name for name in wanted if name not in outputs]:
+                raise UserError(f"{path} does not give {', '.join(absent)}. {AGAIN}")
             self._features = outputs["embedding"].shape[1]
-        return jax.jit(program.call)
+        called_with = [jax.ShapeDtypeStruct((BATCH, *i.shape[1:]), i.dtype) for i in inputs]
+        try:
+            return jax.jit(program.call).lower(expected, *called_with)
+        except Exception as error:  # whatever a damaged or a newer program makes jax raise
+            raise UserError(f"{path}: {_unreadable(error)} {AGAIN}") from error
 
     @property
     def size(self) -> int:
@@ -118,7 +111,7 @@ class ExportedModel:
 
     @property
     def has_attention(self) -> bool:
-        return self._attention is not None
+        return ATTENTION in self._programs
 
     def device_index(self, name: str) -> int:
         """Index of a DXA device by name. Raises UserError that lists the names."""
@@ -134,19 +127,21 @@ class ExportedModel:
           hu_BDHW: f32[B, D, H, W].
           device: index, or i32[B]: one for each vertebra.
         """
-        return self._run(self._call, hu_BDHW, device)
+        return self._run(PROGRAM, hu_BDHW, device)
 
     def embed(self, hu_BDHW: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs of an encoder, exported with --what encoder or features."""
-        return self._run(self._call, hu_BDHW, None)
+        return self._run(PROGRAM, hu_BDHW, None)
 
     def attention(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> np.ndarray:
         """Grad-CAM: f32[B, D, H, W] >= 0, not normalised ([B, D, H] for a model of rank 2)."""
-        if self._attention is None:
+        if not self.has_attention:
             raise ValueError("the folder holds no attention program; look at has_attention")
-        return self._run(self._attention, hu_BDHW, device)["attention"]
+        return self._run(ATTENTION, hu_BDHW, device)["attention"]
 
-    def _run(self, call: Any, hu_BDHW: np.ndarray, device: Any) -> dict[str, np.ndarray]:
+    def _run(self, name: str, hu_BDHW: np.ndarray, device: Any) -> dict[str, np.ndarray]:
+        if name not in self._compiled:
+            self._compiled[name] = self._programs[name].compile()
         total = len(hu_BDHW)
         devices = None if device is None else np.broadcast_to(np.asarray(device, np.int32), total)
         parts = []
@@ -155,7 +150,7 @@ class ExportedModel:
             inputs: list[Any] = [hu_BDHW[rows].astype(np.float32)]
             if devices is not None:
                 inputs.append(devices[rows])
-            outputs = call(self._weights, *inputs)
+            outputs = self._compiled[name](self._weights, *inputs)
             kept = min(BATCH, total - start)
             parts.append({name: np.asarray(out)[:kept] for name, out in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -181,6 +176,44 @@ def _weights(path: Path, data: bytes) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: not a safetensors file ({error}). Export the model again."
         ) from error
+
+
+def _unreadable(error: Exception) -> str:
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return f"not a program that jax {jax.__version__} reads ({reason})."
+
+
+def _program(path: Path, data: bytes, jax_version: Any) -> tuple[Any, Any, Any, Any]:
+    """(program, shapes of its weights by name, shapes of its other inputs, of its outputs)."""
+    try:
+        program = jax.export.deserialize(bytearray(data))
+        (expected, *inputs), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+        outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+        if not (isinstance(expected, dict) and isinstance(outputs, dict) and inputs):
+            raise ValueError("its signature is another")
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise UserError(f"{path}: {_unreadable(error)} {AGAIN}") from error
+    version = program.calling_convention_version
+    oldest = jax.export.minimum_supported_calling_convention_version
+    newest = jax.export.maximum_supported_calling_convention_version
+    if not oldest <= version <= newest:
+        raise UserError(
+            f"{path} has calling convention {version}; jax {jax.__version__} reads {oldest} to "
+            f"{newest}. It was exported with jax {jax_version}: install a jax nearer to that, or "
+            "export the model again."
+        )
+    return program, expected, inputs, outputs
+
+
+def _check_weights(path: Path, expected: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
+    shapes = {name: (aval.shape, aval.dtype) for name, aval in expected.items()}
+    found = {name: (array.shape, array.dtype) for name, array in weights.items()}
+    for name in sorted({*shapes, *found}):
+        if shapes.get(name) != found.get(name):
+            raise UserError(
+                f"{path} takes {name} of {_words(shapes.get(name))}, and {WEIGHTS} holds "
+                f"{_words(found.get(name))}. {AGAIN}"
+            )
 
 
 def _words(shape_dtype: tuple[Any, Any] | None) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +69,13 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def newer(path: Path) -> None:
+    """As a later jax would write it: with a calling convention that this one does not know."""
+    program = jax.export.deserialize(bytearray(path.read_bytes()))
+    changed = dataclasses.replace(program, calling_convention_version=99)
+    path.write_bytes(changed.serialize())
+
+
 def edit(folder: Path, old: str, new: str) -> None:
     text = (folder / "model.json").read_text()
     assert old in text
@@ -119,8 +128,9 @@ KERNEL = "params.backbone.stem.kernel"
          "takes more of nothing"),
         (lambda m: ((m / WEIGHTS).write_bytes(b"x" * 100), sign(m)), "not a safetensors file"),
         (lambda m: (cut(m / WEIGHTS), sign(m)), "not a safetensors file"),
-        (lambda m: (cut(m / PROGRAM), sign(m)), "not a program that jax reads"),
-        (lambda m: ((m / PROGRAM).write_bytes(b""), sign(m)), "not a program that jax reads"),
+        (lambda m: (cut(m / PROGRAM), sign(m)), "not a program that jax"),
+        (lambda m: (newer(m / PROGRAM), sign(m)), "calling convention 99; jax .* install"),
+        (lambda m: ((m / PROGRAM).write_bytes(b""), sign(m)), "not a program that jax"),
         (lambda m: ((m / PROGRAM).write_bytes(b"\x80\x04N."), sign(m)), "not a program"),
         (lambda m: (shutil.copy(m / ATTENTION, m / PROGRAM), sign(m)),
          "does not give probability, bmd_g_cm2"),
