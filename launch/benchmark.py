@@ -13,6 +13,7 @@ from typing import Any
 BENCHMARKS = {
     "train": "a training step: images/s/device, utilisation, its floor, hours for the paper's run",
     "scaling": "1 to N devices, weak and strong: images/s/device, work, bytes in collectives",
+    "input": "the training stream: samples/s cold from disk, from page cache, from device memory",
     "texture": "texture maps: voxels/s against PyRadiomics",
     "conv3d": "3D convolution and ResNet34-3D: this build's lowering against XLA's and PyTorch",
     "storage": "texture pools on disk: bytes, errors, and vertebrae/s that training reads",

@@ -24,7 +24,7 @@ from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
 from osteojax.train.optim import adamw_direction
 from osteojax.train.parallel import ENGINES, DataParallel
-from osteojax.train.step import make_step
+from osteojax.train.step import make_step, make_steps
 from osteojax.types import TrainState
 
 DTYPES = ("float32", "bfloat16")
@@ -162,28 +162,31 @@ class Experiment:
         state = TrainState(jnp.int32(0), params, model_state, self.optimizer.init(params), ema)
         return self.devices.replicate(state)
 
-    def step(self) -> Callable:
-        """(state, global batch, run key) -> (state, metrics), as training takes it."""
-        return make_step(
-            self.objective.loss, self.optimizer, self.devices, self.config.optim.ema_decay
-        )
+    def program(self, gather: Callable) -> Callable:
+        """(state, data, batches or draws of some steps, run key) -> (state, metrics): what training
+        dispatches; `gather` as for `make_steps`."""
+        loss, ema_decay = self.objective.loss, self.config.optim.ema_decay
+        if self.devices.engine == "pmap":  # one step, without an axis for it
+            step = make_step(loss, self.optimizer, self.devices, ema_decay)
+            return lambda state, data, batch, key: step(state, batch, key)
+        return make_steps(loss, self.optimizer, self.devices, ema_decay, gather)
 
     def on_devices(self, batch: dict[str, np.ndarray]) -> Any:
-        """A global batch where a step finds it without a transfer."""
-        placed = self.devices.put(batch)
+        """A global batch where a dispatch of one step finds it without a transfer."""
         if self.devices.engine == "pmap":  # it would send NumPy arrays with every call
-            placed = jax.pmap(lambda share: share, devices=list(self.devices.mesh.devices.flat))(
-                placed
-            )
-        return jax.block_until_ready(placed)
+            share = self.devices.put(batch)
+            mapped = jax.pmap(lambda x: x, devices=list(self.devices.mesh.devices.flat))
+            return jax.block_until_ready(mapped(share))
+        steps = {key: np.asarray(value)[None] for key, value in batch.items()}
+        return jax.block_until_ready(self.devices.put_steps(steps))
 
     def same_batch_again(self, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
         """A call that takes one step on a batch that lies on the devices: compute alone."""
-        step, placed = self.step(), self.on_devices(batch)
+        program, placed = self.program(lambda data, batch: batch), self.on_devices(batch)
         held = [self.new_state(batch)]
 
         def once() -> Any:
-            held[0], metrics = step(held[0], placed, self.key)
+            held[0], metrics = program(held[0], None, placed, self.key)
             return metrics
 
         return once

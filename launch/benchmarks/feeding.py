@@ -1,7 +1,7 @@
 """Ways of feeding a step: the same batch again, from the shards, from device memory.
 
-Each gives a call that dispatches steps as training does. Reading from shards needs grain and
-array_record; the other two need neither.
+Each gives a call that dispatches steps as training does. A prepared folder needs grain and
+array_record; noise needs neither.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import jax
 import numpy as np
 
 from launch.benchmarks.experiment import Experiment, random_codes
-from osteojax.data.resident import Layout, Resident, gather, place
+from osteojax.data.resident import Layout, gather, place
 from osteojax.errors import UserError
-from osteojax.train.step import make_steps
 
 
 @dataclasses.dataclass
@@ -47,83 +46,71 @@ def same_batch(experiment: Experiment, batch: dict[str, np.ndarray]) -> Feed:
     return Feed(experiment.same_batch_again(batch))
 
 
-def from_disk(experiment: Experiment) -> Feed:
-    """The training stream of a prepared folder."""
-    from osteojax.data.pipeline import training_batches
+def from_folder(experiment: Experiment, *, resident: bool, steps_per_call: int = 1) -> Feed:
+    """The training stream of a prepared folder, from its shards or from device memory."""
+    from osteojax.train import feed as training
 
-    batches = training_batches(
-        experiment.cohort,
-        experiment.objective.training_rows(),
-        experiment.objective.view,
-        batch_size=experiment.config.batch_size,
-        seed=0,
+    view, devices, cohort = experiment.objective.view, experiment.devices, experiment.cohort
+    rows = experiment.objective.training_rows()
+    layout = None
+    if resident:
+        layout = Layout.of(rows, view.members, cohort.manifest.size, devices.num_devices, view.key)
+    stream = training.Feed(cohort, view, devices, layout)
+    stream.start(rows, experiment.config.batch_size, seed=0, first_step=0)
+    feed = _fed(experiment, stream.gather, stream.data, lambda: stream.next(steps_per_call)[0])
+    return dataclasses.replace(
+        feed,
+        steps_per_call=steps_per_call,
+        resident_bytes=layout.device_bytes if layout else 0,
     )
-    step = experiment.step()
-    state = experiment.new_state(next(batches))
-    pending: Any = None
-    feed = Feed(lambda: once())
-
-    def once() -> Any:
-        nonlocal state, pending
-        asked = time.perf_counter()
-        batch = experiment.devices.put(next(batches))
-        feed.waited_s.append(time.perf_counter() - asked)
-        state, metrics = step(state, batch, experiment.key)
-        jax.block_until_ready(pending)  # training looks at step n - 1 while step n runs
-        pending = metrics
-        return metrics
-
-    return feed
 
 
-def from_device_memory(experiment: Experiment, steps_per_call: int, vertebrae: int) -> Feed:
-    """Volumes placed in device memory: those of a prepared folder, or for a stand-in `vertebrae`
-    of noise. What the host does for a step is to draw which ones it shows."""
-    if experiment.devices.engine == "pmap":
-        raise UserError("--data resident is for --engine shard_map: pmap takes batches from disk.")
-    resident = _placed(experiment, vertebrae)
-    rows, batch_size = resident.layout.rows, experiment.config.batch_size
-    steps = make_steps(
-        experiment.objective.loss,
-        experiment.optimizer,
-        experiment.devices,
-        experiment.config.optim.ema_decay,
-        partial(gather, resident.layout),
+def from_noise_in_memory(experiment: Experiment, steps_per_call: int, vertebrae: int) -> Feed:
+    """Volumes of noise in device memory; all that the host does for a step is to draw."""
+    view, devices = experiment.objective.view, experiment.devices
+    size, batch_size = experiment.cohort.manifest.size, experiment.config.batch_size
+    rows, members = np.arange(vertebrae), tuple(view.members)
+    layout = Layout.of(rows, members, size, devices.num_devices, view.key)
+    resident = place(
+        lambda row: random_codes(len(members), size, size, size, seed=row), layout, devices.mesh
     )
-    state = experiment.new_state(experiment.synthetic_batch())
     rng = np.random.default_rng(0)
-    feed = Feed(lambda: once(), steps_per_call, resident_bytes=resident.layout.device_bytes)
 
-    def once() -> Any:
-        nonlocal state
-        asked = time.perf_counter()
+    def draw() -> Any:
         chosen = rng.choice(rows, steps_per_call * batch_size)
         draws: dict[str, Any] = experiment.draws(chosen, rng)
         draws["slots"] = resident.slots(draws)
         shape = (steps_per_call, batch_size)
-        draws = {key: value.reshape(*shape, *value.shape[1:]) for key, value in draws.items()}
-        placed = experiment.devices.put_steps(draws)
-        feed.waited_s.append(time.perf_counter() - asked)
-        state, metrics = steps(state, resident.codes, placed, experiment.key)
+        return devices.put_steps(
+            {key: value.reshape(*shape, *value.shape[1:]) for key, value in draws.items()}
+        )
+
+    feed = _fed(experiment, partial(gather, layout), resident.codes, draw)
+    return dataclasses.replace(
+        feed, steps_per_call=steps_per_call, resident_bytes=layout.device_bytes
+    )
+
+
+def _fed(experiment: Experiment, gather: Callable, data: Any, following: Callable) -> Feed:
+    """Steps on whatever `following()` puts on the devices, as the training loop takes them."""
+    program = experiment.program(gather)
+    state, pending = experiment.new_state(experiment.synthetic_batch()), None
+    waited: list[float] = []
+
+    def once() -> Any:
+        nonlocal state, pending
+        asked = time.perf_counter()
+        batches = following()
+        waited.append(time.perf_counter() - asked)
+        state, metrics = program(state, data, batches, experiment.key)
+        jax.block_until_ready(pending)  # training looks at step n - 1 while step n runs
+        pending = metrics
         return metrics
 
-    return feed
+    return Feed(once, waited_s=waited)
 
 
-def _placed(experiment: Experiment, vertebrae: int) -> Resident:
-    cohort, view = experiment.cohort, experiment.objective.view
-    size = cohort.manifest.size
-    members = list(view.members)
-    if hasattr(cohort, "members"):
-        rows = experiment.objective.training_rows()
-
-        def read(row: int) -> np.ndarray:
-            return cohort.members(row, members)
-    else:
-        rows = np.arange(vertebrae)
-
-        def read(row: int) -> np.ndarray:
-            return random_codes(len(members), size, size, size, seed=row)
-
-    layout = Layout.of(rows, tuple(members), size, experiment.devices.num_devices, view.key)
-    return place(read, layout, experiment.devices.mesh)
+def check_resident(engine: str) -> None:
+    """Raises UserError where data cannot be resident."""
+    if engine == "pmap":
+        raise UserError("--data resident is for --engine shard_map: pmap takes batches from disk.")

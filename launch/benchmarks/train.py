@@ -95,6 +95,10 @@ def _checked(args: argparse.Namespace) -> list[str]:
         raise UserError("--peers pytorch takes the steps of --objective swav --textures offline.")
     if peers and (args.devices or 1) != 1:
         raise UserError("--peers pytorch runs on one device: compare with --devices 1.")
+    if args.data == "resident":
+        feeding.check_resident(args.engine)
+    elif args.steps_per_dispatch > 1:
+        raise UserError("--steps-per-dispatch: several steps a dispatch need --data resident.")
     if args.folder and args.size:
         raise UserError("--size is of noise and simulated volumes; a prepared folder has its own.")
     return peers
@@ -153,15 +157,19 @@ def _measured(
         print(_step_line(rows[-1]), flush=True)
 
     add(args.engine, "synthetic", feeding.same_batch(experiment, batch))
-    if args.data == "disk":
-        add(args.engine, "disk", feeding.from_disk(experiment))
-    if args.data == "resident":
-        vertebrae = args.vertebrae or RESIDENT_BATCHES * args.batch
-        feed = feeding.from_device_memory(experiment, args.steps_per_dispatch, vertebrae)
-        add(args.engine, "resident", feed)
+    if args.data != "synthetic":
+        add(args.engine, args.data, _fed(args, experiment))
     if "pytorch" in peers:
         add("pytorch", "synthetic", _pytorch(experiment, batch))
     return rows
+
+
+def _fed(args: argparse.Namespace, experiment: Experiment) -> feeding.Feed:
+    resident, steps = args.data == "resident", args.steps_per_dispatch
+    if resident and not args.folder:
+        vertebrae = args.vertebrae or RESIDENT_BATCHES * args.batch
+        return feeding.from_noise_in_memory(experiment, steps, vertebrae)
+    return feeding.from_folder(experiment, resident=resident, steps_per_call=steps)
 
 
 def _pytorch(experiment: Experiment, batch: dict[str, Any]) -> feeding.Feed:

@@ -17,7 +17,7 @@ import pytest
 from launch import cli
 from launch.benchmarks import experiment, feeding, floor, measure, peaks, plain_config
 from launch.benchmarks import train as benchmark
-from osteojax.data.schema import POOL
+from osteojax.train import costs
 from osteojax.train.parallel import DataParallel
 from tests.small_runs import fine_tuning, pretraining
 
@@ -35,6 +35,13 @@ def small_config(objective: str):
 def small_experiment(objective: str, num_devices: int = 1) -> experiment.Experiment:
     cohort = experiment.stand_in_cohort(16, vertebrae=24)
     return experiment.Experiment(small_config(objective), cohort, num_devices)
+
+
+@pytest.fixture(scope="module")
+def swav_cost() -> costs.StepCost:
+    """Of one step of `small_experiment("swav")`."""
+    one = small_experiment("swav")
+    return one.cost(one.synthetic_batch())
 
 
 # ---------------------------------------------------------------- the config
@@ -60,12 +67,11 @@ def test_settings_without_ml_collections_are_the_shipped_ones(objective, monkeyp
 # ---------------------------------------------------------------- cost and floor
 
 
-def test_cost_of_a_swav_step() -> None:
+def test_cost_of_a_swav_step(swav_cost: costs.StepCost) -> None:
     """Both views; the queue's scores have no gradient; a state of parameters and two moments."""
     one = small_experiment("swav")
-    batch = one.synthetic_batch()
-    cost = one.cost(batch)
-    parts = {}
+    batch, cost = one.synthetic_batch(), swav_cost
+    parts: dict[str, list[costs.Product]] = {}
     for product in cost.products:
         parts.setdefault(product.layer, []).append(product)
     settings = one.config.objective
@@ -95,10 +101,9 @@ def test_work_is_shared_by_devices_and_not_changed_by_remat() -> None:
     assert experiment.step_cost(remat, one.cohort, batch).flops == whole.flops
 
 
-def test_the_floor_adds_up() -> None:
+def test_the_floor_adds_up(swav_cost: costs.StepCost) -> None:
     """Each product at the slower of its two rates; every product in exactly one row."""
-    one = small_experiment("swav")
-    cost = one.cost(one.synthetic_batch())
+    cost = swav_cost
     rates = floor.Rates(flops_per_second=1e9, bytes_per_second=1e8)
     rows = floor.floor_rows(cost, rates)
     assert sum(row["flops"] for row in rows) == cost.flops
@@ -143,9 +148,8 @@ def test_a_window_is_divided_by_its_calls(monkeypatch) -> None:
 # ---------------------------------------------------------------- feeding and rows
 
 
-def test_rows_and_hours() -> None:
-    one = small_experiment("swav")
-    cost = one.cost(one.synthetic_batch())
+def test_rows_and_hours(swav_cost: costs.StepCost) -> None:
+    cost = swav_cost
     feed = feeding.Feed(lambda: None, steps_per_call=4, waited_s=[9.0, 9.0, 0.4, 0.4])
     settings = {"objective": "swav", "batch_size": 32, "devices": 2}
     timing = {"median": 2.0, "min": 1.0, "max": 4.0, "first": 20.0}
@@ -158,22 +162,13 @@ def test_rows_and_hours() -> None:
     assert row["paper_pretraining_hours"] == pytest.approx(30_256 * 300 / 32 * 0.5 / 3600)
 
 
-def test_resident_noise_is_what_a_step_sees() -> None:
-    """The batch that a step gathers is made of the volumes that `random_codes` gave the rows."""
-    one = small_experiment("swav", num_devices=2)
-    resident = feeding._placed(one, vertebrae=5)
-    codes = np.asarray(resident.codes)
-    slots = resident.slots({"index": np.arange(5, dtype=np.int32)})[:, 0]
-    for row, slot in enumerate(slots):
-        expected = experiment.random_codes(len(POOL), 16, 16, 16, seed=row)
-        np.testing.assert_array_equal(codes[slot], expected)
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--batch", "0"], "--batch 0"),
         (["--steps-per-dispatch", "0"], "--steps-per-dispatch 0"),
+        (["--steps-per-dispatch", "4"], "need --data resident"),
+        (["--data", "resident", "--engine", "pmap"], "--engine shard_map"),
         (["--peers", "tensorflow"], "choose from pytorch"),
         (["--peers", "pytorch", "--objective", "multitask"], "--objective swav"),
         (["--folder", "x", "--size", "32"], "has its own"),
@@ -190,6 +185,7 @@ def test_a_users_mistake_is_one_line(argv: list[str], message: str, capsys) -> N
 
 
 def test_the_floor_is_printed_and_no_step_taken(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(benchmark, "config_of", lambda args: small_config(args.objective))
     monkeypatch.setattr(peaks, "matrix_flops_per_second", lambda *_: 1e12)
     monkeypatch.setattr(peaks, "copy_bytes_per_second", lambda *_: 1e11)
     monkeypatch.setattr(benchmark, "_measured", lambda *_: pytest.fail("took a step"))
@@ -309,8 +305,9 @@ def test_pytorch_takes_the_same_step() -> None:
     _give_parameters(torch, peer, state.params)
     peer.queue.copy_(torch.as_tensor(queue))
     theirs = peer(torch.as_tensor(batch["codes"]), torch.as_tensor(batch["map_ids"]).long())
-    _, metrics = one.step()(one.devices.replicate(state), one.on_devices(batch), one.key)
-    assert float(theirs.detach()) == pytest.approx(float(metrics["loss"]), rel=1e-4)
+    program, placed = one.program(lambda data, batch: batch), one.on_devices(batch)
+    _, metrics = program(one.devices.replicate(state), None, placed, one.key)
+    assert float(theirs.detach()) == pytest.approx(float(metrics["loss"][0]), rel=1e-4)
     once = peer_pytorch.swav_step(one.config, batch, affine, "cpu")
     jax.block_until_ready(once())
 
