@@ -1,13 +1,16 @@
 """A multi-site, multi-device cohort with known truth, written as the files a user brings.
 
-    patients.py   who: site, sex, age, true bone of every level, DXA results
-    dxa.py        DXA devices, their cross-calibration and references
+    patients.py   who: site, split, device, scanner, DXA results
+    people.py     true bone of every level, by age and sex
+    dxa.py        DXA devices, their cross-calibration and references, measurement
     bone.py       trabecular structure at 0.3 mm
     anatomy.py    sizes, curvature and shape of vertebrae
+    implants.py   screws and rods
     soft_tissue.py  everything around the spine
-    scanner.py    kernel, noise, slices, calibration
+    scanner.py    kernel, noise, slices, kVp, calibration
     render.py     patient -> CT and labels
     cohort_writer.py  files, tables, workers, resuming
+    texture_survival.py  what a scanner leaves of the structure
 
 It is never clinical evidence: every number below is either a published one, named where it
 stands, or invented and called so.

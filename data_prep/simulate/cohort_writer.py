@@ -4,7 +4,7 @@ DIR/simulation.json          settings the folder was made with
 DIR/ct/<scan_id>.nii.gz      int16 HU
 DIR/mask/<scan_id>.nii.gz    uint8 VerSe ids of whole vertebrae
 DIR/cohort.csv, dxa.csv      the user's own layout; written last
-DIR/truth.csv                read by no verb
+DIR/truth.csv                read by no verb but the oracle of `study`
 """
 
 from __future__ import annotations
