@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from osteojax.evaluation.tables import METRICS, THRESHOLDS, groups_of
+from osteojax.evaluation.tables import METRICS, THRESHOLDS, UNIT_TITLES, groups_of
 
 
 def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
@@ -51,7 +51,9 @@ def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
         "cohort.csv": pd.DataFrame(summary["cohort"]).assign(
             devices=[";".join(part["devices"]) for part in summary["cohort"]]
         ),
+        "fitted.csv": pd.DataFrame(_fitted_rows(summary["fitted"])),
         "diagnosis.csv": pd.DataFrame(diagnosis_rows),
+        "calibration.csv": pd.DataFrame(_calibration_rows(summary["diagnosis"])),
         "subgroups.csv": pd.DataFrame(subgroup_rows),
         "bmd.csv": pd.DataFrame(bmd_rows),
         "position.csv": pd.DataFrame(position_rows),
@@ -71,6 +73,42 @@ def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
             summary["left_out"], columns=["split", "scan_id", "level", "reason"]
         ),
     }
+
+
+def _fitted_rows(fitted: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was fitted on validation; the BMD residual's quantiles as rows of their own."""
+    names = ("n", "patients", "positives", "threshold", "temperature")
+    rows: list[dict[str, Any]] = [
+        {"what": unit, **{name: entry[name] for name in names}, "notes": _reasons(entry["notes"])}
+        for unit, entry in fitted.items()
+        if unit in UNIT_TITLES
+    ]
+    residual = fitted["bmd_residual_g_cm2"]
+    for quantile, value in (residual["quantiles"] or {}).items():
+        what = f"measured - predicted BMD, quantile {quantile}"
+        rows.append({"what": what, "n": residual["n"], "g_cm2": value})
+    return rows
+
+
+def _calibration_rows(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per unit and group, before and after temperature scaling."""
+    names = ("n", "Brier", "ECE", "slope", "intercept")
+    rows = []
+    for unit, section in diagnosis.items():
+        for group, entry in groups_of(section):
+            for key, when in (
+                ("calibration", "as predicted"),
+                ("calibration_after_temperature", "after temperature"),
+            ):
+                values = entry[key] or {"notes": {"all": entry["notes"].get(key, "")}}
+                numbers = {name: values.get(name) for name in names}
+                where = {"unit": unit, "group": group, "probabilities": when}
+                rows.append({**where, **numbers, "notes": _reasons(values["notes"])})
+    return rows
+
+
+def _reasons(notes: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in notes.items())
 
 
 def _baseline_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -126,5 +164,5 @@ def _with_intervals(values: dict[str, Any], names: tuple[str, ...]) -> dict[str,
             low, high = values["intervals"][name] or (None, None)
             flat |= {f"{name}_low": low, f"{name}_high": high}
     reasons = {**values["interval_notes"], **values["notes"]}
-    flat["notes"] = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    flat["notes"] = _reasons(reasons)
     return flat

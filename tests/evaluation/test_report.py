@@ -88,6 +88,22 @@ def test_html_csv_and_json_show_the_same_numbers(written):
     assert re.search(rf"<td>{delong[0]:.3f}–{delong[1]:.3f}\s*</td>", html)
 
 
+def test_calibration_and_what_was_fitted_are_tables_too(written):
+    directory, result = written
+    csv = pd.read_csv(directory / "tables" / "calibration.csv")
+    csv = csv.set_index(["unit", "group", "probabilities"])
+    entry = result["metrics"]["diagnosis"]["patient"]["external"]
+    row = csv.loc[("patient", "external, site D", "after temperature")]
+    for name in ("Brier", "ECE", "slope", "intercept"):
+        value = entry["calibration_after_temperature"][name]
+        assert row[name] == pytest.approx(np.nan if value is None else value, nan_ok=True)
+    fitted = pd.read_csv(directory / "tables" / "fitted.csv").set_index("what")
+    known = result["metrics"]["fitted"]
+    assert fitted.loc["vertebra", "threshold"] == pytest.approx(known["vertebra"]["threshold"])
+    residual = fitted.loc["measured - predicted BMD, quantile 0.95", "g_cm2"]
+    assert residual == pytest.approx(known["bmd_residual_g_cm2"]["quantiles"]["0.95"])
+
+
 def test_the_comparison_with_baselines_is_the_same_everywhere(written):
     directory, result = written
     entry = result["metrics"]["baselines"]["hu"]["internal"]["patient"]
