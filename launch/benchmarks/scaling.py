@@ -17,41 +17,27 @@ measures nothing.
 from __future__ import annotations
 
 import argparse
-import importlib
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from launch.benchmarks import measure, scaling_plan
-from osteojax import objectives
-from osteojax.data.schema import (
-    LEVELS,
-    POOL,
-    UNKNOWN_DEVICE,
-    Manifest,
-    image_spec,
-    map_spec,
-)
+from launch.benchmarks.experiment import DTYPES, Experiment, check_numbers, stand_in_cohort
+from launch.benchmarks.plain_config import CONFIGS, shipped_config
 from osteojax.errors import UserError
 from osteojax.train.collectives import Collective, compiled_collectives, expected_bytes
 from osteojax.train.costs import step_cost
-from osteojax.train.optim import adamw_direction
 from osteojax.train.parallel import DataParallel
 from osteojax.train.step import make_step
 from osteojax.types import AXIS, TrainState
 
-CONFIGS = {"swav": "tp_swav_resnet34", "multitask": "moe_multitask_resnet34"}
 SCALINGS = ("weak", "strong")
-DEVICES = ("hologic", "ge_lunar", "medix")
-"""DXA devices of the stand-in cohort: the paper's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--objective", default="swav", choices=tuple(CONFIGS), help="(%(default)s)")
     parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="(%(default)s)"
+        "--dtype", default="float32", choices=DTYPES, help="of compute (%(default)s)"
     )
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed steps; 0 counts only (%(default)s)"
@@ -80,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.plan:
         return scaling_plan.run(args)
-    for name, least in {"size": 1, "width": 1, "batch": 1, "repeats": 0}.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: numbers from {least} are needed.")
+    check_numbers(args, "size", "width", "batch")
+    if args.repeats < 0:
+        raise UserError(f"--repeats {args.repeats}: a number from 0 is needed.")
     counts = _device_counts(args.devices, args.batch)
     _make_devices(max(counts))
     platform = jax.default_backend()
@@ -91,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             f"{max(counts)} fake devices share this machine's cores: their times say nothing of "
             "scaling. What holds here is the work of a device and the bytes."
         )
-    config = importlib.import_module(f"configs.{CONFIGS[args.objective]}").get_config()
+    config = shipped_config(args.objective)
     config.model.width, config.model.dtype = args.width, args.dtype
     rows = []
     for row in measure_scaling(config, args.size, args.batch, counts, args.repeats):
@@ -120,11 +106,8 @@ def _device_counts(text: str, batch_size: int) -> list[int]:
 
 def _make_devices(count: int) -> None:
     """Sees to it that there are `count` devices: on a CPU, fake ones. Raises UserError if not."""
-    try:
-        if count > jax.config.read("jax_num_cpu_devices"):
-            jax.config.update("jax_num_cpu_devices", count)  # other platforms keep their own
-    except RuntimeError:
-        pass  # JAX has its devices already; enough of them, perhaps
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already; enough, perhaps
+        jax.config.update("jax_num_cpu_devices", count)  # other platforms keep their own
     found = jax.device_count()
     if found < count:
         raise UserError(
@@ -170,13 +153,11 @@ def measure_scaling(
 
 def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict[str, Any]:
     """One training step of `config.batch_size` volumes of size^3, spread over `num_devices`."""
-    devices = DataParallel.create("shard_map", num_devices)
-    program = Program(config, size, devices)
-    compiled = program.compiled()
+    experiment = Experiment(config, stand_in_cohort(size, config.batch_size), num_devices)
+    devices, batch = experiment.devices, experiment.synthetic_batch()
+    state, compiled = compiled_step(experiment, batch)
     collectives = compiled_collectives(compiled.as_text(), num_devices)
-    expected = expected_bytes(
-        config, program.state.params, program.state.model_state, platform=jax.default_backend()
-    )
+    expected = expected_bytes(config, state.params, state.model_state)
     row: dict[str, Any] = {
         "measurement": "step",
         "num_devices": num_devices,
@@ -185,9 +166,7 @@ def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict
         "width": config.model.width,
         "dtype": config.model.dtype,
         "batch_size": config.batch_size,
-        "model_flops_per_device": step_cost(
-            config, program.cohort, program.batch, num_devices
-        ).flops,
+        "model_flops_per_device": step_cost(config, experiment.cohort, batch, num_devices).flops,
         "flops_per_device": float(compiled.cost_analysis()["flops"]),
         "collectives": len(collectives),
         "collective_bytes": sum(one.operand_bytes for one in collectives),
@@ -196,7 +175,7 @@ def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict
         "wire_bytes": sum(one.wire_bytes for one in collectives),
     }
     if repeats:
-        taken = measure.seconds(program.runner(compiled), repeats)
+        taken = measure.seconds(_runner(experiment, compiled, batch), repeats)
         talking = measure.seconds(collectives_alone(collectives, devices), repeats)["median"]
         row |= {
             "step_seconds": taken["median"],
@@ -209,62 +188,65 @@ def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict
     return row
 
 
-class Program:
-    """A training step on stand-in data. Nothing is computed before it runs."""
+def traceable_step(experiment: Experiment, batch: dict[str, np.ndarray]) -> tuple[Any, TrainState]:
+    """(the jitted step, shapes and dtypes of its state, on every device). Nothing is computed."""
+    config, objective = experiment.config, experiment.objective
+    step = make_step(
+        objective.loss, experiment.optimizer, experiment.devices, config.optim.ema_decay
+    )
 
-    def __init__(self, config: Any, size: int, devices: DataParallel) -> None:
-        self.devices, self.cohort = devices, stand_in(size)
-        objective = objectives.load(config, self.cohort)
-        devices.check_batch(config.batch_size)
-        objective.check_devices(devices.num_devices)
-        optimizer = objective.optimizer(adamw_direction(config), optax.constant_schedule(1e-4))
-        self.step: Any = make_step(objective.loss, optimizer, devices, config.optim.ema_decay)
-        self.config, self.size = config, size
-        two = stand_in_batch(config, size, 2)
-        self.batch = {  # its shapes
-            name: jax.ShapeDtypeStruct((config.batch_size, *array.shape[1:]), array.dtype)
-            for name, array in two.items()
-        }
+    def new_state() -> TrainState:
+        params, model_state = objective.init(jax.random.key(0), batch)
+        ema = params if config.optim.ema_decay is not None else None
+        opt_state = experiment.optimizer.init(params)
+        return TrainState(jnp.int32(0), params, model_state, opt_state, ema)
 
-        def new_state() -> TrainState:
-            params, model_state = objective.init(jax.random.key(0), two)
-            ema = params if config.optim.ema_decay is not None else None
-            return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), ema)
+    return step, experiment.devices.replicated_like(jax.eval_shape(new_state))
 
-        self.new_state = new_state
-        self.state = jax.eval_shape(new_state)
 
-    def compiled(self) -> Any:
-        everywhere = self.devices.replicated_like(self.state)
-        over_devices = NamedSharding(self.devices.mesh, PartitionSpec(AXIS))
-        spread = {
-            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=over_devices)
-            for name, array in self.batch.items()
-        }
-        return self.step.lower(everywhere, spread, jax.random.key(1)).compile()
+def compiled_step(experiment: Experiment, batch: dict[str, np.ndarray]) -> tuple[TrainState, Any]:
+    """(shapes of the state, the compiled step)."""
+    step, state = traceable_step(experiment, batch)
+    over_devices = NamedSharding(experiment.devices.mesh, PartitionSpec(AXIS))
+    spread = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=over_devices)
+        for name, array in batch.items()
+    }
+    return state, step.lower(state, spread, experiment.key).compile()
 
-    def runner(self, compiled: Any) -> Callable[[], Any]:
-        """A call that takes one step, from the state that the last one left."""
-        held = [self.devices.replicate(self.new_state())]
-        batch = stand_in_batch(self.config, self.size, self.config.batch_size)
-        placed, key = self.devices.put(batch), jax.random.key(1)
 
-        def once() -> Any:
-            held[0], metrics = compiled(held[0], placed, key)
-            return metrics
+def _runner(
+    experiment: Experiment, compiled: Any, batch: dict[str, np.ndarray]
+) -> Callable[[], Any]:
+    """A call that takes one step, from the state that the last one left."""
+    held, placed = [experiment.new_state(batch)], experiment.devices.put(batch)
 
-        return once
+    def once() -> Any:
+        held[0], metrics = compiled(held[0], placed, experiment.key)
+        return metrics
+
+    return once
 
 
 def collectives_alone(
     collectives: Sequence[Collective], devices: DataParallel
 ) -> Callable[[], jax.Array]:
     """A call that makes these collectives and nothing else, each after the one before it."""
-    sizes = [max(1, one.operand_bytes // 4) for one in collectives]
+    program, buffers = talking(collectives, devices)
+    return lambda: program(buffers)
+
+
+def talking(
+    collectives: Sequence[Collective], devices: DataParallel
+) -> tuple[Any, list[jax.Array]]:
+    """The program of `collectives_alone`, and what it is given."""
     over_devices = NamedSharding(devices.mesh, PartitionSpec(AXIS))
     buffers = [
-        jax.device_put(np.ones((devices.num_devices, size), np.float32), over_devices)
-        for size in sizes
+        jax.device_put(
+            np.ones((devices.num_devices, max(1, one.operand_bytes // 4)), np.float32),
+            over_devices,
+        )
+        for one in collectives
     ]
 
     def talk(buffers: list[jax.Array]) -> jax.Array:
@@ -283,7 +265,7 @@ def collectives_alone(
             check_vma=False,
         )
     )
-    return lambda: program(buffers)
+    return program, buffers
 
 
 def _collective(kind: str, given: jax.Array) -> jax.Array:
@@ -299,47 +281,6 @@ def _collective(kind: str, given: jax.Array) -> jax.Array:
     if kind == "reduce-scatter":
         return lax.psum_scatter(parts, AXIS)
     return lax.all_to_all(parts, AXIS, split_axis=0, concat_axis=0)
-
-
-# ---------------------------------------------------------------- what is shown
-
-
-def stand_in(size: int) -> Any:
-    """What an objective reads of a cohort before it validates: a manifest and a folder's name."""
-    manifest = Manifest(
-        size=size,
-        spacing_mm=96 / size,
-        maps=(image_spec(), *(map_spec(name, 25.0) for name in POOL[1:])),
-        devices=(*DEVICES, UNKNOWN_DEVICE),
-        bmd_mean=0.9,
-        bmd_std=0.2,
-        texture={},
-        shards=(),
-        counts={},
-        settings={},
-        label_scheme="none",
-        code_version="benchmark",
-    )
-    return SimpleNamespace(manifest=manifest, directory=Path("benchmark"))
-
-
-def stand_in_batch(config: Any, size: int, count: int) -> dict[str, np.ndarray]:
-    """`count` examples of noise, as `types.Batch`."""
-    views = 2 if config.objective.name == "swav" else 1
-    rng = np.random.default_rng(0)
-    batch: dict[str, np.ndarray] = {
-        "index": np.arange(count, dtype=np.int32),
-        "map_ids": np.tile(np.arange(views, dtype=np.int32), (count, 1)),
-        "codes": rng.integers(0, 240, (count, views, size, size, size), dtype=np.uint8),
-    }
-    if config.objective.name == "swav":
-        return batch
-    return batch | {
-        "label": rng.integers(-1, 2, count, dtype=np.int32),
-        "bmd": rng.normal(0.9, 0.2, count).astype(np.float32),
-        "level": rng.integers(0, len(LEVELS), count, dtype=np.int32),
-        "device": rng.integers(0, len(DEVICES) + 1, count, dtype=np.int32),
-    }
 
 
 # ---------------------------------------------------------------- in words

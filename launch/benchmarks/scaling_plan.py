@@ -57,7 +57,7 @@ INPUTS = {
     "steps_per_s": Input(39.4, "goal", "30,256 x 300 / 32 steps of 96^3 in two hours"),
     "volume_bytes": Input(96**3, "counted", "codes of a 96^3 volume"),
     "sum_bytes": Input(255413252, "counted", "a step's sums, SwAV: scaling_counts_cpu.json"),
-    "sums": Input(0, "counted", "a step's sums, SwAV: scaling_counts_cpu.json"),
+    "sums": Input(87, "counted", "a step's sums, SwAV: scaling_counts_cpu.json"),
     "state_bytes": Input(766971164, "counted", "parameters, two moments, statistics, queue"),
     "pool_mb": Input(2.54, "measured", "a vertebra on disk: data.md"),
     "image_mb": Input(0.60, "measured", "the same, image alone: data.md"),
@@ -128,13 +128,14 @@ class Run:
     """Quantities that several results share; units are in the names."""
 
     def __init__(self, v: dict[str, float]) -> None:
-        self.hosts = v["accelerators"] / v["accelerators_per_host"]
+        per_host = min(v["accelerators_per_host"], v["accelerators"])
+        self.hosts = v["accelerators"] / per_host
         self.batch = v["accelerators"] * v["batch"]
         self.steps = v["vertebrae"] * v["epochs"] / self.batch
         self.step_s = 1 / v["steps_per_s"]
         self.hours = self.steps * self.step_s / 3600
         self.epoch_s = v["vertebrae"] / self.batch * self.step_s
-        self.host_reads_per_s = v["accelerators_per_host"] * v["batch"] * v["steps_per_s"]
+        self.host_reads_per_s = per_host * v["batch"] * v["steps_per_s"]
         # The two members of five that a pair shows.
         self.read_mb = 0.4 * v["pool_mb"]
         self.reads_gb_s = self.hosts * self.host_reads_per_s * self.read_mb / 1e3
@@ -142,13 +143,14 @@ class Run:
         self.pool_gb = 5 * v["vertebrae"] * v["volume_bytes"] / v["accelerators"] / 1e9
         # Every device adds up the whole global batch, two views (osteojax/data/resident.py).
         self.gather_gb = 2 * self.batch * v["volume_bytes"] / 1e9
-        others = v["accelerators_per_host"] - 1
-        inside = others / v["accelerators_per_host"] / v["link_gb_s"]
+        inside = (per_host - 1) / per_host / v["link_gb_s"]
         between = (self.hosts - 1) / self.hosts / v["network_gb_s"]
         # A sum scatters and gathers again; inside a host first, then between hosts.
         self.sum_inside_s = 2 * inside * v["sum_bytes"] / 1e9
         self.sum_between_s = 2 * between * v["sum_bytes"] / 1e9
         self.gather_s = (inside + between) * self.gather_gb
+        self.shown_gb = 2 * v["batch"] * v["volume_bytes"] / 1e9
+        self.shown_s = per_host * self.shown_gb * between
         self.latency_s = v["sums"] * v["latency_us"] / 1e6
         self.save_s = v["state_bytes"] / 1e6 / v["checkpoint_mb_s"]
         self.mtbf_h = v["mtbf_hours"] / v["accelerators"]
@@ -174,7 +176,7 @@ def results(v: dict[str, float]) -> list[Result]:
         ),
         Result(
             "vertebrae read, a host",
-            "accelerators_per_host x batch x steps_per_s",
+            "n x batch x steps_per_s",
             f"{run.host_reads_per_s:,.0f}/s",
         ),
         Result(
@@ -206,10 +208,20 @@ def results(v: dict[str, float]) -> list[Result]:
         ),
         Result(
             "time of it",
-            "x (7/8 / link_gb_s + (hosts - 1)/hosts / network_gb_s)",
+            "x ((n - 1)/n / link_gb_s + (hosts - 1)/hosts / network_gb_s)",
             _ms(run.gather_s),
         ),
-        Result("sums, inside hosts", "2 x 7/8 sum_bytes / link_gb_s", _ms(run.sum_inside_s)),
+        Result(
+            "volumes that an accelerator shows",
+            "2 x batch x volume_bytes",
+            f"{1e3 * run.shown_gb:.3g} MB",
+        ),
+        Result(
+            "time of sending them alone",
+            "x n (hosts - 1)/hosts / network_gb_s",
+            _ms(run.shown_s),
+        ),
+        Result("sums, inside hosts", "2 x (n - 1)/n sum_bytes / link_gb_s", _ms(run.sum_inside_s)),
         Result(
             "sums, between hosts",
             "2 x (hosts - 1)/hosts sum_bytes / network_gb_s",

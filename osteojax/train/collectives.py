@@ -113,11 +113,10 @@ def _array_bytes(dtype: str, bits: str, shape: str) -> int:
     return itemsize * math.prod(int(size) for size in shape.split(",") if size)
 
 
-def expected_bytes(config: Any, params: Any, model_state: Any, *, platform: str) -> dict[str, int]:
+def expected_bytes(config: Any, params: Any, model_state: Any) -> dict[str, int]:
     """Operand bytes of a training step's collectives on each device, by what the method needs.
 
-    - gradients: of every parameter, once. Kernels of the encoder's convolutions are summed in the
-      dtype of the computation, which XLA's CPU widens to float32; all others in float32.
+    - gradients: of every parameter once, in float32 whatever the dtype of the computation.
     - batch_statistics: mean and mean square of each channel forward; backward the gradient of the
       mean. That of the variance travels in the gradient of the scale. None with group norm.
     - sinkhorn: a maximum and a sum of K for each iteration and view, with and without the queue.
@@ -127,26 +126,16 @@ def expected_bytes(config: Any, params: Any, model_state: Any, *, platform: str)
     Args:
       config: of configs/*.py, with objective "swav" or "multitask".
       params, model_state: arrays, or their shapes and dtypes.
-      platform: of the devices: "cpu", "gpu" or "tpu".
 
     Raises:
       KeyError: for another objective.
     """
     own = {"swav": _swav_bytes, "multitask": _multitask_bytes}[config.objective.name]
-    narrow = 4 if platform == "cpu" else jax.numpy.dtype(config.model.dtype).itemsize
     return {
-        "gradients": _gradient_bytes(params, config.model.rank, narrow),
+        "gradients": 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         "batch_statistics": _statistics_bytes(model_state["batch_stats"]),
         **own(config, model_state),
     }
-
-
-def _gradient_bytes(params: Any, rank: int, narrow: int) -> int:
-    total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        convolution = path[0].key == "backbone" and len(leaf.shape) == rank + 2
-        total += math.prod(leaf.shape) * (narrow if convolution else 4)
-    return total
 
 
 def _statistics_bytes(batch_stats: Any) -> int:

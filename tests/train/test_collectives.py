@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from launch.benchmarks.scaling import Program
+from launch.benchmarks.experiment import Experiment, stand_in_cohort
+from launch.benchmarks.scaling import traceable_step
 from osteojax.train.collectives import Collective, compiled_collectives, expected_bytes
-from osteojax.train.parallel import DataParallel
 from tests.small_runs import fine_tuning, pretraining
 
 HLO = """HloModule jit_step, num_partitions=4
@@ -77,18 +77,16 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_expected_bytes_are_those_of_the_traced_step(case: str) -> None:
-    """As it is traced a bfloat16 step sums in bfloat16, as an accelerator does."""
     shrunk, overrides = CASES[case]
     config = shrunk(*SMALL, *overrides)
-    program = Program(config, 8, DataParallel.create("shard_map", 2))
-    traced = jax.make_jaxpr(program.step)(program.state, program.batch, jax.random.key(0))
-    state = program.state
-    expected = expected_bytes(config, state.params, state.model_state, platform="gpu")
+    experiment = Experiment(config, stand_in_cohort(8, 4), num_devices=2)
+    batch = experiment.synthetic_batch()
+    step, state = traceable_step(experiment, batch)
+    traced = jax.make_jaxpr(step)(state, batch, experiment.key)
+    expected = expected_bytes(config, state.params, state.model_state)
     assert sum(traced_bytes(traced.jaxpr)) == sum(expected.values())
-    on_cpu = expected_bytes(config, state.params, state.model_state, platform="cpu")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    assert on_cpu["gradients"] == 4 * parameters
-    assert (expected["gradients"] < 4 * parameters) == (config.model.dtype == "bfloat16")
+    assert expected["gradients"] == 4 * parameters
 
 
 def traced_bytes(jaxpr: Any) -> Iterator[int]:
