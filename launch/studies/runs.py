@@ -10,6 +10,7 @@ finished row is never done again.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import re
@@ -56,18 +57,7 @@ class Runs:
 
     def done(self, row: Row, seed: int) -> bool:
         """Whether a row is finished. Raises UserError if by another study than this one."""
-        path = self.folder(row, seed) / "done.json"
-        if not path.is_file():
-            return False
-        found = json.loads(path.read_text(encoding="utf-8"))["row"]
-        wanted = json.loads(json.dumps(self._identity(row, seed)))
-        if found != wanted:
-            names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
-            raise UserError(
-                f"{path.parent} was made by another version of the study ({', '.join(names)} "
-                "differ). Remove the folder to do the row again, or choose another --workdir."
-            )
-        return True
+        return _finished(self.folder(row, seed), self._identity(row, seed)) is not None
 
     def seconds(self, row: Row, seed: int) -> float:
         """Wall time of a finished row, as far as one process did it."""
@@ -94,7 +84,7 @@ class Runs:
         seconds = time.perf_counter() - began
         write_json(
             folder / "done.json",
-            {"row": self._identity(row, seed), "seconds": seconds, "best": best},
+            {"made_with": self._identity(row, seed), "seconds": seconds, "best": best},
         )
         _keep_little(folder)
 
@@ -103,15 +93,25 @@ class Runs:
         study = self.study
         pre = study.pretrainings.get(row.pretrain)
         return {
-            "cohort": row.cohort,
+            "cohort": self._people(row.cohort),
             "pretrain": row.pretrain and {**study.pretrain_settings, **(pre or {})},
-            "pretrained_on": row.pretrain and (row.pretrained_on or row.cohort),
+            "pretrained_on": row.pretrain and self._people(row.pretrained_on or row.cohort),
             "configs": [study.pretrain_config, study.finetune_config],
             "settings": {**study.finetune_settings, **row.settings},
             "tune": [dict(choice) for choice in row.tune],
             "told": study.tells_devices(row),
             "ceiling": row.ceiling,
             "seed": seed,
+        }
+
+    def _people(self, name: str) -> dict[str, Any]:
+        """What a cohort was made with, and the one that its splits are of."""
+        cohort = self.study.cohorts[name]
+        other = self.study.cohorts.get(cohort.splits_of)
+        return {
+            "name": name,
+            **dataclasses.asdict(cohort),
+            "splits": other and dataclasses.asdict(other),
         }
 
     def _fine_tune(self, row: Row, seed: int, folder: Path, data: Path) -> dict[str, float]:
@@ -136,19 +136,21 @@ class Runs:
             return None
         data = row.pretrained_on or cohort
         folder = self.workdir / "pretrain" / f"{slug(row.pretrain)}@{slug(data)}-seed{seed}"
-        if (folder / "done.json").is_file():
-            return folder
         settings = {**self.study.pretrain_settings, **self.study.pretrainings[row.pretrain]}
         config = with_settings(
             load_config(self.study.pretrain_config, []),
             {**settings, "seed": seed},
             f"pre-training {row.pretrain!r}",
         )
+        made_with = {"cohort": self._people(data), "config": json.loads(config.to_json())}
+        if _finished(folder, made_with):
+            return folder
         began = time.perf_counter()
         best = _train(config, folder, self.cohorts.pool(data))
         write_json(
             folder / "done.json",
             {
+                "made_with": made_with,
                 "seconds": time.perf_counter() - began,
                 "best": {k: v for k, v in best.items() if np.isfinite(v)},
             },
@@ -162,17 +164,17 @@ class Runs:
         scores = []
         for number, choice in enumerate(row.tune):
             place = folder / str(number)
-            if not (place / "done.json").is_file():
-                seed, cohort = self.study.tuning_seed, self.study.tuning_cohort
-                config = self._finetune_config(row, choice, seed, None)
+            config = self._finetune_config(row, choice, self.study.tuning_seed, None)
+            cohort = self.study.tuning_cohort
+            made_with = {"cohort": self._people(cohort), "config": json.loads(config.to_json())}
+            found = _finished(place, made_with)
+            if found is None:
                 best = _train(config, place, self.cohorts.pool(cohort))
                 sign = -1.0 if config.checkpoint.best_mode == "min" else 1.0
                 score = sign * best[config.checkpoint.best_metric]
-                write_json(place / "done.json", {"choice": dict(choice), "score": score})
+                found = {"made_with": made_with, "choice": dict(choice), "score": score}
+                write_json(place / "done.json", found)
                 _keep_little(place)
-            found = json.loads((place / "done.json").read_text(encoding="utf-8"))
-            if found["choice"] != json.loads(json.dumps(dict(choice))):
-                raise UserError(f"{place} is of another choice than the study's. Remove {folder}.")
             scores.append(found["score"])
         return row.tune[int(np.argmax(scores))]
 
@@ -246,6 +248,23 @@ def read_table(path: Path) -> pd.DataFrame:
         keep_default_na=False,
         na_values={name: [""] for name in numbers},
     )
+
+
+def _finished(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
+    """What done.json says; None where there is none. Raises UserError where the study that made it
+    is not this one."""
+    path = folder / "done.json"
+    if not path.is_file():
+        return None
+    done = json.loads(path.read_text(encoding="utf-8"))
+    found, wanted = done["made_with"], json.loads(json.dumps(made_with))
+    if found != wanted:
+        names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+        raise UserError(
+            f"{folder} was made by another version of the study ({', '.join(names)} differ). "
+            "Remove the folder to do it again, or choose another --workdir."
+        )
+    return done
 
 
 def _train(config: ConfigDict, workdir: Path, data: Path) -> dict[str, float]:

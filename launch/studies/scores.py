@@ -30,10 +30,17 @@ class Answers:
     Attributes:
       name: of the row.
       seeds: that are finished.
+      fixed: nothing is drawn in it (a ceiling): its one seed stands for every other.
     """
 
-    def __init__(self, name: str, seeds: Sequence[int], tables: Sequence[pd.DataFrame]) -> None:
-        self.name, self.seeds = name, tuple(seeds)
+    def __init__(
+        self,
+        name: str,
+        seeds: Sequence[int],
+        tables: Sequence[pd.DataFrame],
+        fixed: bool = False,
+    ) -> None:
+        self.name, self.seeds, self.fixed = name, tuple(seeds), fixed
         self._tables = [t.sort_values(KEY).reset_index(drop=True) for t in tables]
         for table in self._tables[1:]:
             if not table[KEY].equals(self._tables[0][KEY]):
@@ -137,6 +144,8 @@ def contrast_results(
     for contrast in contrasts:
         if contrast.first not in answers or contrast.second not in answers:
             continue
+        if not _seeds(answers[contrast.first], answers[contrast.second]):
+            continue
         entry = _difference(contrast, answers[contrast.first], answers[contrast.second], resamples)
         results.append({**vars(contrast), **entry})
     for entry, p in zip(results, compare.holm([e["p"] for e in results]), strict=True):
@@ -166,7 +175,7 @@ def _difference(
     entry = found["difference"].get(contrast.metric, unknown)
     low, high = entry["interval"] or (None, None)
     return {
-        "seeds": sorted({*first.seeds} & {*second.seeds} or {*first.seeds, *second.seeds}),
+        "seeds": _seeds(first, second),
         "n": found["n"],
         "difference": entry["difference"],
         "low": low,
@@ -179,21 +188,26 @@ def _difference(
 def _common_seeds(
     first: Answers, second: Answers, a: dict[str, Any], b: dict[str, Any], name: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both rows by the seeds that both have. A ceiling has one seed, which stands for all."""
+    """Both rows by the seeds that both have."""
     for key in ("labels", "truth", "patients"):
         if key in a and not np.array_equal(a[key], b[key]):
             raise UserError(f"rows {first.name!r} and {second.name!r} predict different cases.")
-    common = [seed for seed in first.seeds if seed in second.seeds]
     cut = []
     for answers, values in ((first, a), (second, b)):
-        places = [answers.seeds.index(seed) for seed in common]
-        if len(answers.seeds) == 1 or not common:
-            places = list(range(len(answers.seeds)))
+        common = _seeds(first, second)
+        places = [0 if answers.fixed else answers.seeds.index(seed) for seed in common]
         values = {**values, name: values[name][places]}
         if values.get("thresholds") is not None:
             values["thresholds"] = values["thresholds"][places]
         cut.append(values)
     return cut[0], cut[1]
+
+
+def _seeds(first: Answers, second: Answers) -> list[int]:
+    """What a contrast of two rows rests on."""
+    if first.fixed or second.fixed:
+        return list((second if first.fixed else first).seeds)
+    return [seed for seed in first.seeds if seed in second.seeds]
 
 
 def verdict(entry: dict[str, Any]) -> str:

@@ -91,16 +91,19 @@ def test_groups_are_the_test_split_its_sites_and_the_external_one() -> None:
 
 def test_contrasts_are_paired_and_corrected() -> None:
     rows = {name: answers(name, skill) for name, skill in (("good", 3.0), ("bad", 0.1))}
-    rows["ceiling"] = answers("ceiling", 2.9, seeds=(0,))
+    rows["ceiling"] = scores.Answers("ceiling", (0,), [predictions(2.9, 0)], fixed=True)
+    rows["one"] = answers("one", 2.8, seeds=(1,))
     wanted = (
         Contrast("good", "bad", "AUROC", +1, 0.02),
         Contrast("good", "bad", "MAE", +1, 0.005),
         Contrast("good", "ceiling", "AUROC", 0, 0.2),
         Contrast("good", "absent", "AUROC", +1, 0.02),
+        Contrast("good", "one", "AUROC", 0, 0.2),
+        Contrast("one", "ceiling", "F1", 0, 0.3),
     )
     found = scores.contrast_results(wanted, rows, resamples=300)
     assert [f["verdict"] for f in found] == [
-        "as expected", "against expectation", "as expected (no difference that matters)",
+        "as expected", "against expectation", *["as expected (no difference that matters)"] * 3,
     ]  # fmt: skip
     better = [line(scores.scores(rows[n], 50), unit="vertebra", group="internal", metric="AUROC")
               for n in ("good", "bad")]  # fmt: skip
@@ -108,7 +111,13 @@ def test_contrasts_are_paired_and_corrected() -> None:
     assert found[0]["difference"] == pytest.approx(gap, abs=1e-12)
     adjusted = multipletests([f["p"] for f in found], method="holm")[1]
     np.testing.assert_allclose([f["p_holm"] for f in found], adjusted)
-    assert found[2]["seeds"] == [0]
+    # A ceiling stands beside every seed; trained rows meet in the seeds that both have.
+    assert [f["seeds"] for f in found] == [[0, 1], [0, 1], [0, 1], [1], [1]]
+    [seed_one] = [scores.scores(answers("good", 3.0, (1,)), 50)]
+    [other] = [scores.scores(rows["one"], 50)]
+    gap = [line(f, unit="vertebra", group="internal", metric="AUROC")["estimate"]
+           for f in (seed_one, other)]  # fmt: skip
+    assert found[3]["difference"] == pytest.approx(gap[0] - gap[1], abs=1e-12)
 
 
 def test_rows_of_other_cases_are_not_compared() -> None:
