@@ -18,6 +18,7 @@ from osteojax.data.schema import (
     Manifest,
     record_position,
 )
+from osteojax.data.soundness import table_fault
 from osteojax.errors import UserError
 
 
@@ -84,12 +85,16 @@ class PreparedCohort:
         if not path.is_file():
             raise UserError(f"{path} is missing. Copy the folder whole, or prepare again.")
         text = dict.fromkeys(("patient_id", "scan_id", "site", "split", "level", "device"), str)
-        table = pd.read_csv(
-            path,
-            dtype=text,
-            keep_default_na=False,
-            na_values={name: [""] for name in VERTEBRA_COLUMNS if name not in text},
-        )
+        again = "Copy the folder again, or prepare the cohort again."
+        try:
+            table = pd.read_csv(
+                path,
+                dtype=text,
+                keep_default_na=False,
+                na_values={name: [""] for name in VERTEBRA_COLUMNS if name not in text},
+            )
+        except ValueError as error:  # pandas' own errors are ValueErrors, and so are Unicode's
+            raise UserError(f"{path}: damaged ({_line(error)}). {again}") from error
         for name in OPTIONAL_COLUMNS:
             if name not in table.columns:
                 table[name] = np.nan
@@ -99,6 +104,8 @@ class PreparedCohort:
                 f"{path}: {len(table)} rows, columns missing: {missing or 'none'}; the manifest "
                 f"says {self.manifest.num_vertebrae} vertebrae. Prepare the cohort again."
             )
+        if fault := table_fault(table):
+            raise UserError(f"{path}, {fault}: `osteojax prepare` writes no such thing. {again}")
         return table
 
     def _read_labels(self) -> Labels:

@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from osteojax.data.soundness import manifest_fault
 from osteojax.errors import UserError
 from osteojax.files import write_json
 
@@ -242,8 +243,11 @@ class Manifest:
             fields["devices"] = tuple(fields["devices"])
             fields["shards"] = tuple(fields["shards"])
             fields["stored"] = tuple(fields.get("stored", POOL))
-            return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest = cls(**fields)
+            if fault := manifest_fault(manifest):
+                raise ValueError(fault)
+            return manifest
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{path}: not a manifest of this version ({error}). Prepare the cohort again."
             ) from error
