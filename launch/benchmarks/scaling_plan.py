@@ -56,7 +56,7 @@ INPUTS = {
     "batch": Input(32, "goal", "on each accelerator; the paper's batch"),
     "steps_per_s": Input(39.4, "goal", "30,256 x 300 / 32 steps of 96^3 in two hours"),
     "volume_bytes": Input(96**3, "counted", "codes of a 96^3 volume"),
-    "sum_bytes": Input(255413252, "counted", "a step's sums, SwAV: scaling_counts_cpu.json"),
+    "sum_bytes": Input(255409668, "counted", "a step's sums, SwAV: scaling_counts_cpu.json"),
     "sums": Input(87, "counted", "a step's sums, SwAV: scaling_counts_cpu.json"),
     "state_bytes": Input(766971164, "counted", "parameters, two moments, statistics, queue"),
     "pool_mb": Input(2.54, "measured", "a vertebra on disk: data.md"),
@@ -154,7 +154,7 @@ class Run:
         self.latency_s = v["sums"] * v["latency_us"] / 1e6
         self.save_s = v["state_bytes"] / 1e6 / v["checkpoint_mb_s"]
         self.mtbf_h = v["mtbf_hours"] / v["accelerators"]
-        # Young 1974; Daly 2006, eq. 13 at first order.
+        # Young 1974; the first order of Daly 2006.
         self.interval_h = math.sqrt(2 * self.save_s / 3600 * self.mtbf_h)
         self.growth = self.batch / 32
 
