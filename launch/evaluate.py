@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from osteojax.evaluation.cases import Picture
 
 EMBEDDED_VERTEBRAE = 1000
-"""Training vertebrae that the distance from the training data is fitted on, evenly spread: a CPU
-takes about a second for each at 96^3."""
+"""Training vertebrae that the distance from the training data is fitted on, evenly spread; each
+costs a forward pass."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

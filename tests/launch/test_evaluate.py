@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from launch import cli
-from launch.evaluate import Evaluated
+from launch.evaluate import Evaluated, _volume
 from osteojax.data.cohort import PreparedCohort
 from osteojax.evaluation import baselines, ood, predictions
 from tests.tiny_cohort import write_tiny_cohort
@@ -75,6 +75,12 @@ def test_pictures_show_the_stored_volume_under_its_heat(fine_tuned, tiny_pool):
         np.testing.assert_array_equal(picture.mask, run.cohort.masks(row)[0])
         assert picture.heat.shape == picture.hu.shape
         assert picture.heat.min() >= 0
+
+
+def test_the_heat_of_a_2d_model_lies_in_the_plane_it_saw():
+    volume = _volume(np.ones((4, 4), np.float32), np.zeros((4, 4, 4), np.float32))
+    assert volume[..., 2].all()
+    assert volume.sum() == 16
 
 
 def test_errors_are_pictured_in_the_report(evaluated):
