@@ -10,6 +10,7 @@ from scipy import stats
 
 from data_prep.simulate.people import draw_bone, structure_of
 from data_prep.simulate.texture_survival import FEATURES, Sampling, effect, vertebra_features
+from launch.benchmarks.texture_survival import verdicts
 from launch.cli import main
 
 
@@ -67,11 +68,22 @@ def test_the_command_tells_what_is_left(tmp_path, capsys):
         assert row["Contrast_d"] > 1
         assert row["DifferenceAverage_r"] > 0.5
     assert noisy["hu_sd_fine"] > clean["hu_sd_fine"]
-    table = path.with_suffix(".md").read_text().splitlines()
-    assert len(table) == 4
-    assert table[2].startswith("| 1.5 | 3 | 2 | 19 | ")
+    written = path.with_suffix(".md").read_text()
+    assert "8 pairs" in written
+    assert "| 1.5 | 3 | 2 | 19 | " in written
     again = vertebra_features(Sampling(2.0, 1.5), (3.0,), 0, 0, 1.0)
     assert np.shape(again) == (1, 2, len(FEATURES))
     assert main(["benchmark", "texture_survival", "--pairs", "7"]) == 1
     assert "at least 8" in capsys.readouterr().err
     assert main([*command, "--roi-mm", "9"]) == 1
+
+
+def test_the_verdict_is_of_the_thickest_slices_with_noise():
+    row = {"spacing_mm": 1.5, "roi_mm": 3.0, "Contrast_d": 2.0, "Contrast_d_low": 1.0}
+    row["Contrast_d_high"] = 3.0
+    rows = [{**row, "slice_mm": 0.7, "noise_hu": 32.0}, {**row, "slice_mm": 5.0, "noise_hu": 0.0}]
+    none = {**row, "slice_mm": 5.0, "noise_hu": 12.0, "Contrast_d": 0.2, "Contrast_d_low": -0.3}
+    (line,) = verdicts([*rows, none])
+    assert "5 mm slices the signal is not to be told from none, d 0.20 against 2.00" in line
+    (line,) = verdicts([*rows, {**none, "Contrast_d_low": 0.1}])
+    assert "is there" in line
