@@ -105,6 +105,35 @@ def test_lumbar_sample_in_another_orientation(
     assert any("could not be checked" in note for note in answer["patient"]["notes"])
 
 
+def test_what_is_unlike_training_is_said(
+    exported_model: Path, scans: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    features = len(
+        ExportedModel(exported_model).predict(np.zeros((1, 16, 16, 16)), 0)["embedding"][0]
+    )
+    far = {
+        "mean": np.full(features, 1e3, np.float32),
+        "whitening": np.eye(features, dtype=np.float32),
+        "quantiles": np.linspace(0, 2, 101, dtype=np.float32),
+    }
+    original = ExportedModel.__init__
+
+    def with_statistics(self, directory) -> None:
+        original(self, directory)
+        self.ood = far
+
+    monkeypatch.setattr(ExportedModel, "__init__", with_statistics)
+    table, answer = predict(
+        exported_model, tmp_path, scans.parent / "s2_ct.nii.gz", scans.parent / "s2_mask.nii.gz",
+        "verse",
+    )  # fmt: skip
+    assert list(table["ood_percentile"]) == [100.0, 100.0]
+    assert (table["ood_distance"] > 500).all()
+    assert "Caution: L2, L3 unlike the training data" in answer["patient"]["text"]
+    assert "unlike_training" in answer["patient"]["flags"]
+    assert "Caution: L2, L3 unlike the training data" in capsys.readouterr().out.replace("\n", " ")
+
+
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of three phantoms and three rows that cannot be predicted on."""

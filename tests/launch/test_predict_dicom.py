@@ -110,7 +110,7 @@ def test_the_report_says_what_the_table_says(result: Path, series: tuple[Path, P
         np.testing.assert_allclose([v for v, _ in bmd], [v for v, _ in expected], rtol=1e-5)
         (probability,) = group.get_measurements(name=dicom_objects.PROBABILITY)
         assert probability.value == pytest.approx(row["probability"], rel=1e-5)
-        assert group.finding_sites[0].topography.meaning == f"{group.tracking_identifier} vertebra"
+        assert group.finding_sites[0].value.meaning == f"{group.tracking_identifier} vertebra"
         # The slice that it refers to runs through the body.
         (image,) = group.source_images
         header = everything[image.referenced_sop_instance_uid]
