@@ -84,9 +84,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "# Trabecular texture through a simulated scanner\n\n"
         f"{rows[0]['pairs']} pairs of simulated vertebrae of one mean HU, one structure an SD "
         "coarser and one an SD finer than the mean. Cohen's d of each feature's mean inside the "
-        "body (95% bootstrap interval); r is DifferenceAverage's correlation with structure, given HU.\n\n"
-        + "\n".join(f"- {line}" for line in verdicts(rows))
-        + f"\n\n{table}\n"
+        "body (95% bootstrap interval); r is DifferenceAverage's correlation with structure, "
+        "given HU.\n\n" + "\n".join(f"- {line}" for line in verdicts(rows)) + f"\n\n{table}\n"
     )
 
 
