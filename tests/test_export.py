@@ -81,6 +81,7 @@ def test_one_program_for_every_platform_and_batch(exported_model: Path) -> None:
         assert {line.count("HIGHEST") for line in products} == {2}
 
 
+@pytest.mark.slow
 def test_grad_cam_is_that_of_the_library(
     tiny_pool: Path, fine_tuned: Path, exported_model: Path
 ) -> None:
