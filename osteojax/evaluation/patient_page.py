@@ -225,7 +225,7 @@ def _probabilities(axis, table: pd.DataFrame, colours, threshold: float) -> None
             table["probability_calibrated"], rows + 0.28, "D", color="white", clip_on=False,
             markeredgecolor="black", markersize=5,
         )  # fmt: skip
-        label += ", diamond: calibrated"
+        label += "\ndiamond: calibrated"
     axis.set_xlim(0, 1)
     axis.set_title("probability of osteoporosis", fontsize=10)
     axis.set_xlabel(label, fontsize=9)
@@ -237,7 +237,7 @@ def _bmd(axis, table: pd.DataFrame) -> None:
     if table["bmd_low"].notna().all():
         errors = np.clip([value - table["bmd_low"], table["bmd_high"] - value], 0, None)
         axis.errorbar(value, rows, xerr=errors, fmt="o", color="#0072B2", capsize=3)
-        axis.set_xlabel("g/cm$^2$, 90% of validation errors", fontsize=9)
+        axis.set_xlabel("g/cm$^2$\n90% of validation errors", fontsize=9)
     else:
         axis.plot(value, rows, "o", color="#0072B2")
         axis.set_xlabel("g/cm$^2$", fontsize=9)
