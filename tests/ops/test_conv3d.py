@@ -318,3 +318,18 @@ def test_stem_takes_its_strides_as_channels_on_accelerators():
     module = export.export(stem, platforms=("cuda",))(x, kernel).mlir_module()
     (line,) = [line for line in module.splitlines() if "stablehlo.convolution" in line]
     assert "tensor<2x8x8x8x8xf32>, tensor<4x4x4x8x4xf32>" in line, line
+
+
+def test_gradients_on_cpu_are_laid_out_as_xlas_fast_convolutions():
+    """XLA rearranges others too, but not inside a loop (several steps a dispatch): there the stem's
+    kernel gradient, a convolution over samples, ran 20 times slower."""
+    x, kernel, stride, padding = _arrays(CASES[0], dtype=np.float32)
+
+    def loss(x, k):
+        return jnp.square(conv(x, k, strides=stride, padding=padding, lowering="cpu")).sum()
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert lines
+    for line in lines:
+        assert "dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line, line
