@@ -10,9 +10,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from osteojax.data.schema import Manifest
 
 LARGEST_SIZE = 1024
@@ -95,6 +96,8 @@ def _is_count(value: Any) -> bool:
 
 def table_fault(table: pd.DataFrame) -> str | None:
     """The first thing that `vertebrae.csv` cannot say, with its line, or None."""
+    import pandas as pd  # benchmarks read manifests on machines without it
+
     from osteojax.data.schema import LEVELS, SPLITS  # it imports this module
 
     numbers = {
