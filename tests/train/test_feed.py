@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +15,20 @@ from osteojax import objectives
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.pipeline import evaluation_batches
 from osteojax.data.resident import Layout
+from osteojax.train import loop
 from osteojax.train.feed import Feed, dispatches
 from osteojax.train.optim import adamw_direction
 from osteojax.train.parallel import DataParallel
 from osteojax.train.step import make_steps
 from osteojax.types import TrainState
-from tests.small_runs import fine_tuning, pretraining
+from tests.launch.test_distributed import (
+    FINE_TUNING,
+    TINY,
+    assert_same_run,
+    finished,
+    start_two,
+)
+from tests.small_runs import fine_tuning, load_config, pretraining
 from tests.tiny_cohort import write_tiny_cohort
 
 STEPS = 6  # two fill the queue of 16
@@ -93,6 +103,19 @@ def test_every_objective_and_device_count_is_the_same(
     textured: PreparedCohort, name: str, num_devices: int
 ) -> None:
     check(name, textured, num_devices, (1, 3))
+
+
+@pytest.mark.slow
+def test_two_processes_hold_what_their_devices_show(tiny_pool: Path, tmp_path: Path) -> None:
+    """From the sums of processes, and with a remainder of single steps."""
+    overrides = (*TINY, "--config.optim.learning_rate=0.01", "--config.optim.save_steps=5")
+    loop.train(load_config(FINE_TUNING, list(overrides)), tmp_path / "one", tiny_pool)
+    resident = ("--config.data.placement=resident", "--config.steps_per_dispatch=2")
+    both = tmp_path / "both"
+    output = finished(start_two(both, tiny_pool, FINE_TUNING, (*overrides, *resident), devices=2))
+    assert "on each of 4 device(s)" in output
+    assert "resident" in output
+    assert_same_run(tmp_path / "one", both, 0.01)
 
 
 @pytest.mark.parametrize("per_dispatch", [1, 2, 5, 8, 100])
