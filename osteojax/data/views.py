@@ -151,8 +151,8 @@ class OtherPatientPair(PoolPair):
             own = cohort.table.iloc[row]
             raise UserError(
                 f"{cohort.directory}: data.pairs=other_patient: row {row} is the only patient's "
-                f"{own['level']} of split {own['split']}, with a label or without as it is. Choose other pairs, "
-                "or a larger cohort."
+                f"{own['level']} of split {own['split']}, with a label or without as it is. Choose "
+                "other pairs, or a larger cohort."
             )
         rows = np.array([row, rng.choice(candidates)], np.int32)
         return {**super().draw(cohort, row, rng), "rows": rows}
