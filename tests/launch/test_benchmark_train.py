@@ -245,8 +245,9 @@ BARE = """
 
     train.config_of = small
     for objective in ("swav", "multitask"):
-        argv = ["--objective", objective, "--size", "16", "--width", "4", "--repeats", "1"]
-        status = cli.main(["benchmark", "train", "--data", "resident", "--batch", "2", *argv])
+        argv = ["--objective", objective, "--size", "16", "--width", "4", "--devices", "1"]
+        argv += ["--data", "resident", "--batch", "2", "--repeats", "1"]
+        status = cli.main(["benchmark", "train", *argv])
         assert status == 0
     found = set(sys.modules) & {refused!r}
     assert not found, found
