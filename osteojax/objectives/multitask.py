@@ -112,7 +112,7 @@ class Multitask:
         model = build_model(self.config, self.num_devices, None)
         x = self._input(jnp.asarray(batch["codes"][:2, 0]))
         variables = jax.jit(partial(model.init, train=False))(key, x, jnp.zeros(2, jnp.int32))
-        return variables["params"], {"batch_stats": variables["batch_stats"]}
+        return variables["params"], {"batch_stats": variables.get("batch_stats", {})}
 
     def _input(self, codes_BDHW: Array) -> Array:
         image_maps = jnp.zeros(codes_BDHW.shape[0], jnp.int32)
@@ -153,7 +153,7 @@ class Multitask:
             "gate_entropy": lax.pmean(jnp.mean(entropy_B), AXIS),
             **{f"gate_{i}": importance_N[i] for i in range(gate_BN.shape[1])},
         }
-        return total, ({"batch_stats": updated["batch_stats"]}, metrics)
+        return total, ({"batch_stats": updated.get("batch_stats", {})}, metrics)
 
     def _drop_device(self, device_B: Array, index_B: Array, key: Array) -> Array:
         """Makes some devices unknown, so that the unknown device is a trained answer."""

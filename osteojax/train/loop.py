@@ -330,7 +330,9 @@ def _take_encoder(workdir: str, params: Any, model_state: Any) -> tuple[Any, Any
     statistics = source["model_state"].get(
         "image_batch_stats", source["model_state"]["batch_stats"]
     )
-    batch_stats, stats_taken = warm_start(model_state["batch_stats"], statistics)
+    batch_stats, stats_taken = model_state["batch_stats"], []
+    if "backbone" in batch_stats:  # group normalisation keeps none
+        batch_stats, stats_taken = warm_start(batch_stats, statistics)
     left = sorted(set(params) - {"backbone"})
     _say(
         f"warm start from {workdir}, step {step}: took {len(taken)} parameters and "

@@ -160,6 +160,15 @@ def test_fine_tuning_takes_the_encoder(pretrained: Path, pool: Path, tmp_path, c
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_group_normalisation_keeps_no_statistics_and_trains_too(pool: Path, tmp_path: Path) -> None:
+    norm = "--config.model.norm=group"
+    loop.train(pretraining(norm), tmp_path / "pre", pool)
+    tuning = fine_tuning(norm, f"--config.init_from={tmp_path / 'pre'}")
+    metrics = loop.train(tuning, tmp_path / "fine", pool)
+    assert np.isfinite(metrics["loss"])
+
+
 def test_the_image_signal_is_learnt(pool: Path, tmp_path: Path) -> None:
     config = fine_tuning(
         "--config.optim.train_steps=60", "--config.optim.eval_steps=60",
