@@ -14,7 +14,9 @@ import csv
 import dataclasses
 import json
 import multiprocessing
+import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -178,7 +180,9 @@ def _render_all(
             return
         # spawn: a fork of a process that runs threads (jax, BLAS) can hang.
         context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_leave_with_parent
+        )
         try:
             jobs = [pool.submit(write_scan, directory, settings, number) for number in numbers]
             for job in concurrent.futures.as_completed(jobs):
@@ -191,6 +195,18 @@ def _render_all(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_with_parent() -> None:
+    """Ends this worker when the process that started it is gone (SIGTERM, SIGKILL)."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_table(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -330,7 +330,8 @@ def _take_encoder(workdir: str, params: Any, model_state: Any) -> tuple[Any, Any
     statistics = source["model_state"].get(
         "image_batch_stats", source["model_state"]["batch_stats"]
     )
-    batch_stats, stats_taken = model_state["batch_stats"], []
+    batch_stats: Any = model_state["batch_stats"]
+    stats_taken: list[str] = []
     if "backbone" in batch_stats:  # group normalisation keeps none
         batch_stats, stats_taken = warm_start(batch_stats, statistics)
     left = sorted(set(params) - {"backbone"})

@@ -103,6 +103,10 @@ def _decide(wanted: str, layout: Layout, engine: str, free: int | None) -> tuple
     if jax.default_backend() == "cpu":
         # Reading is under 1% of a CPU's step, and its memory is where the files are cached anyway.
         return False, f"data stay on disk (a CPU's steps hide reading): {budget}"
+    if jax.process_count() > 1:
+        # Every device sends the global batch round: 3% of a step inside a host of 8 GPUs, more
+        # than a step between hosts (docs/scaling.md).
+        return False, f"data stay on disk (gathering would cross processes): {budget}"
     if free is None or needed > AUTO_SHARE * free:
         return False, f"data stay on disk: {budget}, of which they may take {AUTO_SHARE:.0%}"
     return True, f"data are resident: {budget}"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,22 @@ def test_truth_is_read_by_no_verb_but_the_study():
     assert "data_prep/simulate/cohort_writer.py" in naming
     allowed = ("data_prep/simulate/", "launch/simulate.py", "launch/stud", "osteojax/study")
     assert not [name for name in naming if not name.startswith(allowed)]
+
+
+@pytest.mark.slow  # a process with workers of its own
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    command = [sys.executable, "-m", "launch.cli", "simulate", "--out", str(tmp_path / "cohort")]
+    options = ["--patients", "50", "--levels", "L1-L4", "--spacing-mm", "3.0", "--workers", "2"]
+    main = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
+    while not any((tmp_path / "cohort").glob("ct/*.nii.gz")):
+        assert main.poll() is None
+        time.sleep(0.2)
+    workers = [int(pid) for pid in children.read_text().split()]
+    assert len(workers) >= 2
+    main.kill()
+    main.wait()
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until, "workers live on"
+        time.sleep(0.2)

@@ -118,3 +118,9 @@ def test_processes_take_the_least(monkeypatch) -> None:
 def test_the_line_says_what_auto_left(monkeypatch) -> None:
     reason = chosen(monkeypatch, free=3 * GIB).reason
     assert re.search(r"on disk: 2\.00 GiB .*, 3\.00 GiB free, of which they may take 50%", reason)
+
+
+def test_auto_gathers_from_no_other_process(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(placement.multihost_utils, "process_allgather", lambda mib: np.array([mib]))
+    assert "would cross processes" in chosen(monkeypatch, free=100 * GIB).reason
