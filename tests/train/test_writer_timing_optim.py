@@ -46,6 +46,28 @@ def test_the_stopwatch_counts_training_only(monkeypatch) -> None:
     assert watch.report() == {}
 
 
+def test_the_stopwatch_counts_the_steps_of_a_dispatch(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    watch = Stopwatch(batch_size=10, num_devices=1)
+    with watch.pause():
+        now[0] += 7.0  # before the first step: nobody's
+    now[0] += 50.0  # compiles eight steps
+    watch.tick(1.0, 8)
+    for _ in range(2):
+        now[0] += 8.0
+        watch.tick(2.0, 8)
+    with watch.pause():
+        now[0] += 100.0
+    now[0] += 40.0  # compiles one step
+    watch.tick(1.0, 1)
+    now[0] += 1.0
+    watch.tick(0.5, 1)
+    report = watch.report()
+    assert report["img/s/device"] == pytest.approx(17 * 10 / 17.0)
+    assert report["data_wait_share"] == pytest.approx(4.5 / 17.0)
+
+
 def test_the_papers_schedules() -> None:
     for name, rate, train, warmup in (
         ("tp_swav_resnet34", 1e-4, 300, 100),
