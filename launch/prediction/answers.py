@@ -67,11 +67,15 @@ def vertebra_table(
         if row["level_pred"] != row["level"] and row["level_probability"] >= SURE_OF_LEVEL:
             flags[i].append(Flag("other_level", f"looks like {row['level_pred']} to the model"))
         if unlike[i]:
-            text = f"unlike the training data (farther than {percentile[i]:.0f}% of validation)"
+            text = f"unlike the training data ({_farther(percentile[i])} of validation)"
             flags[i].append(Flag("unlike_training", text))
     table["flags"] = [joined(found) for found in flags]
     table["doubtful"] = [bool(doubts(found)) for found in flags]
     return table, flags
+
+
+def _farther(percentile: float) -> str:
+    return "farther than all" if percentile > 99.5 else f"farther than {percentile:.0f}%"
 
 
 def _fitted(model: ExportedModel, unit: str) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def test_a_patient_is_decided_on_l1_to_l4(exported_model, probabilities, expecte
 
 def test_every_doubt_is_in_the_answer(exported_model) -> None:
     flags = [
-        [Flag("unlike_training", "unlike the training data (farther than 100% of validation)")],
+        [Flag("unlike_training", "unlike the training data (farther than all of validation)")],
         [Flag("truncated", "cut by the border of the CT"), Flag("header_axes", "axes")],
         [Flag("metal", "metal beside L5")],
     ]
