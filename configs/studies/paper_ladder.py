@@ -4,8 +4,8 @@
 
 Everything below was committed before the first run: simulator options, what each contrast expects
 and the smallest difference that matters. Schedules were chosen by hand on no cohort; the one row
-with a tuned schedule is tuned on another cohort seed and another training seed. What a size buys
-and what came out is in benchmarks/paper_ladder.md.
+with a tuned schedule is tuned on another cohort seed and another training seed. It has
+not been run to its end yet; its table will be benchmarks/paper_ladder.md.
 
 `configs/studies/paper_ladder.py:full` is the same ladder at the paper's size, for a GPU.
 """

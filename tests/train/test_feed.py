@@ -115,14 +115,15 @@ def test_every_objective_and_device_count_is_the_same(
 @pytest.mark.slow
 def test_two_processes_hold_what_their_devices_show(tiny_pool: Path, tmp_path: Path) -> None:
     """From the sums of processes, and with a remainder of single steps."""
-    overrides = (*TINY, "--config.optim.learning_rate=0.01", "--config.optim.save_steps=5")
+    # At a rate of 0.01 rounding grows to 3% of a loss in five steps.
+    overrides = (*TINY, "--config.optim.learning_rate=0.001", "--config.optim.save_steps=5")
     loop.train(load_config(FINE_TUNING, list(overrides)), tmp_path / "one", tiny_pool)
     resident = ("--config.data.placement=resident", "--config.steps_per_dispatch=2")
     both = tmp_path / "both"
     output = finished(start_two(both, tiny_pool, FINE_TUNING, (*overrides, *resident), devices=2))
     assert "on each of 4 device(s)" in output
     assert "resident" in output
-    assert_same_run(tmp_path / "one", both, 0.01)
+    assert_same_run(tmp_path / "one", both, 0.001)
 
 
 @pytest.mark.parametrize("per_dispatch", [1, 2, 5, 8, 100])
