@@ -9,6 +9,7 @@ device is unknown, which training with device dropout has prepared them for.
 
 from __future__ import annotations
 
+from configs.studies import small
 from launch.studies.plan import Cohort, Contrast, Row, Study
 
 DEVICES = ("hologic", "ge_lunar", "medix")
@@ -39,7 +40,6 @@ def get_study(variant: str = "") -> Study:
     """The study; there is one size, for two CPU cores."""
     if variant:
         raise ValueError(f"unknown variant {variant!r} of leave_one_device_out; there is none")
-    network = {"model.stage_sizes": (1, 1, 1, 1), "model.width": 8, "batch_size": 16}
     simulate = (
         "--patients 240 --sites A,B,C --levels L1-L4 --spacing-mm 3.0 --complete-labels 0.15,0.25"
     )
@@ -55,27 +55,10 @@ def get_study(variant: str = "") -> Study:
         },
         rows=tuple(row for device in DEVICES for row in _rows(device)),
         contrasts=tuple(contrast for device in DEVICES for contrast in _contrasts(device)),
-        pretrain_config="configs/tp_swav_resnet34.py:smoke",
-        finetune_config="configs/moe_multitask_resnet34.py:smoke",
-        pretrain_settings={
-            **network,
-            "eval_at_start": False,
-            "optim.train_steps": 500,
-            "optim.warmup_steps": 50,
-            "optim.eval_steps": 250,
-            "optim.save_steps": 250,
-            "objective.freeze_prototypes_steps": 50,
-        },
-        finetune_settings={
-            **network,
-            "data.unlabelled_too": False,
-            "checkpoint.best_metric": "auroc",
-            "checkpoint.best_mode": "max",
-            "optim.train_steps": 400,
-            "optim.warmup_steps": 40,
-            "optim.eval_steps": 100,
-            "optim.save_steps": 200,
-        },
+        pretrain_config=small.PRETRAIN_CONFIG,
+        finetune_config=small.FINETUNE_CONFIG,
+        pretrain_settings=small.PRETRAIN_SETTINGS,
+        finetune_settings=small.FINETUNE_SETTINGS,
         pretrainings={"tp_swav": {}},
         seeds=(0, 1, 2),
     )

@@ -4,14 +4,15 @@
 
 Everything below was committed before the first run: simulator options, what each contrast expects
 and the smallest difference that matters. Schedules were chosen by hand on no cohort; the one row
-with a tuned schedule is tuned on another cohort seed and another training seed. It has
-not been run to its end yet; its table will be benchmarks/paper_ladder.md.
+with a tuned schedule is tuned on another cohort seed and another training seed. It has not
+been run to its end yet; its table will be benchmarks/paper_ladder.md.
 
 `configs/studies/paper_ladder.py:full` is the same ladder at the paper's size, for a GPU.
 """
 
 from __future__ import annotations
 
+from configs.studies import small
 from launch.studies.plan import Cohort, Contrast, Row, Study
 
 REPORTED_SEED, TUNING_SEED = 11, 12
@@ -134,7 +135,6 @@ def _cohorts(simulate: str, prepare: str, tuning: str) -> dict[str, Cohort]:
 
 def _small() -> Study:
     """32^3 at 3 mm, a ResNet10 of width 8: for two CPU cores."""
-    network = {"model.stage_sizes": (1, 1, 1, 1), "model.width": 8, "batch_size": 16}
     options = "--levels L1-L4 --spacing-mm 3.0 --complete-labels 0.15,0.35"
     return Study(
         name="The paper's ladder, small",
@@ -154,29 +154,10 @@ def _small() -> Study:
             )
         ),
         contrasts=_contrasts(),
-        pretrain_config="configs/tp_swav_resnet34.py:smoke",
-        finetune_config="configs/moe_multitask_resnet34.py:smoke",
-        pretrain_settings={
-            **network,
-            "eval_at_start": False,
-            "optim.learning_rate": 1e-3,
-            "optim.train_steps": 500,
-            "optim.warmup_steps": 50,
-            "optim.eval_steps": 250,
-            "optim.save_steps": 250,
-            "objective.freeze_prototypes_steps": 50,
-        },
-        finetune_settings={
-            **network,
-            "data.unlabelled_too": False,
-            "checkpoint.best_metric": "auroc",
-            "checkpoint.best_mode": "max",
-            "optim.learning_rate": 1e-3,
-            "optim.train_steps": 400,
-            "optim.warmup_steps": 40,
-            "optim.eval_steps": 100,
-            "optim.save_steps": 200,
-        },
+        pretrain_config=small.PRETRAIN_CONFIG,
+        finetune_config=small.FINETUNE_CONFIG,
+        pretrain_settings=small.PRETRAIN_SETTINGS,
+        finetune_settings=small.FINETUNE_SETTINGS,
         pretrainings=PRETRAININGS,
         seeds=(0, 1, 2),
     )

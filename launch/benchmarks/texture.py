@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich import box
@@ -28,13 +27,14 @@ from rich.table import Table
 from scipy import ndimage
 
 from data_prep.texture import pyradiomics_maps
-from launch.benchmarks import measure
+from launch.benchmarks import measure, peaks
 from osteojax.errors import UserError
 from osteojax.ops import glcm
 from osteojax.ops.first_order import first_order_maps
 from osteojax.ops.pair_features import ALL_FEATURES
 from osteojax.ops.patches import patch_maps
 from osteojax.ops.windows import Window
+from osteojax.train.parallel import DataParallel
 
 NUM_LEVELS = 48
 PEER_SIZE = 24
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{what} {','.join(map(str, values))}: numbers from 1 are needed.")
     console = Console()
     rows = []
-    bandwidth = copy_bytes_per_second(args.repeats)
+    bandwidth = peaks.copy_bytes_per_second(DataParallel.create(num_devices=1).mesh, args.repeats)
     peer_size = min(PEER_SIZE, max(args.sizes))
     for radius in args.radii:
         peer_levels = smooth_levels((peer_size,) * 3)
@@ -117,18 +117,6 @@ def max_rel_error(maps: dict[str, np.ndarray] | None, reference: Any) -> float |
         error = np.abs(np.asarray(maps[name], np.float64) - truth) / np.maximum(np.abs(truth), 0.1)
         worst = max(worst, float(error.max()))
     return worst
-
-
-def copy_bytes_per_second(repeats: int, size_bytes: int = 2**28) -> float:
-    """Bytes read and written per second by the plainest program there is, in place."""
-    step = jax.jit(lambda x: x + 1, donate_argnums=0)
-    state = [jnp.zeros(size_bytes // 4, jnp.float32)]
-
-    def once() -> jax.Array:
-        state[0] = step(state[0])
-        return state[0]
-
-    return 2 * size_bytes / measure.seconds(once, repeats)["median"]
 
 
 # ---------------------------------------------------------------- engines

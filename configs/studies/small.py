@@ -1,0 +1,34 @@
+"""The small size of studies, for two CPU cores: one block a stage, width 8, batch 16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRETRAIN_CONFIG = "configs/tp_swav_resnet34.py:smoke"
+FINETUNE_CONFIG = "configs/moe_multitask_resnet34.py:smoke"
+NETWORK: dict[str, Any] = {
+    "model.stage_sizes": (1, 1, 1, 1),
+    "model.width": 8,
+    "batch_size": 16,
+}
+PRETRAIN_SETTINGS: dict[str, Any] = {
+    **NETWORK,
+    "eval_at_start": False,
+    "optim.learning_rate": 1e-3,
+    "optim.train_steps": 500,
+    "optim.warmup_steps": 50,
+    "optim.eval_steps": 250,
+    "optim.save_steps": 250,
+    "objective.freeze_prototypes_steps": 50,
+}
+FINETUNE_SETTINGS: dict[str, Any] = {
+    **NETWORK,
+    "data.unlabelled_too": False,
+    "checkpoint.best_metric": "auroc",
+    "checkpoint.best_mode": "max",
+    "optim.learning_rate": 1e-3,
+    "optim.train_steps": 400,
+    "optim.warmup_steps": 40,
+    "optim.eval_steps": 100,
+    "optim.save_steps": 200,
+}
