@@ -41,12 +41,12 @@ def get_study(variant: str = "") -> Study:
     if variant:
         raise ValueError(f"unknown variant {variant!r} of leave_one_device_out; there is none")
     simulate = (
-        "--patients 240 --sites A,B,C --levels L1-L4 --spacing-mm 3.0 --complete-labels 0.15,0.25"
+        "--patients 480 --sites A,B,C --levels L1-L4 --spacing-mm 3.0 --complete-labels 0.15,0.25"
     )
     return Study(
         name="Leave one DXA device out, small",
         size=(
-            "240 simulated patients of sites A-C, L1-L4, 32^3 voxels of 3 mm; ResNet with one "
+            "480 simulated patients of sites A-C, L1-L4, 32^3 voxels of 3 mm; ResNet with one "
             "block a stage, width 8, batch 16; 500 steps of pre-training, 400 of fine-tuning."
         ),
         cohorts={

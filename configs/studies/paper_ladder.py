@@ -2,10 +2,12 @@
 
     osteojax study configs/studies/paper_ladder.py --workdir W --seeds 1
 
-Everything below was committed before the first run: simulator options, what each contrast expects
-and the smallest difference that matters. Schedules were chosen by hand on no cohort; the one row
-with a tuned schedule is tuned on another cohort seed and another training seed. It has not
-been run to its end yet; its table will be benchmarks/paper_ladder.md.
+Everything below was committed before the run whose table is benchmarks/paper_ladder.md: simulator
+options, what each contrast expects and the smallest difference that matters. Schedules were chosen
+by hand on no cohort; the one row with a tuned schedule is tuned on another cohort seed and another
+training seed. A first run with 240 patients of seed 11 was given up after 14 trainings, of which
+validation AUROCs and the ceilings were seen. Its test set of 71 patients was too small to conclude
+anything, so the size was changed, and the seed with it; rows, settings and contrasts were not.
 
 `configs/studies/paper_ladder.py:full` is the same ladder at the paper's size, for a GPU.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 from configs.studies import small
 from launch.studies.plan import Cohort, Contrast, Row, Study
 
-REPORTED_SEED, TUNING_SEED = 11, 12
+REPORTED_SEED, TUNING_SEED = 13, 12
 """Of the cohorts."""
 
 AUROC_MATTERS, MAE_MATTERS = 0.02, 0.005
@@ -139,11 +141,11 @@ def _small() -> Study:
     return Study(
         name="The paper's ladder, small",
         size=(
-            "240 simulated patients, L1-L4, 32^3 voxels of 3 mm; ResNet with one block a stage, "
+            "720 simulated patients, L1-L4, 32^3 voxels of 3 mm; ResNet with one block a stage, "
             "width 8, batch 16; 500 steps of pre-training, 400 of fine-tuning."
         ),
         cohorts=_cohorts(
-            f"--patients 240 {options}", "--size 32 --external-sites D", f"--patients 120 {options}"
+            f"--patients 720 {options}", "--size 32 --external-sites D", f"--patients 120 {options}"
         ),
         rows=_rows(
             (
