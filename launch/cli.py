@@ -60,33 +60,37 @@ def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a verb. Exit status: 0 done, 1 something failed, 2 a wrong command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    keep_compiled_programs()  # before a verb imports JAX
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The verb's arguments; importing the verb takes a moment, in which Ctrl-C may come."""
     parser = _build_parser(argv)
     args, rest = parser.parse_known_args(argv)
     if rest and args.verb != "train":
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if args.verb == "train":
         args.overrides = rest  # --config.key=value belongs to the config's own flags
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb. Exit status: 0 done, 1 something failed, 2 a wrong command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    keep_compiled_programs()  # before a verb imports JAX
     try:
+        args = _parse(argv)
         return importlib.import_module(f"launch.{args.verb}").run(args)
     except UserError as error:
-        print(f"osteojax {args.verb}: error: {error}", file=sys.stderr)
+        print(f"osteojax {argv[0]}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"osteojax {args.verb}: interrupted; rerun the same command to go on", file=sys.stderr
-        )
+        print(f"osteojax {argv[0]}: interrupted; rerun the same command to go on", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"osteojax {args.verb}: error: {where}{error.strerror}. What was finished is kept: "
+            f"osteojax {argv[0]}: error: {where}{error.strerror}. What was finished is kept: "
             "make room or access, then rerun the same command.",
             file=sys.stderr,
         )

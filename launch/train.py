@@ -45,7 +45,7 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     if not file.is_file():
         _exit(f"--config {file}: no such file. The configs are in configs/.")
     values = flags.FlagValues()
-    argv = ["osteojax train", f"--config={path}", *overrides]
+    argv = ["osteojax train", f"--config={path}", *_last_of_each(overrides)]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         rest = values(argv)
@@ -54,6 +54,16 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     if rest[1:]:
         _exit(f"unknown arguments: {' '.join(rest[1:])}")
     return values.config
+
+
+def _last_of_each(overrides: list[str]) -> list[str]:
+    """Of a field that is set twice, the last: absl would join the values of a tuple."""
+    last = {text.partition("=")[0]: place for place, text in enumerate(overrides)}
+    return [
+        text
+        for place, text in enumerate(overrides)
+        if "=" not in text or last[text.partition("=")[0]] == place
+    ]
 
 
 def _exit(message: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 
 import pytest
 
 import launch.inspect
 from launch import cli
+from tests.small_runs import CONFIGS, load_config
 
 
 def run(*argv: str) -> int:
@@ -91,10 +93,20 @@ def test_a_full_disk_is_one_line_and_status_1(monkeypatch, capsys) -> None:
     assert "\n" not in error
 
 
-def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys) -> None:
-    def stopped(args):
+@pytest.mark.parametrize("when", ["add_arguments", "run"])
+def test_an_interrupt_says_how_to_go_on(when: str, monkeypatch, capsys) -> None:
+    def stopped(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch.inspect, "run", stopped)
+    monkeypatch.setattr(launch.inspect, when, stopped)
     assert run("inspect", "pool") == 130
     assert "rerun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "second", ["--config.model.stage_sizes=(2,)", "--config.model.stage_sizes=(1,1)"]
+)
+def test_a_field_that_is_set_twice_takes_its_last_value(second: str) -> None:
+    path = f"{CONFIGS / 'tp_swav_resnet34.py'}:smoke"
+    config = load_config(path, ["--config.model.stage_sizes=(1,1)", second])
+    assert config.model.stage_sizes == ast.literal_eval(second.partition("=")[2])
