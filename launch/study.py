@@ -149,7 +149,8 @@ def report(runs: Runs, failures: list[dict[str, Any]]) -> None:
             swaps += [{"row": row.name, **line} for line in found]
     contrasts = scores.contrast_results(study.contrasts, answers, study.resamples)
     out = runs.workdir / "results"
-    grids = tables.write(out, study, lines, contrasts, swaps, failures, hours)
+    results = tables.Results(lines, contrasts, swaps, failures, hours)
+    grids = tables.write(out, study, results)
     console = Console(width=None if sys.stdout.isatty() else 160)
     for grid in grids:
         console.print(grid.terminal())

@@ -12,7 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from launch.studies.plan import Study
+from launch.studies.plan import UNITS, Study
 from osteojax.files import write_json, write_text
 
 SIMULATED = (
@@ -55,48 +55,40 @@ class Grid:
         return table
 
 
-def write(
-    out: Path,
-    study: Study,
-    scores: Sequence[dict[str, Any]],
-    contrasts: Sequence[dict[str, Any]],
-    swaps: Sequence[dict[str, Any]],
-    failures: Sequence[dict[str, Any]],
-    hours: dict[str, float],
-) -> list[Grid]:
-    """Writes scores.csv, contrasts.csv, device_swap.csv, failures.csv, study.md and study.json.
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a study found.
 
-    Args:
-      out: folder.
-      scores, contrasts, swaps, failures: lines, with the fields above.
+    Attributes:
+      scores, contrasts, device_swap, failures: lines, with the fields above.
       hours: row -> hours that its seeds took, its pre-training included where it was made for it.
+    """
+
+    scores: list[dict[str, Any]]
+    contrasts: list[dict[str, Any]]
+    device_swap: list[dict[str, Any]]
+    failures: list[dict[str, Any]]
+    hours: dict[str, float]
+
+
+def write(out: Path, study: Study, results: Results) -> list[Grid]:
+    """Writes scores.csv, contrasts.csv, device_swap.csv, failures.csv, study.md and study.json.
 
     Returns:
       the tables that study.md has, for the terminal.
     """
     for name, fields, lines in (
-        ("scores.csv", SCORE_FIELDS, scores),
-        ("contrasts.csv", CONTRAST_FIELDS, contrasts),
-        ("device_swap.csv", SWAP_FIELDS, swaps),
-        ("failures.csv", FAILURE_FIELDS, failures),
+        ("scores.csv", SCORE_FIELDS, results.scores),
+        ("contrasts.csv", CONTRAST_FIELDS, results.contrasts),
+        ("device_swap.csv", SWAP_FIELDS, results.device_swap),
+        ("failures.csv", FAILURE_FIELDS, results.failures),
     ):
         write_text(out / name, _csv(fields, lines))
-    grids = _grids(study, scores, contrasts, swaps, failures, hours)
+    grids = _grids(study, results)
     head = [f"# {study.name}", "", SIMULATED, "", f"Size: {study.size}", "", _how(study), ""]
     write_text(out / "study.md", "\n".join([*head, *(grid.markdown() for grid in grids)]))
-    write_json(
-        out / "study.json",
-        {
-            "study": study.name,
-            "size": study.size,
-            "simulated": True,
-            "scores": list(scores),
-            "contrasts": list(contrasts),
-            "device_swap": list(swaps),
-            "failures": list(failures),
-            "hours": hours,
-        },
-    )
+    about = {"study": study.name, "size": study.size, "simulated": True}
+    write_json(out / "study.json", {**about, **dataclasses.asdict(results)})
     return grids
 
 
@@ -109,34 +101,35 @@ def _how(study: Study) -> str:
     )
 
 
-def _grids(
-    study: Study,
-    scores: Sequence[dict[str, Any]],
-    contrasts: Sequence[dict[str, Any]],
-    swaps: Sequence[dict[str, Any]],
-    failures: Sequence[dict[str, Any]],
-    hours: dict[str, float],
-) -> list[Grid]:
-    grids = []
+def _grids(study: Study, results: Results) -> list[Grid]:
+    """The one table first, then the contrasts, then everything by site."""
+    scores = results.scores
     groups = list(dict.fromkeys(line["group"] for line in scores))
-    for unit in ("vertebra", "patient"):
-        metrics = ["AUROC", "F1", "SEN", "SPE"] + (["MAE"] if unit == "vertebra" else [])
+    ends = [group for group in ("internal", "external") if group in groups]
+    columns = [
+        (unit, group, metric, f"{metric}, {unit}, {group}")
+        for unit, metric in (("vertebra", "AUROC"), ("patient", "AUROC"), ("vertebra", "MAE"))
+        for group in ends
+    ]
+    grids = [_grid(study, scores, "All rows", columns)]
+    if results.contrasts:
+        grids.append(_contrast_grid(results.contrasts))
+    if results.device_swap:
+        grids.append(_swap_grid(results.device_swap))
+    for unit in UNITS:
         title = f"{unit.capitalize()} level, internal test"
-        grids.append(_grid(study, scores, title, unit, [("internal", m, m) for m in metrics]))
+        names = ("AUROC", "AUPRC", "F1", "SEN", "SPE", "PPV", "NPV")
+        grids.append(_grid(study, scores, title, [(unit, "internal", m, m) for m in names]))
         for metric in ("AUROC", "F1") + (("MAE",) if unit == "vertebra" else ()):
-            columns = [(group, metric, _group_name(group)) for group in groups]
             title = f"{unit.capitalize()} level, {metric} by site"
-            grids.append(_grid(study, scores, title, unit, columns))
+            columns = [(unit, group, metric, _group_name(group)) for group in groups]
+            grids.append(_grid(study, scores, title, columns))
     grids = [grid for grid in grids if grid.rows]
-    if contrasts:
-        grids.append(_contrast_grid(contrasts))
-    if swaps:
-        grids.append(_swap_grid(swaps))
-    if failures:
-        rows = tuple((f["row"], str(f["seed"]), f["reason"]) for f in failures)
+    if results.failures:
+        rows = tuple((f["row"], str(f["seed"]), f["reason"]) for f in results.failures)
         grids.append(Grid("What failed", ("row", "seed", "reason"), rows))
-    if hours:
-        spent = tuple((name, f"{60 * value:.1f}") for name, value in hours.items())
+    if results.hours:
+        spent = tuple((name, f"{60 * value:.1f}") for name, value in results.hours.items())
         grids.append(Grid("Minutes on this machine, all seeds", ("row", "minutes"), spent))
     return grids
 
@@ -145,18 +138,18 @@ def _grid(
     study: Study,
     scores: Sequence[dict[str, Any]],
     title: str,
-    unit: str,
-    columns: Sequence[tuple[str, str, str]],
+    columns: Sequence[tuple[str, str, str, str]],
 ) -> Grid:
-    found = {(s["row"], s["group"], s["metric"]): s for s in scores if s["unit"] == unit}
+    """A row per study row; columns are (unit, group, metric, heading)."""
+    found = {(s["row"], s["unit"], s["group"], s["metric"]): s for s in scores}
     seeds = {s["row"]: s["seeds"] for s in scores}
     rows = []
     for row in study.rows:
         if row.name in seeds:
-            cells = [_cell(found.get((row.name, group, metric))) for group, metric, _ in columns]
+            cells = [_cell(found.get((row.name, *column[:3]))) for column in columns]
             cohort = study.trained(row).cohort
             rows.append((row.name, cohort, str(len(seeds[row.name])), *cells))
-    return Grid(title, ("row", "cohort", "seeds", *(name for _, _, name in columns)), tuple(rows))
+    return Grid(title, ("row", "cohort", "seeds", *(column[3] for column in columns)), tuple(rows))
 
 
 def _contrast_grid(contrasts: Sequence[dict[str, Any]]) -> Grid:
