@@ -88,12 +88,12 @@ def with_files(command: list[str]) -> list[str]:
 
 def _summary(console: Console, out: Path) -> None:
     """The metrics once more, and where everything is."""
-    from osteojax.evaluation import tables
+    from osteojax.evaluation import terminal
 
     evaluation = out / "finetune" / "evaluation"
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    for shown in tables.main_tables(metrics):
-        console.print(tables.terminal(shown))
+    for shown in terminal.main_tables(metrics):
+        console.print(terminal.rendered(shown))
     places = {
         "report": evaluation / "report.html",
         "figures": evaluation / "*.png",

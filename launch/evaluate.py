@@ -208,7 +208,7 @@ def _baselines(cohort: PreparedCohort, table: pd.DataFrame) -> tuple[dict[str, A
 
 def run(args: argparse.Namespace) -> int:
     from osteojax import __version__
-    from osteojax.evaluation import ood, tables
+    from osteojax.evaluation import ood, terminal
     from osteojax.evaluation.report import write_report
 
     workdir, data = Path(args.workdir), Path(args.data)
@@ -253,8 +253,8 @@ def run(args: argparse.Namespace) -> int:
         out, table[~is_valid], table[is_valid], context, pictures=evaluated.pictures
     )
     console = Console()
-    for shown in tables.main_tables(result["metrics"]):
-        console.print(tables.terminal(shown))
+    for shown in terminal.main_tables(result["metrics"]):
+        console.print(terminal.rendered(shown))
     for warning in result["metrics"]["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     for name in ("report", "metrics", "predictions", "roc"):

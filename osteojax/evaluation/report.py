@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from osteojax.errors import UserError
 from osteojax.evaluation import (
@@ -119,7 +120,25 @@ def write_report(
         paths[f"tables/{name}"] = directory / "tables" / name
         with atomic_path(paths[f"tables/{name}"]) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
-    figures = {
+    figures = _figures(test, fitted, pictures)
+    for kind in set(cases.KINDS) - set(figures):
+        (directory / f"{kind}.png").unlink(missing_ok=True)  # of an earlier evaluation
+    for name, (figure, _) in figures.items():
+        paths[name] = directory / f"{name}.png"
+        plots.save(figure, paths[name])
+    paths["metrics"] = directory / "metrics.json"
+    write_json(paths["metrics"], metrics)
+    paths["report"] = directory / "report.html"
+    images = {name: (paths[name].read_bytes(), caption) for name, (_, caption) in figures.items()}
+    write_text(paths["report"], render(metrics, images, errors))
+    return {"paths": paths, "metrics": metrics}
+
+
+def _figures(
+    test: pd.DataFrame, fitted: dict[str, Any], pictures: Pictures | None
+) -> dict[str, tuple[Figure, str]]:
+    """name -> figure and caption; single vertebrae too where `pictures` can show them."""
+    drawn = {
         "roc": plots.roc(test),
         "calibration": plots.reliability(test, fitted),
         "decision": plots.decision_curve(test, fitted),
@@ -127,26 +146,17 @@ def write_report(
         "levels": plots.levels(test),
         "gates": plots.gates(test),
     }
-    captions = dict(_CAPTIONS)
-    if pictures is not None:
-        chosen = cases.chosen(test, fitted)
-        for kind in chosen["kind"].unique():
-            rows = chosen[chosen["kind"] == kind]
-            shown = pictures(rows)
-            figures[kind] = cases.draw(rows, shown, cases.KINDS[kind])
-            size_mm = shown[0].spacing_mm * shown[0].hu.shape[0]
-            captions[kind] = _CASE_CAPTION.format(kind=cases.KINDS[kind], size_mm=size_mm)
-    for kind in set(cases.KINDS) - set(figures):
-        (directory / f"{kind}.png").unlink(missing_ok=True)  # of an earlier evaluation
-    for name, figure in figures.items():
-        paths[name] = directory / f"{name}.png"
-        plots.save(figure, paths[name])
-    paths["metrics"] = directory / "metrics.json"
-    write_json(paths["metrics"], metrics)
-    paths["report"] = directory / "report.html"
-    images = {name: (paths[name].read_bytes(), captions[name]) for name in figures}
-    write_text(paths["report"], render(metrics, images, errors))
-    return {"paths": paths, "metrics": metrics}
+    figures = {name: (figure, _CAPTIONS[name]) for name, figure in drawn.items()}
+    if pictures is None:
+        return figures
+    chosen = cases.chosen(test, fitted)
+    for kind in chosen["kind"].unique():
+        rows = chosen[chosen["kind"] == kind]
+        shown = pictures(rows)
+        size_mm = shown[0].spacing_mm * shown[0].hu.shape[0]
+        caption = _CASE_CAPTION.format(kind=cases.KINDS[kind], size_mm=size_mm)
+        figures[kind] = (cases.draw(rows, shown, cases.KINDS[kind]), caption)
+    return figures
 
 
 def render(

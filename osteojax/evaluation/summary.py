@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from osteojax.data.schema import UNKNOWN_DEVICE
 from osteojax.evaluation import (
     baselines,
     bootstrap,
     calibration,
+    cautions,
     decision,
     delong,
     metrics,
@@ -133,7 +133,7 @@ def summarise(
         "bootstrap": {**settings, "confidence": bootstrap.CONFIDENCE, "drawn": "patients"},
     }
     summary["left_out"] = [] if left_out is None else left_out.to_dict("records")
-    summary["warnings"] = _warnings(summary, table, training_devices)
+    summary["warnings"] = cautions.warnings(summary, table, training_devices)
     return summary
 
 
@@ -330,57 +330,3 @@ def _position(settings: dict[str, int], rows: pd.DataFrame) -> dict[str, Any]:
 
 def _arrays(cases: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return cases["osteoporosis"].to_numpy(np.int64), cases["probability"].to_numpy(np.float64)
-
-
-def _warnings(
-    summary: dict[str, Any], table: pd.DataFrame, training_devices: Sequence[str] | None
-) -> list[str]:
-    """Sentences that a reader needs before the numbers."""
-    warnings = []
-    for (split, reason), rows in pd.DataFrame(
-        summary["left_out"], columns=["split", "scan_id", "level", "reason"]
-    ).groupby(["split", "reason"], sort=False):
-        first = f"{rows['scan_id'].iloc[0]}/{rows['level'].iloc[0]}"
-        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-        warnings.append(
-            f"Split {split}: {first}{more} left out of every number ({reason}): "
-            "tables/left_out.csv names them."
-        )
-    for unit in UNITS:
-        for what, why in summary["fitted"][unit]["notes"].items():
-            warnings.append(f"Validation, {_unit_name(unit)}: no {what} could be fitted: {why}.")
-    for unit in ("vertebra", "patient"):
-        groups = summary["diagnosis"][unit]
-        named = [("Internal", groups["internal"])]
-        for part in ("internal", "external"):
-            sites = groups["sites"][part].items()
-            if not groups[part]["n"]:
-                continue  # the sites of a part without labels would say the same, one by one
-            named += [(f"{part.capitalize()}, site {site}", entry) for site, entry in sites]
-        for name, entry in named:
-            reason = entry["at_0.5"]["notes"].get("AUROC")
-            if reason:
-                warnings.append(f"{name}, {_unit_name(unit)}: no AUROC: {reason}.")
-            elif entry["patients"] < bootstrap.MIN_PATIENTS:
-                count = f"{entry['patients']} patient{'s' * (entry['patients'] != 1)}"
-                warnings.append(
-                    f"{name}, {_unit_name(unit)}: {count} only; no interval, and the numbers mean "
-                    "little."
-                )
-    if training_devices is not None:
-        known = {*training_devices, UNKNOWN_DEVICE, ""}
-        for device in sorted(set(table["device"]) - known):
-            n = int((table["device"] == device).sum())
-            warnings.append(
-                f"DXA device {device} ({n} vertebrae) was never seen in training: its embedding "
-                "is untrained and its results are not to be trusted."
-            )
-    return warnings
-
-
-def _unit_name(unit: str) -> str:
-    return {
-        "vertebra": "vertebrae",
-        "patient": "patients (any vertebra positive)",
-        "patient_mean": "patients (mean probability)",
-    }[unit]

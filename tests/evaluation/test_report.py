@@ -12,7 +12,7 @@ import pytest
 import rich.console
 
 from osteojax.errors import UserError
-from osteojax.evaluation import baselines, cases, predictions, report, summary, tables
+from osteojax.evaluation import baselines, cases, predictions, report, shown, summary, terminal
 from tests.evaluation.tables import synthetic, with_baselines
 
 CONTEXT = {"simulated": True, "version": "0.1.0", "config": {"lr": 1e-4, "sizes": (1, 2)}}
@@ -159,8 +159,8 @@ def test_terminal_tables_fit_80_columns(written):
     _, result = written
     stream = io.StringIO()
     console = rich.console.Console(file=stream, width=80)
-    for shown in tables.main_tables(result["metrics"]):
-        console.print(tables.terminal(shown))
+    for table in terminal.main_tables(result["metrics"]):
+        console.print(terminal.rendered(table))
     text = stream.getvalue()
     assert "…" not in text
     auroc = result["metrics"]["diagnosis"]["vertebra"]["internal"]["at_0.5"]["AUROC"]
@@ -169,8 +169,8 @@ def test_terminal_tables_fit_80_columns(written):
 
 def test_terminal_prints_names_as_they_are():
     stream = io.StringIO()
-    shown = tables.Shown("t", ("group",), (("site [red]A",),), ("site [b]: no AUROC: one class.",))
-    rich.console.Console(file=stream, width=80).print(tables.terminal(shown))
+    table = shown.Shown("t", ("group",), (("site [red]A",),), ("site [b]: no AUROC: one class.",))
+    rich.console.Console(file=stream, width=80).print(terminal.rendered(table))
     assert "site [red]A" in stream.getvalue()
     assert "site [b]:" in stream.getvalue()
 

@@ -1,0 +1,84 @@
+"""What a reader must know before the numbers: sentences that open the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.evaluation import bootstrap
+
+UNIT_NAMES = {
+    "vertebra": "vertebrae",
+    "patient": "patients (any vertebra positive)",
+    "patient_mean": "patients (mean probability)",
+}
+
+
+def warnings(
+    summary: dict[str, Any], table: pd.DataFrame, training_devices: Sequence[str] | None
+) -> list[str]:
+    """Of what was left out, could not be fitted or computed, rests on few, or was never trained.
+
+    Args:
+      summary: of `summary.summarise`: fitted, diagnosis and left_out.
+      table: the predictions that it is of.
+      training_devices: DXA devices of the training split; None where that is not known.
+    """
+    return [
+        *_left_out(summary["left_out"]),
+        *(
+            f"Validation, {name}: no {what} could be fitted: {why}."
+            for unit, name in UNIT_NAMES.items()
+            for what, why in summary["fitted"][unit]["notes"].items()
+        ),
+        *_groups(summary["diagnosis"]),
+        *_devices(table, training_devices),
+    ]
+
+
+def _left_out(rows: list[dict[str, Any]]) -> Iterator[str]:
+    table = pd.DataFrame(rows, columns=["split", "scan_id", "level", "reason"])
+    for (split, reason), part in table.groupby(["split", "reason"], sort=False):
+        first = f"{part['scan_id'].iloc[0]}/{part['level'].iloc[0]}"
+        more = f" and {len(part) - 1} more" if len(part) > 1 else ""
+        yield (
+            f"Split {split}: {first}{more} left out of every number ({reason}): "
+            "tables/left_out.csv names them."
+        )
+
+
+def _groups(diagnosis: dict[str, Any]) -> Iterator[str]:
+    """Groups with one class, and those with too few patients for an interval."""
+    for unit in ("vertebra", "patient"):
+        groups = diagnosis[unit]
+        named = [("Internal", groups["internal"])]
+        for part in ("internal", "external"):
+            sites = groups["sites"][part].items()
+            if not groups[part]["n"]:
+                continue  # the sites of a part without labels would say the same, one by one
+            named += [(f"{part.capitalize()}, site {site}", entry) for site, entry in sites]
+        for name, entry in named:
+            reason = entry["at_0.5"]["notes"].get("AUROC")
+            if reason:
+                yield f"{name}, {UNIT_NAMES[unit]}: no AUROC: {reason}."
+            elif entry["patients"] < bootstrap.MIN_PATIENTS:
+                count = f"{entry['patients']} patient{'s' * (entry['patients'] != 1)}"
+                yield (
+                    f"{name}, {UNIT_NAMES[unit]}: {count} only; no interval, and the numbers mean "
+                    "little."
+                )
+
+
+def _devices(table: pd.DataFrame, training_devices: Sequence[str] | None) -> Iterator[str]:
+    if training_devices is None:
+        return
+    known = {*training_devices, UNKNOWN_DEVICE, ""}
+    for device in sorted(set(table["device"]) - known):
+        n = int((table["device"] == device).sum())
+        yield (
+            f"DXA device {device} ({n} vertebrae) was never seen in training: its embedding "
+            "is untrained and its results are not to be trusted."
+        )
