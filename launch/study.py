@@ -127,7 +127,8 @@ def report(runs: Runs, failures: list[dict[str, Any]]) -> None:
     """Scores every row that has a finished seed, writes WORKDIR/results, prints the tables."""
     from rich.console import Console
 
-    from launch.studies import scores, tables
+    from launch.studies import plots, scores, tables
+    from osteojax.evaluation.plots import save
 
     study = runs.study
     answers, lines, swaps, hours = {}, [], [], {}
@@ -151,10 +152,12 @@ def report(runs: Runs, failures: list[dict[str, Any]]) -> None:
     out = runs.workdir / "results"
     results = tables.Results(lines, contrasts, swaps, failures, hours)
     grids = tables.write(out, study, results)
+    if (figure := plots.contrasts(contrasts)) is not None:
+        save(figure, out / "contrasts.png")
     console = Console(width=None if sys.stdout.isatty() else 160)
     for grid in grids:
         console.print(grid.terminal())
-    print(f"{tables.SIMULATED}\nresults: {out / 'study.md'}, study.json, scores.csv, contrasts.csv")
+    print(f"{tables.SIMULATED}\nresults: {out / 'study.md'} and, beside it, .json, .csv, .png")
 
 
 def _finished(runs: Runs, row: Row, seed: int) -> bool:

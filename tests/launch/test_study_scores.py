@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from launch.studies import scores
+from launch.studies import plots, scores
 from launch.studies.ceilings import ceiling_predictions, mean_features, true_values
 from launch.studies.plan import Contrast, Row
 from launch.studies.runs import Runs
@@ -150,6 +150,22 @@ def test_verdicts(low: float, high: float, p: float, expected: int, verdict: str
         "difference": (low + high) / 2, "note": "",
     }  # fmt: skip
     assert scores.verdict(entry) == verdict
+
+
+def test_the_picture_shows_every_contrast_that_has_an_interval() -> None:
+    base = {
+        "first": "a", "second": "b", "metric": "AUROC", "unit": "patient", "group": "internal",
+        "expected": -1, "matters": 0.02, "difference": 0.01, "low": -0.01, "high": 0.05,
+        "verdict": "not shown",
+    }  # fmt: skip
+    mae = {**base, "metric": "MAE", "unit": "vertebra", "expected": 0, "verdict": "inconclusive"}
+    absent = {**base, "low": None, "verdict": "not computed: one class"}
+    figure = plots.contrasts([base, mae, absent])
+    assert figure is not None
+    shown = [[text.get_text() for text in axis.get_yticklabels()] for axis in figure.axes]
+    assert shown == [["a − b (patient)"], ["a − b"]]
+    assert figure.axes[0].get_xlim()[1] > 0.05
+    assert plots.contrasts([absent]) is None
 
 
 def test_device_swap_is_against_the_true_change() -> None:
