@@ -137,7 +137,9 @@ def report(runs: Runs, failures: list[dict[str, Any]]) -> None:
         if not (seeds := [seed for seed in study.seeds if _finished(runs, trained, seed)]):
             continue
         predicted = [runs.predictions(row, seed) for seed in seeds]
-        answers[row.name] = scores.Answers(row.name, seeds, predicted, bool(row.ceiling))
+        answers[row.name] = scores.Answers(
+            row.name, seeds, predicted, bool(row.ceiling), study.trains_bmd(row)
+        )
         about = {"row": row.name, "cohort": trained.cohort, "seeds": seeds}
         found = scores.scores(answers[row.name], study.resamples)
         lines += [{**about, **line} for line in found]

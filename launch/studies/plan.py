@@ -149,6 +149,11 @@ class Study:
         """The row whose models `row` evaluates: itself, or the one it is like."""
         return self.row(row.like) if row.like else row
 
+    def trains_bmd(self, row: Row) -> bool:
+        """Whether a row's BMD means anything: its head is trained, or it is a ceiling's line."""
+        settings = {**self.finetune_settings, **self.trained(row).settings}
+        return bool(row.ceiling) or settings.get("objective.bmd_weight") != 0.0
+
     def tells_devices(self, row: Row) -> bool:
         """Whether a row's models are also told other devices at test."""
         return row.swap or any(r.like == row.name and r.told != "own" for r in self.rows)
@@ -193,6 +198,8 @@ def check(study: Study) -> None:
         _known(study, f"{pair}: unit", contrast.unit, UNITS)
         if contrast.metric == "MAE" and contrast.unit != "vertebra":
             _refuse(study, f"{pair}: MAE is of vertebrae")
+        if contrast.metric == "MAE" and not (study.trains_bmd(first) and study.trains_bmd(second)):
+            _refuse(study, f"{pair}: one of them does not train its BMD head")
         if contrast.expected not in (-1, 0, 1) or contrast.matters <= 0:
             _refuse(study, f"{pair}: expected is -1, 0 or 1 and matters above 0")
 

@@ -31,6 +31,7 @@ class Answers:
       name: of the row.
       seeds: that are finished.
       fixed: nothing is drawn in it (a ceiling): its one seed stands for every other.
+      trains_bmd: without it the BMD head is as it was initialised, and has no error to report.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Answers:
         seeds: Sequence[int],
         tables: Sequence[pd.DataFrame],
         fixed: bool = False,
+        trains_bmd: bool = True,
     ) -> None:
         self.name, self.seeds, self.fixed = name, tuple(seeds), fixed
+        self.trains_bmd = trains_bmd
         self._tables = [t.sort_values(KEY).reset_index(drop=True) for t in tables]
         for table in self._tables[1:]:
             if not table[KEY].equals(self._tables[0][KEY]):
@@ -100,6 +103,8 @@ def scores(answers: Answers, resamples: int) -> list[dict[str, Any]]:
             about = {"unit": unit, "group": group, **_counts(cases)}
             found += _lines(about, ("AUROC", "AUPRC", "F1", "SEN", "SPE", "PPV", "NPV", "ACC"),
                             cases, compare.resample_diagnosis, resamples)  # fmt: skip
+        if not answers.trains_bmd:
+            continue
         measured = answers.measured(group)
         about = {
             "unit": "vertebra",

@@ -40,7 +40,7 @@ def write_study(path: Path, fields: str = "") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["paper_ladder.py", "paper_ladder.py:full", "leave_one_device_out.py"])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("name", ["paper_ladder.py", "paper_ladder.py:full", "paper_ladder_why.py", "leave_one_device_out.py"])  # fmt: skip  # noqa: E501
 def test_shipped_studies_are_whole(name: str) -> None:
     shipped = load_study(str(STUDIES / name))
     pretrain = load_config(shipped.pretrain_config, [])
@@ -93,13 +93,15 @@ def test_pretraining_on_a_cohort_with_other_splits_is_refused() -> None:
 
 
 def test_contrasts_are_of_rows_of_one_cohort() -> None:
-    rows = (*CEILINGS, Row("elsewhere", "other", ceiling="hu"))
+    silent = Row("silent", settings={"objective.bmd_weight": 0.0})
+    rows = (*CEILINGS, Row("elsewhere", "other", ceiling="hu"), silent)
     cohorts = {name: Cohort("--patients 40", "", 7) for name in ("main", "other")}
     for contrast, message in (
         (Contrast("HU", "elsewhere", "AUROC", 1, 0.02), "of two cohorts"),
         (Contrast("HU", "nowhere", "AUROC", 1, 0.02), "no row 'nowhere'"),
         (Contrast("HU", "oracle", "AUC", 1, 0.02), "metric 'AUC'; choose one of AUROC"),
         (Contrast("HU", "oracle", "MAE", 1, 0.02, unit="patient"), "MAE is of vertebrae"),
+        (Contrast("HU", "silent", "MAE", 1, 0.02), "does not train its BMD head"),
         (Contrast("HU", "oracle", "AUROC", 2, 0.02), "expected is -1, 0 or 1"),
     ):
         with pytest.raises(UserError, match=message):

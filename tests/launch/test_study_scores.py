@@ -68,6 +68,11 @@ def test_a_row_is_scored_as_the_mean_over_its_seeds() -> None:
     assert got["estimate"] == pytest.approx(np.mean(errors), abs=1e-12)
 
 
+def test_a_bmd_head_that_was_not_trained_has_no_error() -> None:
+    row = scores.Answers("a", (0,), [predictions(2.0, 0)], trains_bmd=False)
+    assert {f["metric"] for f in scores.scores(row, resamples=20)}.isdisjoint({"MAE", "bias"})
+
+
 def test_patients_are_called_by_the_threshold_of_validation() -> None:
     found = scores.scores(answers("a", 2.0), resamples=50)
     hits = []
