@@ -55,7 +55,6 @@ def get_study(variant: str = "") -> Study:
             Row(f"{fine} HU, logistic", FINE, ceiling="hu"),
             Row(f"{fine} scratch, 900 steps", FINE, settings=AS_BOTH),
             Row(f"{fine} TP-SwAV, class", FINE, "tp_swav", settings=SHORT),
-            Row(f"{fine} image pairs, class", FINE, "image_image", settings=SHORT),
         ),
         contrasts=(
             _contrast(f"{coarse} GLCM means, logistic", f"{coarse} HU, logistic"),
@@ -63,6 +62,5 @@ def get_study(variant: str = "") -> Study:
             _contrast(f"{coarse} scratch, 3,000 steps", f"{coarse} scratch, 400 steps"),
             _contrast(f"{coarse} TP-SwAV, 3,000 steps", f"{coarse} scratch, 3,000 steps"),
             _contrast(f"{fine} TP-SwAV, class", f"{fine} scratch, 900 steps"),
-            _contrast(f"{fine} TP-SwAV, class", f"{fine} image pairs, class"),
         ),
     )
