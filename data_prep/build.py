@@ -24,12 +24,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.cohort import Cohort, Scan
-from data_prep.devices import DeviceTable
 from data_prep.pipeline import ScanReport, part_path, prepare_scan, save_scan
-from data_prep.pool import RoiSettings, on_accelerator
 from data_prep.shards import load_reports, merge_shard, remove_parts, shard_name, shard_rows
 from data_prep.statistics import bmd_statistics, map_statistics, split_counts
+from data_prep.vertebrae.cohort import Cohort, Scan
+from data_prep.vertebrae.pool import RoiSettings, on_accelerator
+from data_prep.vertebrae.scanners import DeviceTable
 from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks, uninterrupted
 from osteojax import __version__
 from osteojax.data.schema import (

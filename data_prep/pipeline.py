@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from data_prep.cohort import Scan
-from data_prep.pool import RoiSettings, histogram, image_codes, map_codes
 from data_prep.records import ShardReader, count_records, encode_vertebra, write_records
-from data_prep.roi import Roi, Vertebra, extract_roi, measure_vertebrae
-from data_prep.verify import load_case
+from data_prep.vertebrae.cohort import Scan
+from data_prep.vertebrae.pool import RoiSettings, histogram, image_codes, map_codes
+from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, measure_vertebrae
+from data_prep.vertebrae.verify import load_case
 from osteojax.data.schema import IMAGE_ONLY, POOL, record_keys
 from osteojax.errors import CaseError, UserError
 from osteojax.files import write_text

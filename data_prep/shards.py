@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from data_prep.pipeline import ScanReport, open_part, part_path
-from data_prep.pool import CODES, RoiSettings, batch_size, histogram, map_codes
 from data_prep.records import (
     ShardReader,
     decode_mask,
@@ -26,6 +25,7 @@ from data_prep.records import (
     meta_record,
     write_records,
 )
+from data_prep.vertebrae.pool import CODES, RoiSettings, batch_size, histogram, map_codes
 from osteojax.data.schema import POOL
 from osteojax.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.pipeline import ScanReport
-from data_prep.pool import CODES
+from data_prep.vertebrae.pool import CODES
 from osteojax.data.schema import SPLITS, MapSpec
 from osteojax.errors import UserError
 

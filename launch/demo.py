@@ -88,7 +88,7 @@ def with_files(command: list[str]) -> list[str]:
 
 def _summary(console: Console, out: Path) -> None:
     """The metrics once more, and where everything is."""
-    from osteojax.evaluation import terminal
+    from osteojax.evaluation.report import terminal
 
     evaluation = out / "finetune" / "evaluation"
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))

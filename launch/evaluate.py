@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from osteojax.data.cohort import PreparedCohort
-    from osteojax.evaluation.cases import Picture
+    from osteojax.evaluation.report.examples import Picture
 
 EMBEDDED_VERTEBRAE = 1000
 """Training vertebrae that the distance from the training data is fitted on, evenly spread; each
@@ -67,7 +67,7 @@ class Evaluated:
         """Raises UserError for another cohort's run, or one that has no heads."""
         from osteojax.checkpoints import load_variables
         from osteojax.data.cohort import PreparedCohort
-        from osteojax.export import load_run
+        from osteojax.export.write import load_run
 
         config, manifest = load_run(workdir)
         cohort = PreparedCohort(data)
@@ -97,8 +97,8 @@ class Evaluated:
         """What the model saw of some vertebrae (scan_id, level), with its Grad-CAM."""
         import jax
 
-        from osteojax.evaluation.cases import Picture
-        from osteojax.programs import attention_function, flat_weights
+        from osteojax.evaluation.report.examples import Picture
+        from osteojax.export.programs import attention_function, flat_weights
 
         manifest = self.cohort.manifest
         table = self.cohort.table.reset_index().set_index(["scan_id", "level"])["index"]
@@ -175,8 +175,8 @@ def _embedding_statistics(
     Returns:
       what a reader must know.
     """
-    from osteojax.evaluation import ood
-    from osteojax.evaluation.metrics import Undefined
+    from osteojax.evaluation.statistics import ood
+    from osteojax.evaluation.statistics.metrics import Undefined
 
     valid = embeddings[(table["split"] == "valid").to_numpy()]
     try:
@@ -208,8 +208,9 @@ def _baselines(cohort: PreparedCohort, table: pd.DataFrame) -> tuple[dict[str, A
 
 def run(args: argparse.Namespace) -> int:
     from osteojax import __version__
-    from osteojax.evaluation import ood, terminal
-    from osteojax.evaluation.report import write_report
+    from osteojax.evaluation.report import terminal
+    from osteojax.evaluation.report.page import write_report
+    from osteojax.evaluation.statistics import ood
 
     workdir, data = Path(args.workdir), Path(args.data)
     out = Path(args.out) if args.out else workdir / "evaluation"

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from osteojax.export import export_model
+    from osteojax.export.write import export_model
 
     formats = tuple(name.strip() for name in args.format.split(",") if name.strip())
     card = export_model(

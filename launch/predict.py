@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data_prep.labels import SCHEMES
+from data_prep.vertebrae.label_schemes import SCHEMES
 from osteojax.errors import CaseError, UserError
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from launch.prediction.cases import Case, Request
     from launch.prediction.loading import LoadedCase
     from launch.prediction.results import Answer
-    from osteojax.evaluation.patient_page import Attention
-    from osteojax.exported import ExportedModel
+    from osteojax.evaluation.report.patient_page import Attention
+    from osteojax.export.load import ExportedModel
 
 SHOWN_PATIENTS, SHOWN_FAILURES = 40, 10
 ATTENTION_ROWS = 4
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launch.prediction import cases, results, segment
-    from osteojax.exported import ExportedModel
+    from osteojax.export.load import ExportedModel
 
     if args.segment:
         segment.check_installed()
@@ -144,7 +144,7 @@ class _Run:
     def predict(self, found: list[Case], workers: int) -> None:
         """Answers every case that is not answered yet; what is wrong goes to `failures`."""
         from data_prep.workers import Crew, Task, run_tasks
-        from launch.prediction import processes, results
+        from launch.prediction import results, worker_pool
         from launch.prediction.batches import predict_cases
         from launch.prediction.loading import Frame, load
 
@@ -160,7 +160,7 @@ class _Run:
             total=len(found), initial=len(found) - len(remaining), unit="CT", smoothing=0.05,
             disable=True if len(found) == 1 else None,
         )  # fmt: skip
-        with bar, processes.start(min(workers, len(remaining))) as place:
+        with bar, worker_pool.start(min(workers, len(remaining))) as place:
             crew = Crew(place)
 
             def loaded() -> Iterator[LoadedCase]:
@@ -195,7 +195,7 @@ class _Run:
         return None
 
     def _answer(self, loaded: LoadedCase, outputs: dict[str, Any]) -> Answer:
-        from launch.prediction.answers import decide, vertebra_table
+        from launch.prediction.decision import decide, vertebra_table
         from launch.prediction.results import Answer
 
         table, flags = vertebra_table(self.model, loaded, outputs)
@@ -217,7 +217,7 @@ class _Run:
 
     def _attention(self, loaded: LoadedCase, table: pd.DataFrame) -> list[Attention]:
         """Mid-sagittal Grad-CAM of the vertebrae that decide, or else of the highest ones."""
-        from osteojax.evaluation.patient_page import Attention
+        from osteojax.evaluation.report.patient_page import Attention
 
         order = table.sort_values(["decides", "probability"], ascending=False).index
         rows = sorted(order[:ATTENTION_ROWS])

@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.build import BuildSettings, Built, build
-from data_prep.cohort import EXCLUSIONS, read_cohort
-from data_prep.devices import read_devices
-from data_prep.labels import SCHEMES
-from data_prep.pool import SIZES, RoiSettings
 from data_prep.split import DEFAULT_FRACTIONS
-from data_prep.texture import TextureSettings
+from data_prep.vertebrae.cohort import EXCLUSIONS, read_cohort
+from data_prep.vertebrae.label_schemes import SCHEMES
+from data_prep.vertebrae.pool import SIZES, RoiSettings
+from data_prep.vertebrae.scanners import read_devices
+from data_prep.vertebrae.texture import TextureSettings
 from osteojax.data.schema import IMAGE_ONLY, POOL, SPLITS
 from osteojax.errors import UserError
 

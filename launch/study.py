@@ -128,7 +128,7 @@ def report(runs: Runs, failures: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
     from launch.studies import plots, scores, tables
-    from osteojax.evaluation.plots import save
+    from osteojax.evaluation.report.plots import save
 
     study = runs.study
     answers, lines, swaps, hours = {}, [], [], {}

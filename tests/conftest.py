@@ -58,7 +58,7 @@ def fine_tuned(tiny_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def exported_model(fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exported folder of `fine_tuned`."""
-    from osteojax.export import export_model
+    from osteojax.export.write import export_model
 
     out = tmp_path_factory.mktemp("tiny") / "model"
     export_model(fine_tuned, out)

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from osteojax.checkpoints import load_variables, warm_start
-from osteojax.export import export_model, load_run
-from osteojax.exported import ExportedModel
+from osteojax.export.load import ExportedModel
+from osteojax.export.write import export_model, load_run
 from osteojax.objectives.multitask import build_model
 from osteojax.train import loop
 from tests.small_runs import fine_tuning, pretraining

@@ -21,7 +21,7 @@ from osteojax.data.schema import (
 )
 
 if TYPE_CHECKING:
-    from data_prep.texture import TextureSettings
+    from data_prep.vertebrae.texture import TextureSettings
 
 DEVICES = ("hologic", "ge_lunar", "medix", "unknown")
 SPLITS = ("train",) * 5 + ("valid",) * 3 + ("test",) * 2
@@ -96,7 +96,7 @@ def _volumes(rng: np.random.Generator, bmd: float, size: int) -> dict[str, np.nd
 
 
 def _maps(image: np.ndarray, texture: TextureSettings) -> dict[str, np.ndarray]:
-    from data_prep.texture import texture_pool  # most tests need no maps
+    from data_prep.vertebrae.texture import texture_pool
 
     pool = texture_pool(image, None, texture)
     return {name: map_spec(name, texture.bin_width).encode(pool[name]) for name in POOL[1:]}

@@ -14,7 +14,6 @@ import numpy as np
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from data_prep import roi
 from data_prep.simulate.anatomy import Vertebra, body_distance, place_spine
 from data_prep.simulate.cohort_writer import to_image
 from data_prep.simulate.grid import Grid
@@ -23,9 +22,10 @@ from data_prep.simulate.people import LevelBone, structure_of
 from data_prep.simulate.render import render_body
 from data_prep.simulate.scanner import SCANNERS, noise
 from data_prep.simulate.soft_tissue import MUSCLE
-from data_prep.texture import TextureSettings, texture_pools
+from data_prep.vertebrae import roi
+from data_prep.vertebrae.texture import TextureSettings, texture_pools
 from osteojax.data.schema import image_spec, level_class
-from osteojax.evaluation.metrics import auroc
+from osteojax.evaluation.statistics.metrics import auroc
 
 LEVEL = "L2"
 SCANNER = "scanner1"

@@ -37,8 +37,8 @@ from osteojax.data.online import MAPS, OnlineTexture, online_texture
 from osteojax.data.schema import IMAGE_ONLY, POOL, Manifest
 from osteojax.data.views import pair_choices
 from osteojax.errors import UserError
-from osteojax.ops.chosen_maps import chosen_maps
-from osteojax.ops.grey_levels import levels_from_codes
+from osteojax.ops.texture.chosen_maps import chosen_maps
+from osteojax.ops.texture.grey_levels import levels_from_codes
 
 MOST_OF_A_STEP = 0.05
 """Textures may cost this share of a step; above it a folder that stores the maps is better."""

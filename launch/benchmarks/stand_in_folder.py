@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep.build import BuildSettings, build
-from data_prep.cohort import read_cohort
-from data_prep.devices import read_devices
-from data_prep.pool import SIZES, RoiSettings
 from data_prep.records import write_records
 from data_prep.simulate.cohort_writer import simulate_cohort
 from data_prep.simulate.patients import Settings
-from data_prep.texture import TextureSettings
+from data_prep.vertebrae.cohort import read_cohort
+from data_prep.vertebrae.pool import SIZES, RoiSettings
+from data_prep.vertebrae.scanners import read_devices
+from data_prep.vertebrae.texture import TextureSettings
 from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
 

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data_prep.pool import SIZES
 from data_prep.records import WRITER_OPTIONS
+from data_prep.vertebrae.pool import SIZES
 from launch.benchmarks import measure
 from launch.benchmarks.storage_boxes import Boxes, prepared_boxes, simulated_boxes
 from launch.benchmarks.storage_formats import FORMATS, ErrorSums, encode, format_spec, is_format_of

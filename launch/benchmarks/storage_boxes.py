@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.pool import FIELD_OF_VIEW_MM, RoiSettings
-from data_prep.roi import extract_rois
 from data_prep.simulate.cohort_writer import scan_paths, simulate_cohort
 from data_prep.simulate.patients import Settings
-from data_prep.texture import TextureSettings, texture_pool
-from data_prep.verify import load_case
+from data_prep.vertebrae.pool import FIELD_OF_VIEW_MM, RoiSettings
+from data_prep.vertebrae.roi import extract_rois
+from data_prep.vertebrae.texture import TextureSettings, texture_pool
+from data_prep.vertebrae.verify import load_case
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.schema import HU_MAX, HU_MIN, POOL, MapSpec
 

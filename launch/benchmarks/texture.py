@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from data_prep.texture import pyradiomics_maps
+from data_prep.vertebrae.texture import pyradiomics_maps
 from launch.benchmarks import measure, peaks
 from osteojax.errors import UserError
-from osteojax.ops import glcm
-from osteojax.ops.first_order import first_order_maps
-from osteojax.ops.pair_features import ALL_FEATURES
-from osteojax.ops.patches import patch_maps
-from osteojax.ops.windows import Window
+from osteojax.ops.texture import glcm
+from osteojax.ops.texture.first_order import first_order_maps
+from osteojax.ops.texture.pair_features import ALL_FEATURES
+from osteojax.ops.texture.patches import patch_maps
+from osteojax.ops.texture.windows import Window
 from osteojax.train.parallel import DataParallel
 
 NUM_LEVELS = 48

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from data_prep.texture import TextureSettings, texture_pool
+from data_prep.vertebrae.texture import TextureSettings, texture_pool
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.schema import POOL, Manifest
 from osteojax.errors import UserError

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from launch.prediction.loading import LoadedCase
-from osteojax.exported import BATCH, ExportedModel
+from osteojax.export.load import BATCH, ExportedModel
 
 Outputs = dict[str, np.ndarray]
 

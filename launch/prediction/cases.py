@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.cohort import EXCLUSIONS
-from data_prep.labels import find_scheme
-from data_prep.tables import Row, read_table, refuse_duplicates
+from data_prep.csv_input import Row, read_table, refuse_duplicates
+from data_prep.vertebrae.cohort import EXCLUSIONS
+from data_prep.vertebrae.label_schemes import find_scheme
 from data_prep.volumes import is_dicom
 from launch.prediction import segment
 from launch.prediction.flags import Flag

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_prep.roi import Vertebra
+from data_prep.vertebrae.roi import Vertebra
 from launch.prediction.flags import Flag
 from osteojax.data.schema import LEVELS
 

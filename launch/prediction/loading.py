@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import SimpleITK as sitk
 
-from data_prep.roi import Roi, Vertebra, extract_roi, extract_rois
-from data_prep.verify import load_case
+from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, extract_rois
+from data_prep.vertebrae.verify import load_case
 from data_prep.volumes import said
 from launch.prediction import segment
 from launch.prediction.cases import Case
@@ -16,7 +16,7 @@ from launch.prediction.contrast import Contrast, find_contrast
 from launch.prediction.flags import Flag
 from launch.prediction.suspicions import suspicions
 from osteojax.errors import CaseError
-from osteojax.evaluation.patient_page import PAGE_SPACING_MM, Reformat, reformat
+from osteojax.evaluation.report.patient_page import PAGE_SPACING_MM, Reformat, reformat
 
 SEGMENTATION = "segmentation.nii.gz"
 MARGIN_MM = 40.0

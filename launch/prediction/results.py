@@ -20,7 +20,7 @@ from launch.prediction.contrast import Contrast
 from launch.prediction.flags import Flag
 from osteojax import __version__
 from osteojax.errors import CaseError
-from osteojax.evaluation import patient_page
+from osteojax.evaluation.report import patient_page
 from osteojax.files import atomic_path, write_json
 
 ANSWER, PICTURE = "prediction.json", "prediction.png"

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from data_prep.roi import Roi
+from data_prep.vertebrae.roi import Roi
 from launch.prediction.flags import MEANINGS, Flag
 
 METAL_HU, METAL_SHARE = 1500.0, 0.005

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from osteojax.evaluation.plots import COLOURS, GREY
+from osteojax.evaluation.report.plots import COLOURS, GREY
 
 LOOKS = {
     "as expected": (COLOURS[2], "o"),

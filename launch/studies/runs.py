@@ -183,7 +183,7 @@ class Runs:
         from osteojax import objectives
         from osteojax.checkpoints import load_variables
         from osteojax.data.cohort import PreparedCohort
-        from osteojax.export import load_run
+        from osteojax.export.write import load_run
         from osteojax.train.parallel import DataParallel
 
         config, _ = load_run(folder)

@@ -15,10 +15,11 @@ import pandas as pd
 
 from launch.studies.plan import UNITS, Contrast
 from osteojax.errors import UserError
-from osteojax.evaluation import bootstrap, compare, metrics
-from osteojax.evaluation.metrics import Undefined, attempt
+from osteojax.evaluation import compare
 from osteojax.evaluation.patients import aggregate
 from osteojax.evaluation.predictions import labelled
+from osteojax.evaluation.statistics import bootstrap, metrics
+from osteojax.evaluation.statistics.metrics import Undefined, attempt
 
 SIGNIFICANT = 0.05
 KEY = ["scan_id", "level"]

@@ -19,8 +19,8 @@ import numpy as np
 
 from osteojax.data.schema import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL, MapSpec
 from osteojax.errors import UserError
-from osteojax.ops.chosen_maps import chosen_maps
-from osteojax.ops.grey_levels import levels_from_codes
+from osteojax.ops.texture.chosen_maps import chosen_maps
+from osteojax.ops.texture.grey_levels import levels_from_codes
 
 if TYPE_CHECKING:
     from osteojax.data.cohort import PreparedCohort

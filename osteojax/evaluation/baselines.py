@@ -16,10 +16,10 @@ import pandas as pd
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from osteojax.evaluation import bootstrap, metrics
 from osteojax.evaluation.compare import compare, holm
-from osteojax.evaluation.metrics import Undefined, attempt, require_both_classes
 from osteojax.evaluation.patients import cases_of
+from osteojax.evaluation.statistics import bootstrap, metrics
+from osteojax.evaluation.statistics.metrics import Undefined, attempt, require_both_classes
 
 FEATURES = {"hu": ("mean_hu",), "hu_age": ("mean_hu", "age")}
 TITLES = {"hu": "HU threshold", "hu_age": "HU + age, logistic"}

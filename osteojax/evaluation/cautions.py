@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from osteojax.data.schema import UNKNOWN_DEVICE
-from osteojax.evaluation import bootstrap
+from osteojax.evaluation.statistics import bootstrap
 
 UNIT_NAMES = {
     "vertebra": "vertebrae",

@@ -16,8 +16,8 @@ import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from osteojax.evaluation import bootstrap, delong, metrics
-from osteojax.evaluation.metrics import Undefined, attempt
+from osteojax.evaluation.statistics import bootstrap, delong, metrics
+from osteojax.evaluation.statistics.metrics import Undefined, attempt
 
 Thresholds = float | Sequence[float] | np.ndarray | None
 """One for all seeds, or one per seed; None where no metric of a threshold is wanted."""

@@ -18,7 +18,7 @@ and columns that may be absent or empty, each for what it is needed for:
     slice_mm             distance of the CT's slices: the subgroups by slice thickness
     mean_hu              of the vertebra
     baseline_hu, baseline_hu_age   probabilities of `osteojax.evaluation.baselines`
-    ood_distance, ood_percentile   from the training vertebrae (`osteojax.evaluation.ood`)
+    ood_distance, ood_percentile   from the training vertebrae (`evaluation.statistics.ood`)
 
 Everything else in `osteojax.evaluation` reads a table that passed `check`.
 """

@@ -14,20 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from osteojax.evaluation import (
-    baselines,
+from osteojax.evaluation import baselines, cautions, subgroups
+from osteojax.evaluation.patients import cases_of
+from osteojax.evaluation.predictions import gate_columns
+from osteojax.evaluation.statistics import (
     bootstrap,
     calibration,
-    cautions,
-    decision,
+    decision_curve,
     delong,
     metrics,
     ood,
-    subgroups,
 )
-from osteojax.evaluation.metrics import Undefined, attempt
-from osteojax.evaluation.patients import cases_of
-from osteojax.evaluation.predictions import gate_columns
+from osteojax.evaluation.statistics.metrics import Undefined, attempt
 
 UNITS = ("vertebra", "patient", "patient_mean")
 """What is diagnosed: a vertebra; a patient by any-positive (the paper's); a patient by the mean
@@ -283,13 +281,13 @@ def _bmd(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
 
 
 def net_benefit_table(rows: pd.DataFrame, unit: str, fitted: dict[str, Any]) -> pd.DataFrame:
-    """`decision.net_benefit` of calibrated probabilities. Raises `Undefined` for one class."""
+    """`decision_curve.net_benefit` of calibrated probabilities. `Undefined` for one class."""
     labels, probabilities = _arrays(cases_of(rows, unit))
     metrics.require_both_classes(labels)
     temperature = fitted[unit]["temperature"]
     if temperature is not None:
         probabilities = calibration.apply_temperature(probabilities, temperature)
-    return decision.net_benefit(labels, probabilities)
+    return decision_curve.net_benefit(labels, probabilities)
 
 
 def _net_benefit(rows: pd.DataFrame, unit: str, fitted: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_prep.texture import TextureSettings, texture_pools
+from data_prep.vertebrae.texture import TextureSettings, texture_pools
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import OnlineTexture, online_texture
 from osteojax.data.schema import IMAGE_ONLY, POOL, map_spec

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 import data_prep.build
-import data_prep.pool
-import data_prep.texture
-from data_prep.pool import RoiSettings, map_codes
+import data_prep.vertebrae.pool
+import data_prep.vertebrae.texture
 from data_prep.records import ShardReader
-from data_prep.texture import TextureSettings
+from data_prep.vertebrae.pool import RoiSettings, map_codes
+from data_prep.vertebrae.texture import TextureSettings
 from osteojax.data.schema import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS, Manifest
 from osteojax.errors import UserError
 from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
@@ -86,9 +86,9 @@ def test_statistics_are_those_of_the_training_vertebrae(prepared):
 
 def test_stored_image_is_the_roi_and_maps_are_its_texture(prepared, cohort_folder):
     """The records against the stages called one by one."""
-    from data_prep.roi import extract_rois
-    from data_prep.texture import TextureSettings, texture_pool
-    from data_prep.verify import load_case
+    from data_prep.vertebrae.roi import extract_rois
+    from data_prep.vertebrae.texture import TextureSettings, texture_pool
+    from data_prep.vertebrae.verify import load_case
 
     manifest = Manifest.load(prepared)
     stored = ShardReader(prepared / "shards" / manifest.shards[0]["name"]).volumes(1, 32)
@@ -220,9 +220,9 @@ def test_maps_made_by_shard_in_any_batch_are_those_made_with_the_scan(
         made.append(len(images))
         return data_prep.texture.texture_pools(images, masks, settings)
 
-    monkeypatch.setattr(data_prep.pool, "texture_pools", counted)
+    monkeypatch.setattr(data_prep.vertebrae.pool, "texture_pools", counted)
     monkeypatch.setattr(data_prep.build, "on_accelerator", lambda settings: True)
-    monkeypatch.setattr(data_prep.pool, "BATCH_VOXELS", {"cpu": batch * 32**3})
+    monkeypatch.setattr(data_prep.vertebrae.pool, "BATCH_VOXELS", {"cpu": batch * 32**3})
     assert prepare(cohort_folder, tmp_path / "out") == 0
     assert contents(tmp_path / "out") == contents(prepared)
     # two scans of two vertebrae each a shard, one scan in the last
@@ -241,9 +241,9 @@ def test_a_batch_on_an_accelerator_is_filled_up_and_changes_nothing(monkeypatch)
         shapes.add(batch.shape)
         return data_prep.texture.texture_pools(batch, *rest)
 
-    monkeypatch.setattr(data_prep.pool, "texture_pools", seen)
-    monkeypatch.setattr(data_prep.pool, "on_accelerator", lambda settings: True)
-    monkeypatch.setattr(data_prep.pool, "BATCH_VOXELS", {"accelerator": 2 * 32**3})
+    monkeypatch.setattr(data_prep.vertebrae.pool, "texture_pools", seen)
+    monkeypatch.setattr(data_prep.vertebrae.pool, "on_accelerator", lambda settings: True)
+    monkeypatch.setattr(data_prep.vertebrae.pool, "BATCH_VOXELS", {"accelerator": 2 * 32**3})
     found = map_codes(images, masks, settings)
     assert shapes == {(2, 32, 32, 32)}
     for name in POOL[1:]:

@@ -14,8 +14,8 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_prep.roi import Roi, extract_rois
-from data_prep.verify import load_case
+from data_prep.vertebrae.roi import Roi, extract_rois
+from data_prep.vertebrae.verify import load_case
 from launch.cli import main
 from osteojax.data.schema import POOL, Manifest
 from osteojax.errors import CaseError

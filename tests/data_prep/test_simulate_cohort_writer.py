@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from data_prep.cohort import read_cohort
-from data_prep.devices import DEFAULT_DEVICES
 from data_prep.simulate import cohort_writer
 from data_prep.simulate.cohort_writer import simulate_cohort
 from data_prep.simulate.patients import Settings, draw_patient
+from data_prep.vertebrae.cohort import read_cohort
+from data_prep.vertebrae.scanners import DEFAULT_DEVICES
 from launch.cli import main
 from osteojax.errors import UserError
 

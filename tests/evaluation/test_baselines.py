@@ -7,8 +7,9 @@ import pytest
 from scipy import optimize
 from sklearn import metrics as sk
 
-from osteojax.evaluation import baselines, metrics, predictions, summary
-from osteojax.evaluation.delong import paired_test
+from osteojax.evaluation import baselines, predictions, summary
+from osteojax.evaluation.statistics import metrics
+from osteojax.evaluation.statistics.delong import paired_test
 from tests.evaluation.tables import synthetic, with_baselines
 
 SETTINGS = {"resamples": 50, "seed": 0}

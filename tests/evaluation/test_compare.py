@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from osteojax.evaluation import bootstrap, compare
-from osteojax.evaluation.delong import paired_test
+from osteojax.evaluation import compare
+from osteojax.evaluation.statistics import bootstrap
+from osteojax.evaluation.statistics.delong import paired_test
 from tests.evaluation.test_bootstrap import resampled_rows
 
 SETTINGS = {"resamples": 80, "seed": 4}

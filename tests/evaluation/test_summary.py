@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from osteojax.evaluation import metrics, predictions, summary
+from osteojax.evaluation import predictions, summary
+from osteojax.evaluation.statistics import metrics
 from tests.evaluation.tables import synthetic, with_baselines
 
 SETTINGS = {"resamples": 100, "seed": 0}

@@ -125,8 +125,8 @@ def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int) -> Non
     torch = pytest.importorskip("torch")
     import jax
 
+    from osteojax.export.programs import flat_weights
     from osteojax.models.resnet import resnet34
-    from osteojax.programs import flat_weights
 
     example = load_example("resnet3d_pytorch")
     model = resnet34(width=8, rank=rank, norm=norm)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.cohort import read_cohort
-from data_prep.devices import DEFAULT_DEVICES
+from data_prep.vertebrae.cohort import read_cohort
+from data_prep.vertebrae.scanners import DEFAULT_DEVICES
 from launch.prediction.cases import Request, table_cases
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.schema import POOL, Manifest

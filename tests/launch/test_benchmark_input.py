@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.texture import TextureSettings
+from data_prep.vertebrae.texture import TextureSettings
 from launch import cli
 from launch.benchmarks import input as benchmark
 from launch.benchmarks import stand_in_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.texture import TextureSettings
+from data_prep.vertebrae.texture import TextureSettings
 from launch import cli
 from launch.benchmarks import online as benchmark
 from launch.benchmarks.experiment import stand_in_cohort

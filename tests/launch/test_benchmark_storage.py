@@ -10,7 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_prep.records import WRITER_OPTIONS
-from data_prep.texture import TextureSettings, texture_pool
+from data_prep.vertebrae.texture import TextureSettings, texture_pool
 from launch.benchmarks import storage, storage_shards
 from launch.benchmarks.storage_boxes import Box, Boxes, prepared_boxes, simulated_boxes
 from launch.benchmarks.storage_formats import (

@@ -13,7 +13,8 @@ import pytest
 from launch import cli
 from launch.evaluate import Evaluated, _volume
 from osteojax.data.cohort import PreparedCohort
-from osteojax.evaluation import baselines, ood, predictions
+from osteojax.evaluation import baselines, predictions
+from osteojax.evaluation.statistics import ood
 from tests.tiny_cohort import write_tiny_cohort
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from data_prep.workers import Crew, Task, WorkerDied, run_tasks
 from launch import cli
-from launch.prediction import processes
-from launch.prediction.answers import decide
+from launch.prediction import worker_pool
 from launch.prediction.cases import folder_name
+from launch.prediction.decision import decide
 from launch.prediction.flags import MEANINGS, Flag
 from osteojax.errors import CaseError
-from osteojax.exported import ExportedModel
+from osteojax.export.load import ExportedModel
 from tests.data_prep.phantom import spine, write_scan, write_table
 
 
@@ -305,7 +305,7 @@ def test_a_reader_that_dies_costs_its_own_case_only() -> None:
     from collections import deque
 
     tasks = deque(Task(str(n), _one_or_die, (n,)) for n in range(6))
-    with processes.start(2) as place:
+    with worker_pool.start(2) as place:
         results = {task.name: result for task, result in run_tasks(tasks, Crew(place))}
     assert isinstance(results.pop("2"), WorkerDied)
     error = results.pop("3")

@@ -10,7 +10,7 @@ import numpy as np
 from launch.prediction.batches import predict_cases
 from launch.prediction.cases import Case
 from launch.prediction.loading import LoadedCase
-from osteojax.exported import BATCH
+from osteojax.export.load import BATCH
 
 DEVICES = ["hologic", "ge_lunar", "unknown"]
 

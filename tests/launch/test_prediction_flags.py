@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_prep.roi import Roi, Vertebra, measure_vertebrae
 from data_prep.simulate.cohort_writer import to_image
 from data_prep.simulate.patients import Settings, draw_patient
 from data_prep.simulate.render import render
-from data_prep.verify import load_case
+from data_prep.vertebrae.roi import Roi, Vertebra, measure_vertebrae
+from data_prep.vertebrae.verify import load_case
 from launch.prediction.contrast import Contrast, find_contrast
 from launch.prediction.suspicions import body_shape, suspicions
 from tests.data_prep.phantom import class_mask, spine

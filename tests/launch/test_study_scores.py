@@ -17,7 +17,7 @@ from launch.studies.runs import Runs
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.schema import POOL
 from osteojax.errors import UserError
-from osteojax.evaluation.metrics import youden_threshold
+from osteojax.evaluation.statistics.metrics import youden_threshold
 from tests.launch.stand_in_study import stand_in_cohort, study, truth
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_prep.texture import TextureSettings
+from data_prep.vertebrae.texture import TextureSettings
 from osteojax import objectives
 from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from data_prep.texture import TextureSettings
+from data_prep.vertebrae.texture import TextureSettings
 from osteojax import objectives
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.pipeline import evaluation_batches

@@ -1,0 +1,123 @@
+"""Vertebra ROIs -> the texture pool as it is stored: uint8 codes of the image and of its maps.
+
+Two halves, because they are done in different places. `image_codes` is image work, for any CPU
+worker. `map_codes` takes ROIs of any cases together, so that an accelerator is kept busy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from data_prep.vertebrae.roi import Roi
+from data_prep.vertebrae.texture import MAPS, TextureSettings, texture_pools
+from osteojax.data.schema import HU_MAX, HU_MIN, POOL, MapSpec, image_spec, map_spec
+from osteojax.errors import UserError
+
+FIELD_OF_VIEW_MM = 96.0
+SIZES = (96, 64, 32)
+CODES = 256
+
+BATCH_VOXELS = {"cpu": 2**20, "accelerator": 2**24}
+"""Voxels of ROIs whose maps are made together: 1 and 18 ROIs at 96^3. A voxel takes about 50 bytes
+of host memory (four float32 maps, a copy, and what encoding needs), so 0.05 and 0.9 GB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RoiSettings:
+    """What decides a scan's records, besides the scan.
+
+    Attributes:
+      size: edge of the ROI in voxels; the field of view is 96 mm at every size.
+      keep_truncated: keep vertebrae whose mask touches the CT's border.
+      texture: of the maps.
+      stored: members of the pool that get a record, `POOL` or `IMAGE_ONLY`.
+    """
+
+    size: int
+    keep_truncated: bool
+    texture: TextureSettings
+    stored: tuple[str, ...] = POOL
+
+    def __post_init__(self) -> None:
+        levels = (HU_MAX - HU_MIN) / self.texture.bin_width
+        if levels != round(levels):  # the stored ranges of the maps count whole levels
+            raise UserError(
+                f"--bin-width {self.texture.bin_width:g}: must divide the {HU_MAX - HU_MIN:g} HU "
+                "of the image: 5, 10, 15, 20, 25, 30, 40, 50, ..."
+            )
+
+        dense_boxes = not self.masked and self.texture.patch_stride is None
+        if self.stored != POOL and not dense_boxes:
+            raise UserError(
+                "--store image: training makes dense maps of whole boxes. Leave --texture-domain "
+                "and --patch-stride at their defaults, or store the pool."
+            )
+
+    @property
+    def spacing_mm(self) -> float:
+        return FIELD_OF_VIEW_MM / self.size
+
+    @property
+    def masked(self) -> bool:
+        """Every member of the pool, the image included, is 0 outside the vertebra."""
+        return self.texture.domain == "vertebra"
+
+    def map_specs(self) -> tuple[MapSpec, ...]:
+        """Storage of the pool's members, in `POOL` order, without statistics."""
+        return (image_spec(), *(map_spec(name, self.texture.bin_width) for name in MAPS))
+
+
+def image_codes(roi: Roi, settings: RoiSettings) -> np.ndarray:
+    """The image of one ROI as stored: uint8[D, H, W]."""
+    codes = image_spec().encode(roi.hu)
+    return np.where(roi.mask, codes, np.uint8(0)) if settings.masked else codes
+
+
+def map_codes(
+    images: np.ndarray, masks: np.ndarray, settings: RoiSettings
+) -> dict[str, np.ndarray]:
+    """The maps of some ROIs as stored; a ROI's codes do not depend on the others.
+
+    Args:
+      images: uint8[N, D, H, W] of `image_codes`.
+      masks: bool[N, D, H, W], the vertebrae.
+
+    Returns:
+      uint8[N, D, H, W] for each of `MAPS`.
+
+    Raises:
+      UserError: the texture engine is not installed.
+    """
+    size = batch_size(settings)
+    codes = {name: np.empty_like(images) for name in MAPS}
+    for start in range(0, len(images), size):
+        batch = slice(start, start + size)
+        chosen = np.arange(len(images))[batch]
+        if on_accelerator(settings):  # the last batch is filled up: one compiled program
+            chosen = np.resize(chosen, size)
+        inside = masks[chosen]
+        maps = texture_pools(images[chosen], inside if settings.masked else None, settings.texture)
+        for spec in settings.map_specs()[1:]:
+            own = spec.encode(maps[spec.name][: len(codes[spec.name][batch])])
+            codes[spec.name][batch] = own * inside[: len(own)] if settings.masked else own
+    return codes
+
+
+def batch_size(settings: RoiSettings) -> int:
+    """How many ROIs are worked on together."""
+    place = "accelerator" if on_accelerator(settings) else "cpu"
+    return max(1, BATCH_VOXELS[place] // settings.size**3)
+
+
+def on_accelerator(settings: RoiSettings) -> bool:
+    """Whether this process makes maps on something faster than its CPU."""
+    import jax
+
+    return settings.texture.engine == "jax" and jax.default_backend() != "cpu"
+
+
+def histogram(codes: np.ndarray) -> np.ndarray:
+    """int64[CODES]: how often each code occurs."""
+    return np.bincount(codes.ravel(), minlength=CODES)

@@ -1,0 +1,135 @@
+"""Is this CT with this mask fit for use? Geometry, NaN, constant images, HU plausibility.
+
+Every check runs before any work is spent on a case and answers in one line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from data_prep.vertebrae.label_schemes import read_class_mask
+from data_prep.volumes import nan_error, read_volume
+from osteojax.errors import CaseError
+
+MAX_CORNER_ERROR = 0.2
+"""Largest distance of corresponding corners of CT and mask, in edges of the smallest voxel."""
+NO_AIR_HU = -20.0
+"""A CT whose minimum is above this holds neither air nor fat: it is not in HU."""
+BONE_MEAN_HU = (-50.0, 800.0)
+"""Mean HU of whole vertebrae: published means are 50 (very old) to 400 (young)."""
+
+
+def load_case(
+    ct_path: str | Path, mask_path: str | Path, scheme: str, case: str
+) -> tuple[sitk.Image, sitk.Image]:
+    """Reads and checks one CT with its mask.
+
+    Returns:
+      (CT in HU, mask of classes 0-18 on the CT's own grid).
+
+    Raises:
+      CaseError: the first thing found wrong, with values and remedy.
+    """
+    ct_image = read_volume(ct_path, case, "CT")
+    check_voxels(ct_image, case)
+    class_mask = align_mask(ct_image, read_class_mask(mask_path, scheme, case), case)
+    check_hu(ct_image, class_mask, case)
+    return ct_image, class_mask
+
+
+def check_voxels(ct_image: sitk.Image, case: str) -> None:
+    """NaN, infinity and constant images."""
+    values = sitk.GetArrayViewFromImage(ct_image)
+    if np.issubdtype(values.dtype, np.floating):
+        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if bad:
+            raise nan_error(case, "CT", bad)
+    if values.min() == values.max():
+        raise CaseError(
+            case, f"the CT is constant ({values.flat[0]:g}).", "Export the image again."
+        )
+
+
+def align_mask(ct_image: sitk.Image, class_mask: sitk.Image, case: str) -> sitk.Image:
+    """The mask on the CT's grid, if it is the same grid up to the order and sense of its axes.
+
+    Flipped and permuted masks (LAS beside LPS) are turned; anything else is refused, because
+    resampling a mask is the user's decision.
+    """
+    ct_axes, mask_axes = _axes(ct_image), _axes(class_mask)
+    turn = np.rint(ct_axes.T @ mask_axes)  # CT axis i is mask axis j, or its reverse
+    is_permutation = np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) and np.array_equal(
+        np.abs(turn).T @ np.ones(3), np.ones(3)
+    )
+    if is_permutation:
+        order = [int(np.argmax(np.abs(row))) for row in turn]  # mask axis of each CT axis
+        reverse = [turn[i, axis] < 0 for i, axis in enumerate(order)]
+        size = tuple(class_mask.GetSize()[axis] for axis in order)
+        if size == ct_image.GetSize():
+            error_mm = _corner_error_mm(ct_image, class_mask, order, reverse)
+            if error_mm <= MAX_CORNER_ERROR * min(ct_image.GetSpacing()):
+                values = sitk.GetArrayViewFromImage(class_mask).transpose(2, 1, 0)
+                values = values.transpose(order)
+                values = np.flip(values, tuple(i for i in range(3) if reverse[i]))
+                turned = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
+                turned.CopyInformation(ct_image)
+                return turned
+    raise CaseError(
+        case,
+        f"CT and mask differ in geometry: CT {_geometry(ct_image)}; mask {_geometry(class_mask)}.",
+        "Resample the mask to the CT's grid, or pair it with its own CT.",
+    )
+
+
+def _axes(image: sitk.Image) -> np.ndarray:
+    return np.array(image.GetDirection()).reshape(3, 3)
+
+
+def _corner_error_mm(
+    ct_image: sitk.Image, mask: sitk.Image, order: list[int], reverse: list[bool]
+) -> float:
+    """Largest distance of the eight corner voxels' centres, CT against turned mask."""
+    size, worst = ct_image.GetSize(), 0.0
+    for corner in np.ndindex(2, 2, 2):
+        ct_index = [int(c) * (n - 1) for c, n in zip(corner, size, strict=True)]
+        mask_index = [0, 0, 0]
+        for i, axis in enumerate(order):
+            mask_index[axis] = size[i] - 1 - ct_index[i] if reverse[i] else ct_index[i]
+        ct_mm = np.array(ct_image.TransformIndexToPhysicalPoint(ct_index))
+        mask_mm = np.array(mask.TransformIndexToPhysicalPoint(mask_index))
+        worst = max(worst, float(np.linalg.norm(ct_mm - mask_mm)))
+    return worst
+
+
+def _geometry(image: sitk.Image) -> str:
+    size = "x".join(str(n) for n in image.GetSize())
+    spacing = "x".join(f"{s:.3g}" for s in image.GetSpacing())
+    origin = ", ".join(f"{x:.1f}" for x in image.GetOrigin())
+    return f"{size} voxels of {spacing} mm from ({origin})"
+
+
+def check_hu(ct_image: sitk.Image, class_mask: sitk.Image, case: str) -> None:
+    """Are the values Hounsfield units? Pictures, unsigned offsets and rescaled images are not."""
+    values = sitk.GetArrayViewFromImage(ct_image)
+    bone = values[sitk.GetArrayViewFromImage(class_mask) > 0]
+    low, high, bone_mean = float(values.min()), float(values.max()), float(bone.mean())
+    found = f"the CT's values run from {low:g} to {high:g}, mean of the vertebrae {bone_mean:.0f}"
+    if low >= 0 and high <= 255:
+        raise CaseError(case, f"{found}: an 8-bit picture, not HU.", "Bring the CT itself.")
+    if low > NO_AIR_HU and bone_mean > BONE_MEAN_HU[1]:
+        raise CaseError(
+            case, f"{found}: HU with an offset of about +1024.", "Subtract it (RescaleIntercept)."
+        )
+    if low > NO_AIR_HU:
+        raise CaseError(
+            case, f"{found}: no air and no fat, so not HU.", "Bring the CT before normalisation."
+        )
+    if not BONE_MEAN_HU[0] <= bone_mean <= BONE_MEAN_HU[1]:
+        raise CaseError(
+            case,
+            f"{found}: not bone in HU (expected {BONE_MEAN_HU[0]:g} to {BONE_MEAN_HU[1]:g}).",
+            "Check that the mask belongs to this CT, and the CT's rescale intercept.",
+        )

@@ -1,0 +1,185 @@
+"""From the model's outputs to an answer per vertebra and per patient, with every doubt in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from launch.prediction.batches import Outputs
+from launch.prediction.flags import Flag, doubts, joined
+from launch.prediction.loading import LoadedCase
+from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.evaluation.statistics import ood
+from osteojax.evaluation.statistics.calibration import apply_temperature
+from osteojax.export.load import ExportedModel
+
+DECIDING_LEVELS = ("L1", "L2", "L3", "L4")
+"""DXA measures these, and training labels come from them; other levels are extrapolated."""
+DEFAULT_THRESHOLD = 0.5
+SURE_OF_LEVEL = 0.8
+"""Probability from which a level that differs from the mask's is worth a flag."""
+
+
+def vertebra_table(
+    model: ExportedModel, loaded: LoadedCase, outputs: Outputs
+) -> tuple[pd.DataFrame, list[list[Flag]]]:
+    """One row per vertebra from above, and its flags.
+
+    Columns: level, level_class, probability (what thresholds are for), probability_calibrated
+    (NaN without a fitted temperature), bmd_g_cm2, bmd_low, bmd_high (90% of validation residuals;
+    for an unknown device widened to the spread over the devices), level_pred, level_probability,
+    gate_*, ood_distance, ood_percentile (NaN without statistics), core_hu, slice_index (of
+    the CT, from 0), truncated, decides,
+    flags (text), doubtful (any flag that is more than a remark).
+    """
+    table = pd.DataFrame({"level": [vertebra.level for vertebra in loaded.vertebrae]})
+    table["level_class"] = [vertebra.level_class for vertebra in loaded.vertebrae]
+    table["probability"] = outputs["probability"].astype(np.float64)
+    temperature = _fitted(model, "vertebra").get("temperature")
+    table["probability_calibrated"] = (
+        apply_temperature(table["probability"].to_numpy(), float(temperature))
+        if temperature
+        else np.nan
+    )
+    table["bmd_g_cm2"] = outputs["bmd_g_cm2"].astype(np.float64)
+    low, high = _residuals(model)
+    table["bmd_low"], table["bmd_high"] = table["bmd_g_cm2"] + low, table["bmd_g_cm2"] + high
+    if loaded.case.device == UNKNOWN_DEVICE:
+        known = outputs["bmd_by_device_g_cm2"][:, :-1].astype(np.float64)
+        table["bmd_low"] = np.fmin(table["bmd_low"], known.min(axis=1))
+        table["bmd_high"] = np.fmax(table["bmd_high"], known.max(axis=1))
+    levels = outputs["level_probabilities"]
+    table["bmd_low"] = table["bmd_low"].clip(lower=0.0)
+    table["level_pred"] = [model.card["levels"][i] for i in levels.argmax(1)]
+    table["level_probability"] = levels.max(1).astype(np.float64)
+    for expert in range(outputs["gate"].shape[1]):
+        table[f"gate_{expert + 1}"] = outputs["gate"][:, expert].astype(np.float64)
+    distance, percentile, unlike = _unlike_training(model, outputs["embedding"])
+    table["ood_distance"], table["ood_percentile"] = distance, percentile
+    table["core_hu"] = loaded.core_hu
+    table["slice_index"] = loaded.slices
+    table["truncated"] = [vertebra.truncated for vertebra in loaded.vertebrae]
+    table["decides"] = table["level"].isin(DECIDING_LEVELS)
+    flags = [list(found) for found in loaded.flags]
+    for i, row in enumerate(table.to_dict("records")):
+        if row["level_pred"] != row["level"] and row["level_probability"] >= SURE_OF_LEVEL:
+            flags[i].append(Flag("other_level", f"looks like {row['level_pred']} to the model"))
+        if unlike[i]:
+            text = f"unlike the training data ({_farther(percentile[i])} of validation)"
+            flags[i].append(Flag("unlike_training", text))
+    table["flags"] = [joined(found) for found in flags]
+    table["doubtful"] = [bool(doubts(found)) for found in flags]
+    return table, flags
+
+
+def _farther(percentile: float) -> str:
+    return "farther than all" if percentile > 99.5 else f"farther than {percentile:.0f}%"
+
+
+def _fitted(model: ExportedModel, unit: str) -> dict[str, Any]:
+    """What was fitted on validation for vertebrae or patients; empty without an evaluation."""
+    return (model.card.get("fitted") or {}).get(unit) or {}
+
+
+def _residuals(model: ExportedModel) -> tuple[float, float]:
+    """5% and 95% quantile of (measured - predicted) BMD on validation; NaN where not fitted."""
+    quantiles = _fitted(model, "bmd_residual_g_cm2").get("quantiles")
+    if not quantiles:
+        return np.nan, np.nan
+    return float(quantiles["0.05"]), float(quantiles["0.95"])
+
+
+def _unlike_training(
+    model: ExportedModel, embedding: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance to the training embeddings, its percentile on validation, and whether unusual."""
+    if model.ood is None:
+        unknown = np.full(len(embedding), np.nan)
+        return unknown, unknown, np.zeros(len(embedding), bool)
+    distance = ood.ood_distance(embedding, model.ood)
+    return distance, ood.percentile(distance, model.ood), ood.unusual(distance, model.ood)
+
+
+def decide(
+    model: ExportedModel,
+    table: pd.DataFrame,
+    device: str,
+    flags: list[list[Flag]],
+    case_flags: list[Flag],
+) -> dict[str, Any]:
+    """The patient's answer: positive if any of L1-L4 reaches the patient's threshold.
+
+    Args:
+      table, flags: of `vertebra_table`.
+      case_flags: of the whole CT.
+
+    Returns:
+      osteoporosis (None where nothing decides), probability, threshold_vertebra,
+      threshold_patient, verdict, caution (why to doubt it; empty where nothing says so), text
+      (both), flags (names of all doubts), notes.
+    """
+    thresholds, notes = {}, []
+    for unit in ("vertebra", "patient"):
+        threshold = _fitted(model, unit).get("threshold")
+        if threshold is None:
+            notes.append(
+                f"No {unit} threshold was fitted on validation: {DEFAULT_THRESHOLD} is used."
+            )
+        thresholds[unit] = DEFAULT_THRESHOLD if threshold is None else float(threshold)
+    notes += _notes(model, device) + [f"{flag.text}." for flag in case_flags]
+    deciding = table.index[table["decides"]]
+    doubted = [*case_flags, *(flag for i in deciding for flag in flags[i])]
+    caution = _caution(table, deciding, flags, case_flags)
+    answer: dict[str, Any] = {
+        "threshold_vertebra": thresholds["vertebra"], "threshold_patient": thresholds["patient"],
+        "caution": caution, "flags": sorted({flag.name for flag in doubts(doubted)}),
+        "notes": notes,
+    }  # fmt: skip
+    if deciding.empty:
+        verdict = "undecided, no vertebra of L1-L4 in the mask"
+        found: dict[str, Any] = {"osteoporosis": None, "probability": None, "verdict": verdict}
+    else:
+        row = table.loc[table.loc[deciding, "probability"].idxmax()]
+        probability = float(row["probability"])
+        positive = probability >= thresholds["patient"]
+        verdict = (
+            f"{'osteoporosis suspected' if positive else 'no osteoporosis suspected'} (highest of "
+            f"L1-L4: {row['level']} {probability:.2f}, threshold {thresholds['patient']:.2f})"
+        )
+        found = {"osteoporosis": positive, "probability": probability, "verdict": verdict}
+    text = f"{verdict}. Caution: {caution}." if caution else f"{verdict}."
+    return {**found, **answer, "text": text}
+
+
+def _notes(model: ExportedModel, device: str) -> list[str]:
+    notes = []
+    if device == UNKNOWN_DEVICE:
+        notes.append(
+            "The DXA device is unknown: BMD is a pooled answer, its interval spans the devices."
+        )
+    if model.ood is None:
+        notes.append("The model has no embedding statistics: unlike inputs cannot be told.")
+    if model.card.get("simulated_training_data"):
+        notes.append("This model was trained on simulated CTs.")
+    return notes
+
+
+def _caution(
+    table: pd.DataFrame, deciding: pd.Index, flags: list[list[Flag]], case_flags: list[Flag]
+) -> str:
+    """Why the answer deserves doubt: what is unlike training first, then the CT, then the rest."""
+    unlike = [
+        table.loc[i, "level"]
+        for i in deciding
+        if any(flag.name == "unlike_training" for flag in flags[i])
+    ]
+    other = [
+        f"{table.loc[i, 'level']} {flag.text}"
+        for i in deciding
+        for flag in doubts(flags[i])
+        if flag.name != "unlike_training"
+    ]
+    parts = [f"{', '.join(unlike)} unlike the training data"] if unlike else []
+    return "; ".join([*parts, *(flag.text for flag in doubts(case_flags)), *other])

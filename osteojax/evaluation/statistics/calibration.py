@@ -1,0 +1,136 @@
+"""Do probabilities mean what they say: Brier, ECE, calibration line, temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special
+from sklearn import metrics as sklearn_metrics
+from sklearn.linear_model import LogisticRegression
+
+from osteojax.evaluation.statistics.metrics import Undefined, attempt, require_both_classes
+
+BINS = 10
+LOGIT_CLIP = 1e-6
+"""Probabilities are kept this far from 0 and 1 before the logit; it bounds one case's say."""
+
+_MAX_LOG_TEMPERATURE = np.log(20.0)
+_MAX_ABS_INTERCEPT = 40.0  # beyond every logit that LOGIT_CLIP leaves
+
+
+def logit(probabilities: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)) of float[N], p clipped to [1e-6, 1 - 1e-6]."""
+    clipped = np.clip(np.asarray(probabilities, np.float64), LOGIT_CLIP, 1 - LOGIT_CLIP)
+    return special.logit(clipped)
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    """Calibration of float[N] probabilities against int[N] labels.
+
+    Returns:
+      Brier: mean squared error of the probability (0 best; 0.25 for an uninformed 0.5).
+      ECE: expected calibration error, `BINS` bins of equal width.
+      slope: of a logistic regression of the label on logit(p); 1 is ideal, below 1 overconfident.
+      intercept: calibration in the large, a in logit P(label) = a + logit(p); 0 is ideal, above 0
+        the model says too little risk (Van Calster et al. 2016).
+      notes: reasons for what is None.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    notes: dict[str, str] = {}
+    return {
+        "n": len(labels),
+        "Brier": attempt(notes, "Brier", brier, labels, probabilities),
+        "ECE": attempt(notes, "ECE", expected_calibration_error, labels, probabilities),
+        "slope": attempt(notes, "slope", slope, labels, probabilities),
+        "intercept": attempt(notes, "intercept", intercept, labels, probabilities),
+        "notes": notes,
+    }
+
+
+def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """mean((p - label)^2)."""
+    if len(labels) == 0:
+        raise Undefined("no labelled cases")
+    return float(sklearn_metrics.mean_squared_error(labels, probabilities))
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """f64[bins, 3]: cases, mean probability, share positive, per bin of equal width.
+
+    Bins are half-open, [k / bins, (k + 1) / bins), the last one closed; NaN where a bin is empty.
+    """
+    labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
+    index = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    cases = np.bincount(index, minlength=bins).astype(np.float64)
+    sums = [np.bincount(index, values, minlength=bins) for values in (probabilities, labels)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.stack([cases, sums[0] / cases, sums[1] / cases], axis=1)
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean over cases of |share positive - mean probability| of the case's bin."""
+    if len(labels) == 0:
+        raise Undefined("no labelled cases")
+    rows = reliability(labels, probabilities)
+    rows = rows[rows[:, 0] > 0]
+    return float(np.sum(rows[:, 0] * np.abs(rows[:, 2] - rows[:, 1])) / len(labels))
+
+
+def slope(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Slope b of logit P(label) = a + b logit(p), by maximum likelihood."""
+    require_both_classes(labels)
+    scores = logit(probabilities)
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    if np.ptp(scores) < 1e-9:
+        raise Undefined("all probabilities are the same")
+    if positive.min() >= negative.max() or positive.max() <= negative.min():
+        raise Undefined("the classes are separated entirely: the slope has no finite value")
+    # C = inf is no penalty; standardised so that the solver's tolerance means the same everywhere.
+    spread = scores.std()
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000, solver="newton-cholesky")
+    return float(model.fit(scores[:, None] / spread, labels).coef_[0, 0] / spread)
+
+
+def intercept(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """a in logit P(label) = a + logit(p): where the mean probability meets the share positive."""
+    require_both_classes(labels)
+    scores = logit(probabilities)
+    return float(
+        optimize.brentq(
+            lambda a: float(np.sum(special.expit(scores + a)) - np.sum(labels)),
+            -_MAX_ABS_INTERCEPT,
+            _MAX_ABS_INTERCEPT,
+            xtol=1e-12,
+        )
+    )
+
+
+def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The T > 0 whose sigmoid(logit(p) / T) has the smallest cross-entropy (Guo et al. 2017).
+
+    Fitted on validation, applied to test. Raises `Undefined` for one class, or where the
+    optimum runs away (probabilities that rank the classes backwards or separate them entirely).
+    """
+    require_both_classes(labels)
+    scores, labels = logit(probabilities), np.asarray(labels, np.float64)
+
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = scores * np.exp(-log_temperature)
+        return float(np.mean(np.logaddexp(0, scaled) - labels * scaled))
+
+    bounds = (-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE)
+    best = optimize.minimize_scalar(
+        cross_entropy, bounds=bounds, method="bounded", options={"xatol": 1e-8}
+    )
+    if abs(best.x) > _MAX_LOG_TEMPERATURE - 1e-3:
+        raise Undefined(
+            "no temperature between 1/20 and 20 fits: validation is separated entirely, or ranked "
+            "no better than chance"
+        )
+    return float(np.exp(best.x))
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """f64[N]: sigmoid(logit(p) / temperature)."""
+    return special.expit(logit(probabilities) / temperature)

@@ -1,0 +1,1 @@
+"""Exported folders: written from a workdir, loaded without training code."""

@@ -1,0 +1,221 @@
+"""Loads what `osteojax export` wrote: no training code is used, nothing is unpickled.
+
+Every file is hashed before it is parsed, and the weights are compared with what the program takes:
+a folder that is damaged, edited or put together from two is refused in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from osteojax.data.devices import device_name
+from osteojax.errors import UserError
+from osteojax.export.card import ATTENTION, EMBEDDING, PROGRAM, WEIGHTS, read_card
+
+BATCH = 8
+"""Vertebrae in one call of the program: one shape, compiled once."""
+
+AGAIN = "Export the model again."
+
+MODEL_OUTPUTS = (
+    "probability",
+    "bmd_g_cm2",
+    "bmd_by_device_g_cm2",
+    "level_probabilities",
+    "gate",
+    "embedding",
+)
+
+
+class ExportedModel:
+    """A model that predicts, or an encoder that embeds.
+
+    Attributes:
+      card: content of model.json.
+      fingerprint: SHA-256 of model.json, which holds the hashes of all other files.
+      ood: statistics of the training embeddings (`osteojax.evaluation.statistics.ood`), or None.
+    """
+
+    def __init__(self, directory: str | Path, what: str = "model") -> None:
+        """Raises UserError: see the module; and where the folder holds another `what`."""
+        directory = Path(directory)
+        self.card, self.fingerprint = read_card(directory)
+        if self.card["what"] != what:
+            raise UserError(
+                f"{directory}: exported with --what {self.card['what']}, and --what {what} is "
+                "needed. Export it so."
+            )
+        if PROGRAM not in self.card["sha256"]:
+            raise UserError(
+                f"{directory}: exported without a program. Export it with --format stablehlo."
+            )
+        files = {name: _read(directory, name, sha) for name, sha in self.card["sha256"].items()}
+        weights = _weights(directory / WEIGHTS, files[WEIGHTS])
+        self._programs = {
+            name: self._lower(directory / name, files[name], weights)
+            for name in (PROGRAM, ATTENTION)
+            if name in files
+        }
+        self._compiled: dict[str, Any] = {}
+        self.ood = None
+        if EMBEDDING in files:
+            from osteojax.evaluation.statistics.ood import load
+
+            self.ood = load(directory / EMBEDDING)
+            if self.ood["mean"].size != self._features:
+                raise UserError(
+                    f"{directory / EMBEDDING} is of {self.ood['mean'].size} features, {PROGRAM} "
+                    f"gives {self._features}. Export the model again."
+                )
+        self._weights = jax.device_put(weights)
+
+    def _lower(self, path: Path, data: bytes, weights: dict[str, np.ndarray]) -> Any:
+        """The program, ready to be compiled for `BATCH` vertebrae; UserError unless this jax reads
+        it, and it takes these weights and this input."""
+        program, expected, inputs, outputs = _program(path, data, self.card.get("jax_version"))
+        _check_weights(path, expected, weights)
+        if inputs[0].shape[1:] != (self.size,) * 3:
+            raise UserError(
+                f"{path} takes HU of {inputs[0].shape}, and model.json says {self.size}^3. {AGAIN}"
+            )
+        if path.name == PROGRAM:
+            wanted = MODEL_OUTPUTS if self.card["what"] == "model" else ("embedding",)
+            if absent := [name for name in wanted if name not in outputs]:
+                raise UserError(f"{path} does not give {', '.join(absent)}. {AGAIN}")
+            self._features = outputs["embedding"].shape[1]
+        called_with = [jax.ShapeDtypeStruct((BATCH, *i.shape[1:]), i.dtype) for i in inputs]
+        try:
+            return jax.jit(program.call).lower(expected, *called_with)
+        except Exception as error:  # whatever a damaged or a newer program makes jax raise
+            raise UserError(f"{path}: {_unreadable(error)} {AGAIN}") from error
+
+    @property
+    def size(self) -> int:
+        """Edge of the ROI in voxels."""
+        return int(self.card["inputs"]["hu"]["shape"][1])
+
+    @property
+    def spacing_mm(self) -> float:
+        return float(self.card["inputs"]["hu"]["spacing_mm"])
+
+    @property
+    def devices(self) -> list[str]:
+        return list(self.card["devices"])
+
+    @property
+    def has_attention(self) -> bool:
+        return ATTENTION in self._programs
+
+    def device_index(self, name: str) -> int:
+        """Index of a DXA device by name. Raises UserError that lists the names."""
+        key = device_name(name)
+        if key not in self.devices:
+            raise UserError(f"--device {name!r}: the model knows {', '.join(self.devices)}.")
+        return self.devices.index(key)
+
+    def predict(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of model.json for HU in the frame that it describes.
+
+        Args:
+          hu_BDHW: f32[B, D, H, W].
+          device: index, or i32[B]: one for each vertebra.
+        """
+        return self._run(PROGRAM, hu_BDHW, device)
+
+    def embed(self, hu_BDHW: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of an encoder, exported with --what encoder or features."""
+        return self._run(PROGRAM, hu_BDHW, None)
+
+    def attention(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> np.ndarray:
+        """Grad-CAM: f32[B, D, H, W] >= 0, not normalised ([B, D, H] for a model of rank 2)."""
+        if not self.has_attention:
+            raise ValueError("the folder holds no attention program; look at has_attention")
+        return self._run(ATTENTION, hu_BDHW, device)["attention"]
+
+    def _run(self, name: str, hu_BDHW: np.ndarray, device: Any) -> dict[str, np.ndarray]:
+        if name not in self._compiled:
+            self._compiled[name] = self._programs[name].compile()
+        total = len(hu_BDHW)
+        devices = None if device is None else np.broadcast_to(np.asarray(device, np.int32), total)
+        parts = []
+        for start in range(0, total, BATCH):
+            rows = np.minimum(np.arange(start, start + BATCH), total - 1)  # the last one fills up
+            inputs: list[Any] = [hu_BDHW[rows].astype(np.float32)]
+            if devices is not None:
+                inputs.append(devices[rows])
+            outputs = self._compiled[name](self._weights, *inputs)
+            kept = min(BATCH, total - start)
+            parts.append({name: np.asarray(out)[:kept] for name, out in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _read(directory: Path, name: str, expected: str) -> bytes:
+    path = directory / name
+    if not path.is_file():
+        raise UserError(f"{directory}: {name} is missing. Copy the folder whole, or export again.")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise UserError(
+            f"{path} is not the file that was exported: its SHA-256 differs from model.json. "
+            "Export the model again, or copy it whole."
+        )
+    return data
+
+
+def _weights(path: Path, data: bytes) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a safetensors file ({error}). Export the model again."
+        ) from error
+
+
+def _unreadable(error: Exception) -> str:
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return f"not a program that jax {jax.__version__} reads ({reason})."
+
+
+def _program(path: Path, data: bytes, jax_version: Any) -> tuple[Any, Any, Any, Any]:
+    """(program, shapes of its weights by name, shapes of its other inputs, of its outputs)."""
+    try:
+        program = jax.export.deserialize(bytearray(data))
+        (expected, *inputs), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+        outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+        if not (isinstance(expected, dict) and isinstance(outputs, dict) and inputs):
+            raise ValueError("its signature is another")
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise UserError(f"{path}: {_unreadable(error)} {AGAIN}") from error
+    version = program.calling_convention_version
+    oldest = jax.export.minimum_supported_calling_convention_version
+    newest = jax.export.maximum_supported_calling_convention_version
+    if not oldest <= version <= newest:
+        raise UserError(
+            f"{path} has calling convention {version}; jax {jax.__version__} reads {oldest} to "
+            f"{newest}. It was exported with jax {jax_version}: install a jax nearer to that, or "
+            "export the model again."
+        )
+    return program, expected, inputs, outputs
+
+
+def _check_weights(path: Path, expected: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
+    shapes = {name: (aval.shape, aval.dtype) for name, aval in expected.items()}
+    found = {name: (array.shape, array.dtype) for name, array in weights.items()}
+    for name in sorted({*shapes, *found}):
+        if shapes.get(name) != found.get(name):
+            raise UserError(
+                f"{path} takes {name} of {_words(shapes.get(name))}, and {WEIGHTS} holds "
+                f"{_words(found.get(name))}. {AGAIN}"
+            )
+
+
+def _words(shape_dtype: tuple[Any, Any] | None) -> str:
+    """'float32 (3, 3)', or 'nothing'."""
+    return "nothing" if shape_dtype is None else f"{shape_dtype[1]} {shape_dtype[0]}"

@@ -1,0 +1,1 @@
+"""The texture engine: GLCM and first-order features of windows, as arrays on any device."""
