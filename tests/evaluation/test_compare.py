@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from osteojax.evaluation import compare
 from osteojax.evaluation.statistics import bootstrap
 from osteojax.evaluation.statistics.delong import paired_test
-from tests.evaluation.test_bootstrap import resampled_rows
+from tests.evaluation.statistics.test_bootstrap import resampled_rows
 
 SETTINGS = {"resamples": 80, "seed": 4}
 
