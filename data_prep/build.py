@@ -32,12 +32,8 @@ from data_prep.vertebrae.pool import RoiSettings, on_accelerator
 from data_prep.vertebrae.scanners import DeviceTable
 from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks, uninterrupted
 from osteojax import __version__
-from osteojax.data.schema import (
-    POOL,
-    UNKNOWN_DEVICE,
-    VERTEBRA_COLUMNS,
-    Manifest,
-)
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import POOL, UNKNOWN_DEVICE, VERTEBRA_COLUMNS
 from osteojax.errors import UserError
 from osteojax.files import write_json, write_text
 

@@ -22,7 +22,7 @@ from data_prep.vertebrae.cohort import Scan
 from data_prep.vertebrae.pool import RoiSettings, histogram, image_codes, map_codes
 from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, measure_vertebrae
 from data_prep.vertebrae.verify import load_case
-from osteojax.data.schema import IMAGE_ONLY, POOL, record_keys
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL, record_keys
 from osteojax.errors import CaseError, UserError
 from osteojax.files import write_text
 

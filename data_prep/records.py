@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from osteojax.data.schema import POOL, record_keys, record_position
+from osteojax.data.schema import record_position
+from osteojax.data.vertebrae import POOL, record_keys
 from osteojax.errors import UserError
 from osteojax.files import atomic_path
 

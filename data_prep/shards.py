@@ -26,7 +26,7 @@ from data_prep.records import (
     write_records,
 )
 from data_prep.vertebrae.pool import CODES, RoiSettings, batch_size, histogram, map_codes
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 
 

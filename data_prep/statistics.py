@@ -9,7 +9,8 @@ import numpy as np
 
 from data_prep.pipeline import ScanReport
 from data_prep.vertebrae.pool import CODES
-from osteojax.data.schema import SPLITS, MapSpec
+from osteojax.data.codes import MapSpec
+from osteojax.data.schema import SPLITS
 from osteojax.errors import UserError
 
 

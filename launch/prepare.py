@@ -30,7 +30,8 @@ from data_prep.vertebrae.label_schemes import SCHEMES
 from data_prep.vertebrae.pool import SIZES, RoiSettings
 from data_prep.vertebrae.scanners import read_devices
 from data_prep.vertebrae.texture import TextureSettings
-from osteojax.data.schema import IMAGE_ONLY, POOL, SPLITS
+from osteojax.data.schema import SPLITS
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL
 from osteojax.errors import UserError
 
 

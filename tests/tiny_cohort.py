@@ -11,14 +11,8 @@ import numpy as np
 import pandas as pd
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from osteojax.data.schema import (
-    POOL,
-    VERTEBRA_COLUMNS,
-    Manifest,
-    image_spec,
-    level_class,
-    map_spec,
-)
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import POOL, VERTEBRA_COLUMNS, image_spec, level_class, map_spec
 
 if TYPE_CHECKING:
     from data_prep.vertebrae.texture import TextureSettings

@@ -24,7 +24,8 @@ from data_prep.simulate.dxa import (
 )
 from data_prep.simulate.people import LevelBone, draw_person
 from data_prep.simulate.scanner import SITE_SCANNERS
-from osteojax.data.schema import LEVELS, SPLITS
+from osteojax.data.schema import SPLITS
+from osteojax.data.vertebrae import LEVELS
 
 SITE_PATIENTS = {"A": 2225, "B": 1120, "C": 359, "D": 193}
 """Patients by site (paper, Table 1)."""

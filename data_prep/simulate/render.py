@@ -34,7 +34,7 @@ from data_prep.simulate.patients import Patient, Settings, generator
 from data_prep.simulate.people import LevelBone
 from data_prep.simulate.scanner import SCANNERS, Scanner, noise, response
 from data_prep.simulate.soft_tissue import CORTICAL_HU, paint_background, paint_disks, paint_ribs
-from osteojax.data.schema import level_class
+from osteojax.data.vertebrae import level_class
 
 FINE_MM = 0.3
 COARSE_MM = 0.9

@@ -24,7 +24,7 @@ from data_prep.simulate.scanner import SCANNERS, noise
 from data_prep.simulate.soft_tissue import MUSCLE
 from data_prep.vertebrae import roi
 from data_prep.vertebrae.texture import TextureSettings, texture_pools
-from osteojax.data.schema import image_spec, level_class
+from osteojax.data.vertebrae import image_spec, level_class
 from osteojax.evaluation.statistics.metrics import auroc
 
 LEVEL = "L2"

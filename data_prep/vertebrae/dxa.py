@@ -14,7 +14,7 @@ from pathlib import Path
 from data_prep.csv_input import Row, read_table, refuse_duplicates
 from data_prep.vertebrae.scanners import T_SCORE_OSTEOPOROSIS, DeviceTable, t_score
 from osteojax.data.devices import device_name
-from osteojax.data.schema import LEVELS, UNKNOWN_DEVICE
+from osteojax.data.vertebrae import LEVELS, UNKNOWN_DEVICE
 from osteojax.errors import CaseError
 
 REQUIRED = ("patient_id", "level", "device", "bmd_g_cm2")

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_prep.volumes import READ_REMEDY, read_volume
-from osteojax.data.schema import LEVELS, level_class
+from osteojax.data.vertebrae import LEVELS, level_class
 from osteojax.errors import CaseError
 
 

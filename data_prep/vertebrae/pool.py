@@ -12,7 +12,8 @@ import numpy as np
 
 from data_prep.vertebrae.roi import Roi
 from data_prep.vertebrae.texture import MAPS, TextureSettings, texture_pools
-from osteojax.data.schema import HU_MAX, HU_MIN, POOL, MapSpec, image_spec, map_spec
+from osteojax.data.codes import MapSpec
+from osteojax.data.vertebrae import HU_MAX, HU_MIN, POOL, image_spec, map_spec
 from osteojax.errors import UserError
 
 FIELD_OF_VIEW_MM = 96.0

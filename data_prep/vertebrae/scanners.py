@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 
 from osteojax.data.devices import device_name
-from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.errors import UserError
 
 T_SCORE_OSTEOPOROSIS = -2.5

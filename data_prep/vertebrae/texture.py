@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from osteojax.data.schema import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL
+from osteojax.data.vertebrae import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL
 from osteojax.errors import UserError
 from osteojax.ops.texture import glcm
 from osteojax.ops.texture.patches import patch_maps

@@ -19,7 +19,8 @@ import optax
 from launch.benchmarks.plain_config import CONFIGS, shipped_config
 from osteojax import objectives
 from osteojax.data.online import TEXTURES
-from osteojax.data.schema import POOL, Manifest, image_spec, map_spec
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import POOL, image_spec, map_spec
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
 from osteojax.train.optim import adamw_direction

@@ -34,7 +34,8 @@ from launch.benchmarks import measure, peaks
 from launch.benchmarks.experiment import Experiment, stand_in_cohort
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import MAPS, OnlineTexture, online_texture
-from osteojax.data.schema import IMAGE_ONLY, POOL, Manifest
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL
 from osteojax.data.views import pair_choices
 from osteojax.errors import UserError
 from osteojax.ops.texture.chosen_maps import chosen_maps

@@ -16,8 +16,9 @@ from data_prep.vertebrae.pool import FIELD_OF_VIEW_MM, RoiSettings
 from data_prep.vertebrae.roi import extract_rois
 from data_prep.vertebrae.texture import TextureSettings, texture_pool
 from data_prep.vertebrae.verify import load_case
+from osteojax.data.codes import MapSpec
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import HU_MAX, HU_MIN, POOL, MapSpec
+from osteojax.data.vertebrae import HU_MAX, HU_MIN, POOL
 
 
 @dataclasses.dataclass(frozen=True)

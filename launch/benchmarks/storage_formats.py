@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from osteojax.data.schema import HU_MAX, HU_MIN, MapSpec
+from osteojax.data.codes import MapSpec
+from osteojax.data.vertebrae import HU_MAX, HU_MIN
 
 FORMATS = ("uint8", "uint8 linear", "uint8 log1p", "uint16", "float16")
 """uint8: what `osteojax prepare` writes. uint8 linear, uint8 log1p: maps that it stores the other

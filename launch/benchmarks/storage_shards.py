@@ -17,7 +17,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from osteojax.data.pipeline import READ_THREADS
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 
 RUNS_SECONDS = 10.0
 """For the timed runs of one figure: what is slow is timed fewer times, twice at least."""

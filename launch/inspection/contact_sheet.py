@@ -10,8 +10,8 @@ import pandas as pd
 
 from launch.inspection import drawing
 from launch.inspection.members import pool_codes, title
+from osteojax.data.codes import MapSpec
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import MapSpec
 
 
 def draw_contact_sheet(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) -> None:

@@ -18,7 +18,8 @@ from matplotlib.colors import Colormap, FuncNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from osteojax.data.schema import HU_MIN, MapSpec
+from osteojax.data.codes import MapSpec
+from osteojax.data.vertebrae import HU_MIN
 from osteojax.files import atomic_path
 
 WINDOW_HU = (HU_MIN, 600.0)

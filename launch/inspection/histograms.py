@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 
 from launch.inspection import drawing
 from launch.inspection.members import pool_codes, spread, stores_maps
+from osteojax.data.codes import MapSpec
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import HU_MAX, HU_MIN, MapSpec
+from osteojax.data.vertebrae import HU_MAX, HU_MIN
 
 SAMPLE = 64
 """Vertebrae, whatever the cohort's size: 57 million voxels at 96^3, read one after the other."""

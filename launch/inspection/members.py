@@ -9,7 +9,8 @@ import pandas as pd
 
 from data_prep.vertebrae.texture import TextureSettings, texture_pool
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import POOL, Manifest
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 
 

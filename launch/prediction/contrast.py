@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from data_prep.vertebrae.roi import Vertebra
 from launch.prediction.flags import Flag
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 
 CONTRAST_HU = 110.0
 """Half-way between blood without agent and a portal-venous phase."""

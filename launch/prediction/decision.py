@@ -10,7 +10,7 @@ import pandas as pd
 from launch.prediction.batches import Outputs
 from launch.prediction.flags import Flag, doubts, joined
 from launch.prediction.loading import LoadedCase
-from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.evaluation.statistics import ood
 from osteojax.evaluation.statistics.calibration import apply_temperature
 from osteojax.export.load import ExportedModel

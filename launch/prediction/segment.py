@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 from osteojax.errors import CaseError, UserError
 from osteojax.files import atomic_path
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 
 

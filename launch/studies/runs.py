@@ -29,7 +29,7 @@ from launch.studies.ceilings import ceiling_predictions, true_values
 from launch.studies.cohorts import Cohorts
 from launch.studies.plan import Row, Settings, Study, with_settings
 from launch.train import load_config
-from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.errors import UserError
 from osteojax.files import atomic_path, write_json
 

@@ -11,14 +11,9 @@ import pandas as pd
 from array_record.python import array_record_data_source
 from array_record.python.array_record_module import ArrayRecordReader
 
-from osteojax.data.schema import (
-    OPTIONAL_COLUMNS,
-    UNKNOWN_DEVICE,
-    VERTEBRA_COLUMNS,
-    Manifest,
-    record_position,
-)
+from osteojax.data.schema import Manifest, record_position
 from osteojax.data.soundness import table_fault
+from osteojax.data.vertebrae import OPTIONAL_COLUMNS, UNKNOWN_DEVICE, VERTEBRA_COLUMNS
 from osteojax.errors import UserError
 
 

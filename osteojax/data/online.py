@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from osteojax.data.schema import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL, MapSpec
+from osteojax.data.codes import MapSpec
+from osteojax.data.vertebrae import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL
 from osteojax.errors import UserError
 from osteojax.ops.texture.chosen_maps import chosen_maps
 from osteojax.ops.texture.grey_levels import levels_from_codes

@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.types import AXIS, Batch
 
 READ_THREADS = 16

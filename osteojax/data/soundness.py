@@ -25,7 +25,7 @@ MEASURES = ("bmd_g_cm2", "t_score", "age", "mean_hu", "mask_volume_mm3", "slice_
 
 def manifest_fault(manifest: Manifest) -> str | None:
     """The first thing that a manifest cannot say, or None."""
-    from osteojax.data.schema import IMAGE_ONLY, POOL, UNKNOWN_DEVICE  # it imports this module
+    from osteojax.data.vertebrae import IMAGE_ONLY, POOL, UNKNOWN_DEVICE
 
     names = tuple(spec.name for spec in manifest.maps)
     if not (_is_count(manifest.size) and 0 < manifest.size <= LARGEST_SIZE):
@@ -98,7 +98,8 @@ def table_fault(table: pd.DataFrame) -> str | None:
     """The first thing that `vertebrae.csv` cannot say, with its line, or None."""
     import pandas as pd  # benchmarks read manifests on machines without it
 
-    from osteojax.data.schema import LEVELS, SPLITS  # it imports this module
+    from osteojax.data.schema import SPLITS
+    from osteojax.data.vertebrae import LEVELS
 
     numbers = {
         name: pd.to_numeric(table[name], errors="coerce")

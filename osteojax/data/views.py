@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from osteojax.data.schema import POOL, SPLITS
+from osteojax.data.schema import SPLITS
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from osteojax.data.schema import UNKNOWN_DEVICE
+from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.evaluation.statistics import bootstrap
 
 UNIT_NAMES = {

@@ -31,7 +31,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from osteojax.data.schema import LEVELS, SPLITS, level_class
+from osteojax.data.schema import SPLITS
+from osteojax.data.vertebrae import LEVELS, level_class
 from osteojax.errors import UserError
 from osteojax.files import atomic_path
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 
 NO_DEVICE = "no DXA"
 """How rows with an empty device are called in tables."""

@@ -27,7 +27,8 @@ from safetensors.numpy import save_file
 
 from osteojax import __version__
 from osteojax.checkpoints import load_variables
-from osteojax.data.schema import HU_MAX, HU_MIN, LEVELS, Manifest
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import HU_MAX, HU_MIN, LEVELS
 from osteojax.errors import UserError
 from osteojax.export.card import (
     ATTENTION,

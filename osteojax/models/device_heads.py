@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 from osteojax.errors import UserError
 from osteojax.models.heads import TaskHeads
 from osteojax.models.moe import MixtureOfExperts

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 
 
 def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 
 MOMENTUM = 0.9
 EPSILON = 1e-5

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import normalized_mutual_info_score, r2_score, roc_auc_score
 
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.ops.sinkhorn import sinkhorn
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf"= (?P<result>.+?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from osteojax.data.augment import augment, network_input
-from osteojax.data.schema import POOL, image_spec, map_spec
+from osteojax.data.vertebrae import POOL, image_spec, map_spec
 
 PLAIN = ConfigDict(
     {"max_shift_voxels": 2, "flip_probability": 0.5, "affine": False, "crop_min_volume": 1.0}

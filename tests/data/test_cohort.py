@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import OPTIONAL_COLUMNS, VERTEBRA_COLUMNS
+from osteojax.data.vertebrae import OPTIONAL_COLUMNS, VERTEBRA_COLUMNS
 from osteojax.errors import UserError
 from tests.tiny_cohort import write_tiny_cohort
 

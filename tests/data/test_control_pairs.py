@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.data.views import PoolPair, ToldDevice, pair_view
 from osteojax.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.pipeline import evaluation_batches, training_batches
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.data.views import PoolPair, Supervised, pair_choices
 from osteojax.errors import UserError
 from tests.tiny_cohort import write_tiny_cohort

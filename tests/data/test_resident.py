@@ -12,7 +12,7 @@ import pytest
 from osteojax.data import resident
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.resident import Layout, Resident, gather, place
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.data.views import ImageForPair, OtherPatientPair, PoolPair, Supervised, View
 from osteojax.train.parallel import DataParallel
 from tests.tiny_cohort import write_tiny_cohort

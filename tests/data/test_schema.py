@@ -7,16 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from osteojax.data.schema import (
+from osteojax.data.schema import Manifest, record_position
+from osteojax.data.vertebrae import (
     IMAGE_ONLY,
     LEVELS,
     POOL,
-    Manifest,
     image_spec,
     level_class,
     map_spec,
     record_keys,
-    record_position,
 )
 from osteojax.errors import UserError
 from tests.tiny_cohort import write_tiny_cohort

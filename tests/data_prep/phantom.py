@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from osteojax.data.schema import level_class
+from osteojax.data.vertebrae import level_class
 
 VERSE_OFFSET = 7
 STEP_MM = 34.0

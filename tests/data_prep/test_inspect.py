@@ -16,7 +16,8 @@ from launch.cli import main
 from launch.inspection import contact_sheet, drawing, histograms, slices
 from launch.inspection.members import choose, named, pool_codes
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import IMAGE_ONLY, POOL, Manifest, image_spec, map_spec
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL, image_spec, map_spec
 from osteojax.errors import UserError
 
 

@@ -16,7 +16,8 @@ import data_prep.vertebrae.texture
 from data_prep.records import ShardReader
 from data_prep.vertebrae.pool import RoiSettings, map_codes
 from data_prep.vertebrae.texture import TextureSettings
-from osteojax.data.schema import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS, Manifest
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS
 from osteojax.errors import UserError
 from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
 

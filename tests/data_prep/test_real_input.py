@@ -17,7 +17,8 @@ from scipy import ndimage
 from data_prep.vertebrae.roi import Roi, extract_rois
 from data_prep.vertebrae.verify import load_case
 from launch.cli import main
-from osteojax.data.schema import POOL, Manifest
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import CaseError
 from tests.data_prep.phantom import write_table
 

@@ -9,7 +9,8 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_prep.records import ShardReader, encode_vertebra, meta_record, write_records
-from osteojax.data.schema import POOL, record_keys, record_position
+from osteojax.data.schema import record_position
+from osteojax.data.vertebrae import POOL, record_keys
 from osteojax.errors import UserError
 
 SIZE = 9  # 9^3 is no multiple of 8: the bit planes are padded

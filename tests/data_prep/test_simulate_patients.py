@@ -18,7 +18,7 @@ from data_prep.simulate.dxa import (
 )
 from data_prep.simulate.patients import Settings, draw_patient, site_of
 from data_prep.simulate.people import BONE_LEVELS, draw_bone, draw_person
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 
 PUBLISHED_DECADES = [
     # sex, ages, mean, SD of Hologic L1-L4, as printed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 from osteojax.evaluation import baselines
 
 SLICES_MM = {"A": 1.0, "B": 3.0, "C": 6.0, "D": 1.0}

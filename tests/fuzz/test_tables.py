@@ -18,7 +18,8 @@ from data_prep.vertebrae.cohort import read_cohort
 from data_prep.vertebrae.scanners import DEFAULT_DEVICES
 from launch.prediction.cases import Request, table_cases
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import POOL, Manifest
+from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import CaseError, UserError
 from tests.fuzz.mutations import damaged, fuzz
 from tests.tiny_cohort import write_tiny_cohort

@@ -13,7 +13,7 @@ from launch import cli
 from launch.benchmarks import input as benchmark
 from launch.benchmarks import stand_in_folder
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import IMAGE_ONLY, POOL
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL
 from tests.tiny_cohort import write_tiny_cohort
 
 TEXTURE = TextureSettings(kernel_radius=1)

@@ -14,7 +14,7 @@ from launch.benchmarks import online as benchmark
 from launch.benchmarks.experiment import stand_in_cohort
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import online_texture
-from osteojax.data.schema import IMAGE_ONLY
+from osteojax.data.vertebrae import IMAGE_ONLY
 from tests.small_runs import pretraining
 from tests.tiny_cohort import write_tiny_cohort
 

@@ -24,7 +24,7 @@ from launch.benchmarks.storage_formats import (
 )
 from launch.benchmarks.storage_shards import Layout
 from launch.cli import main
-from osteojax.data.schema import POOL, image_spec, map_spec
+from osteojax.data.vertebrae import POOL, image_spec, map_spec
 
 SPECS = (image_spec(), *(map_spec(name, 25.0) for name in POOL[1:]))
 LIMITS = {

@@ -10,7 +10,7 @@ import pytest
 
 from launch import cli, demo
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from tests.small_runs import SMALL
 
 CHOICE = ("--config.checkpoint.best_metric=loss", "--config.checkpoint.best_mode=min")

@@ -15,7 +15,7 @@ from launch.studies.ceilings import ceiling_predictions, mean_features, true_val
 from launch.studies.plan import Contrast, Row
 from launch.studies.runs import Runs
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 from osteojax.evaluation.statistics.metrics import youden_threshold
 from tests.launch.stand_in_study import stand_in_cohort, study, truth

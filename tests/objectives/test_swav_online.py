@@ -13,7 +13,7 @@ from data_prep.vertebrae.texture import TextureSettings
 from osteojax import objectives
 from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import IMAGE_ONLY, POOL
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL
 from osteojax.errors import UserError
 from osteojax.train import loop
 from tests.small_runs import pretraining

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from osteojax.data.resident import Layout
-from osteojax.data.schema import POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 from osteojax.train import placement
 from osteojax.train.placement import choose_placement

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 from osteojax.evaluation.patients import cases_of
 from osteojax.evaluation.predictions import gate_columns
 from osteojax.evaluation.statistics import calibration

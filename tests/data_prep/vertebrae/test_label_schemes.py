@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from data_prep.vertebrae.label_schemes import SCHEMES, read_class_mask
-from osteojax.data.schema import level_class
+from osteojax.data.vertebrae import level_class
 from osteojax.errors import CaseError
 
 # Written out by hand from the programs' own documentation, not from a formula.

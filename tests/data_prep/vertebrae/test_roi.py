@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from data_prep.vertebrae.roi import OUTSIDE_HU, extract_roi, extract_rois, measure_vertebrae
-from osteojax.data.schema import LEVELS
+from osteojax.data.vertebrae import LEVELS
 from osteojax.errors import CaseError
 from tests.data_prep.phantom import class_mask, spine
 

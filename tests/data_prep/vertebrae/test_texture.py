@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.vertebrae import texture
 from data_prep.vertebrae.texture import TextureSettings, texture_pool, texture_pools
-from osteojax.data.schema import HU_MAX, HU_MIN, POOL, image_spec
+from osteojax.data.vertebrae import HU_MAX, HU_MIN, POOL, image_spec
 from osteojax.errors import UserError
 from tests.oracles import glcm as oracle
 
