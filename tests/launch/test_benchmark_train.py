@@ -53,9 +53,12 @@ def test_settings_without_ml_collections_are_the_shipped_ones(objective, monkeyp
     module = f"configs.{plain_config.CONFIGS[objective]}"
     for name in ("ml_collections", "ml_collections.config_dict"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("configs.shared")  # else `from configs import shared` finds the real one
+    for name in (module, "configs.shared"):
+        monkeypatch.delitem(sys.modules, name)
     plain = plain_config.shipped_config(objective)
-    monkeypatch.delitem(sys.modules, module)
+    for name in (module, "configs.shared"):
+        monkeypatch.delitem(sys.modules, name)
     assert type(plain) is plain_config.ConfigDict
     assert type(real) is not plain_config.ConfigDict
     assert plain.to_dict() == real.to_dict()

@@ -1,0 +1,111 @@
+"""Blocks of fields that most training configs have, with the values that most of them share.
+
+A file of this folder takes a block and gives what differs. Every field can be set on the command
+line all the same, and `config.json` of a workdir holds them all. Fields marked R are not fixed by
+the paper.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def run(*, eval_at_start: bool) -> ConfigDict:
+    """A new config with the fields of the run itself.
+
+    Args:
+      eval_at_start: validates at step 0 too: the probes' values at initialisation.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,
+            "engine": "shard_map",  # or "pmap"
+            "batch_size": 32,  # global
+            # R: 0 chooses, 8 from resident data on accelerators, else 1
+            "steps_per_dispatch": 0,
+            "log_every_steps": 10,
+            "eval_at_start": eval_at_start,
+        }
+    )
+
+
+def data(**own: Any) -> ConfigDict:
+    """Where volumes are kept and how they are augmented, beside the fields `own` of the config."""
+    return ConfigDict(
+        {
+            **own,
+            "placement": "auto",  # R: of volumes; auto, resident (in device memory) or disk
+            "augment": {  # R
+                "max_shift_voxels": 6,
+                "flip_probability": 0.5,
+                "affine": False,
+                "crop_min_volume": 1.0,  # 1: no crop; 0.14 crops as SwAV does
+            },
+        }
+    )
+
+
+def resnet34() -> ConfigDict:
+    """The backbone."""
+    return ConfigDict(
+        {
+            "name": "resnet",
+            "stage_sizes": (3, 4, 6, 3),
+            "width": 64,
+            "rank": 3,  # R: 2 sees the mid-sagittal slice
+            "norm": "batch",  # R: batch, per_map, group
+            "dtype": "float32",  # of compute; parameters and losses are float32 always
+            "remat": False,
+        }
+    )
+
+
+def optimiser(
+    *, learning_rate: float, train_epochs: float, warmup_epochs: float, **own: Any
+) -> ConfigDict:
+    """AdamW, its schedule, and how often the run validates and saves."""
+    return ConfigDict(
+        {
+            "learning_rate": learning_rate,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "weight_decay": 0.1,
+            "ema_decay": placeholder(float),  # of averaged parameters; none by default
+            # Durations in epochs; a number of steps, where given, wins.
+            "train_epochs": train_epochs,
+            "warmup_epochs": warmup_epochs,
+            "eval_epochs": 1.0,
+            "save_epochs": 1.0,
+            "train_steps": placeholder(int),
+            "warmup_steps": placeholder(int),
+            "eval_steps": placeholder(int),
+            "save_steps": placeholder(int),
+            **own,
+        }
+    )
+
+
+def checkpoint(best_metric: str, best_mode: str) -> ConfigDict:
+    """How many checkpoints are kept, and the validation metric ("max" or "min") of the best."""
+    return ConfigDict({"keep": 2, "best_metric": best_metric, "best_mode": best_mode})
+
+
+def use_smoke_schedule(config: ConfigDict) -> None:
+    """Shrinks network, shifts and schedule: minutes on two CPU cores with volumes of 32^3."""
+    config.model.width = 16
+    config.data.augment.max_shift_voxels = 2
+    config.optim.learning_rate = 1e-3
+    config.optim.train_epochs, config.optim.warmup_epochs = 40.0, 4.0
+    config.optim.eval_epochs = config.optim.save_epochs = 10.0
+
+
+def is_smoke(variant: str, name: str) -> bool:
+    """Whether the variant of config `name` is "smoke".
+
+    Raises:
+      ValueError: the variant is neither that nor none.
+    """
+    if variant not in ("", "smoke"):
+        raise ValueError(f"unknown variant {variant!r} of {name}; choose none or smoke")
+    return variant == "smoke"

@@ -1,0 +1,53 @@
+"""Shipped configs: the values of 0.1, and every field can be set on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from tests.small_runs import CONFIGS, load_config
+from tests.stored import STORED
+
+# Written by 0.1.0: {"FILE" or "FILE:smoke": every field of the config}.
+WRITTEN = json.loads((STORED / "configs-0.1.0.json").read_text(encoding="utf-8"))
+
+NAMES = sorted(path.stem for path in CONFIGS.glob("*_*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_configs_of_0_1_have_the_same_fields_and_values(name: str) -> None:
+    file, _, variant = name.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config(variant)
+    assert json.loads(config.to_json()) == WRITTEN[name]
+    assert isinstance(config.model.stage_sizes, tuple)
+
+
+def fields(config: dict, prefix: str = "--config") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in config.items():
+        inner = fields(value, f"{prefix}.{name}") if isinstance(value, dict) else None
+        found |= {f"{prefix}.{name}": value} if inner is None else inner
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_of_a_shipped_config_can_be_set(name: str) -> None:
+    path = str(CONFIGS / f"{name}.py")
+    unset = {"ema_decay": 0.5, "init_from": "elsewhere"}
+
+    def another(field: str, value: object) -> object:
+        if value is None:
+            return unset.get(field.rpartition(".")[2], 7)
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, str):
+            return value + "x"
+        return (1, 2) if isinstance(value, tuple) else value + 1
+
+    before = load_config(path, [])
+    wanted = {field: another(field, value) for field, value in fields(before.to_dict()).items()}
+    after = load_config(path, [f"{field}={value}" for field, value in wanted.items()])
+    assert fields(after.to_dict()) == wanted
+    assert load_config(path, []).to_json() == before.to_json()
