@@ -89,7 +89,7 @@ class Evaluated:
         from osteojax import objectives
         from osteojax.train.parallel import DataParallel
 
-        objective = objectives.load(self.config, self.cohort)
+        objective: Any = objectives.load(self.config, self.cohort)
         devices = DataParallel.create(self.config.engine)
         return objective.predict(self.params, self.model_state, rows, devices)
 

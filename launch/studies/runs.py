@@ -188,7 +188,7 @@ class Runs:
 
         config, _ = load_run(folder)
         cohort = PreparedCohort(data)
-        objective = objectives.load(config, cohort)
+        objective: Any = objectives.load(config, cohort)
         devices = DataParallel.create(config.engine)
         _, variables = load_variables(folder, "best")
         params = variables["ema_params"] or variables["params"]

@@ -30,11 +30,11 @@ class ConcatenatedDevice(nn.Module):
     weights of one hidden unit).
 
     Attributes:
-      num_devices: entries of the device table, "unknown" included.
+      num_scanners: DXA scanners of the cohort, "unknown" included.
       num_experts, gate_dim, expert_dim: of the mixture that it is matched to.
     """
 
-    num_devices: int
+    num_scanners: int
     num_experts: int
     gate_dim: int
     expert_dim: int
@@ -42,7 +42,7 @@ class ConcatenatedDevice(nn.Module):
     @nn.compact
     def __call__(self, embedding_BF: Array, device_B: Array) -> dict[str, Array]:
         """f[B, F], i32[B] -> the outputs of `TaskHeads`, and gate f32[B, 1] of ones."""
-        one_hot = jax.nn.one_hot(device_B, self.num_devices, dtype=jnp.float32)
+        one_hot = jax.nn.one_hot(device_B, self.num_scanners, dtype=jnp.float32)
         x = jnp.concatenate([embedding_BF.astype(jnp.float32), one_hot], axis=-1)
         outputs = TaskHeads(self.hidden_dim(embedding_BF.shape[-1]), name="head")(x)
         return {**outputs, "gate": jnp.ones((x.shape[0], 1), jnp.float32)}
@@ -51,9 +51,9 @@ class ConcatenatedDevice(nn.Module):
         """Hidden units that match the mixture's parameters for an embedding of F features."""
         per_expert = (features + 1 + OUTPUT_UNITS) * self.expert_dim + OUTPUT_UNITS
         gate = (features + 1 + self.num_experts) * self.gate_dim + self.num_experts
-        table = self.num_devices * features
+        table = self.num_scanners * features
         mixture = self.num_experts * per_expert + gate + table
-        return round((mixture - OUTPUT_UNITS) / (features + self.num_devices + 1 + OUTPUT_UNITS))
+        return round((mixture - OUTPUT_UNITS) / (features + self.num_scanners + 1 + OUTPUT_UNITS))
 
 
 class DeviceAffine(nn.Module):
@@ -61,11 +61,11 @@ class DeviceAffine(nn.Module):
     what published cross-calibrations of DXA scanners do.
 
     Attributes:
-      num_devices: entries of the device table, "unknown" included.
+      num_scanners: DXA scanners of the cohort, "unknown" included.
       hidden_dim: of the head.
     """
 
-    num_devices: int
+    num_scanners: int
     hidden_dim: int
 
     @nn.compact
@@ -73,7 +73,7 @@ class DeviceAffine(nn.Module):
         """f[B, F], i32[B] -> the outputs of `TaskHeads`, and gate f32[B, 1] of ones."""
         outputs = TaskHeads(self.hidden_dim, name="head")(embedding_BF)
         answers_B3 = jnp.concatenate([outputs["logits"], outputs["bmd"][:, None]], axis=-1)
-        shape = (self.num_devices, answers_B3.shape[-1])
+        shape = (self.num_scanners, answers_B3.shape[-1])
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         offset = self.param("offset", nn.initializers.zeros, shape, jnp.float32)
         answers_B3 = answers_B3 * scale[device_B] + offset[device_B]
@@ -81,16 +81,16 @@ class DeviceAffine(nn.Module):
         return {**outputs, "logits": answers_B3[:, :2], "bmd": answers_B3[:, 2], "gate": gate}
 
 
-def build_decoder(config: ConfigDict, num_devices: int) -> nn.Module:
+def build_decoder(config: ConfigDict, num_scanners: int) -> nn.Module:
     """The decoder that `config.moe` describes: `decoder` is experts (the paper's; older workdirs
     do not name it), concatenated or affine."""
     fields = config.to_dict()
     decoder = fields.pop("decoder", "experts")
     if decoder == "experts":
-        return MixtureOfExperts(num_devices, **fields)
+        return MixtureOfExperts(num_scanners, **fields)
     if decoder == "concatenated":
         sizes = {name: fields[name] for name in ("num_experts", "gate_dim", "expert_dim")}
-        return ConcatenatedDevice(num_devices, **sizes)
+        return ConcatenatedDevice(num_scanners, **sizes)
     if decoder == "affine":
-        return DeviceAffine(num_devices, fields["expert_dim"])
+        return DeviceAffine(num_scanners, fields["expert_dim"])
     raise UserError(f"moe.decoder is {decoder!r}; choose experts, concatenated or affine.")

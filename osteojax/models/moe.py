@@ -17,14 +17,14 @@ class MixtureOfExperts(nn.Module):
     the plain multi-task head: its gate is 1 and costs nothing.
 
     Attributes:
-      num_devices: entries of the device embedding, "unknown" included.
+      num_scanners: DXA scanners of the cohort, "unknown" included.
       num_experts: N (paper: 3).
       gate_dim: hidden width of f_g (the paper gives none).
       expert_dim: hidden width of an expert (the paper gives none).
       use_device: False drops D_I from eq. 2 (ablation).
     """
 
-    num_devices: int
+    num_scanners: int
     num_experts: int = 3
     gate_dim: int = 128
     expert_dim: int = 256
@@ -53,6 +53,6 @@ class MixtureOfExperts(nn.Module):
             return jnp.ones((embedding_BF.shape[0], 1), jnp.float32)
         x = embedding_BF
         if self.use_device:
-            x = x + nn.Embed(self.num_devices, x.shape[-1], name="device_embedding")(device_B)
+            x = x + nn.Embed(self.num_scanners, x.shape[-1], name="device_embedding")(device_B)
         x = nn.relu(nn.Dense(self.gate_dim, name="gate_hidden")(x))
         return nn.softmax(nn.Dense(self.num_experts, name="gate_output")(x))

@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from osteojax.data.cohort import PreparedCohort
-    from osteojax.train.parallel import DataParallel
+    from osteojax.objectives import Devices
 
 NORM_MOMENTUM = 0.9
 """Of every normalisation layer's running average."""
@@ -22,14 +22,14 @@ def run_over(
     view: Callable,
     forward: Callable,
     variables: Any,
-    devices: DataParallel,
+    devices: Devices,
     batch_size: int,
     title: str,
 ) -> dict[str, np.ndarray]:
     """Outputs of `forward` for every row, in order; padding is cut off.
 
     Args:
-      forward: from `DataParallel.map_forward`.
+      forward: from `Devices.map_forward`.
       title: of the progress bar.
 
     Returns:
@@ -61,7 +61,7 @@ def image_batch_statistics(
     cohort: PreparedCohort,
     rows: np.ndarray,
     view: Callable,
-    devices: DataParallel,
+    devices: Devices,
     batch_size: int,
     max_batches: int = 32,
 ) -> Any:
@@ -71,7 +71,7 @@ def image_batch_statistics(
     only. Statistics of whole batches of images are averaged, without moving any parameter.
 
     Args:
-      apply: from `DataParallel.map_reduce`: (variables, batch) -> updated batch_stats, in
+      apply: from `Devices.map_reduce`: (variables, batch) -> updated batch_stats, in
         training mode.
       rows: training vertebrae; an evenly spaced sample of them is read.
 

@@ -17,6 +17,7 @@ from osteojax.data.augment import augment, network_input
 from osteojax.data.views import Supervised, ToldDevice
 from osteojax.models import build_backbone
 from osteojax.models.device_heads import build_decoder
+from osteojax.objectives import ten_times
 from osteojax.objectives.embedding import run_over
 from osteojax.types import AXIS, Batch, Metrics, ModelState, Params, TrainState
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from osteojax.data.cohort import PreparedCohort
-    from osteojax.train.parallel import DataParallel
+    from osteojax.objectives import Devices
 
 
 class DiagnosisModel(nn.Module):
@@ -41,11 +42,11 @@ class DiagnosisModel(nn.Module):
         return {**self.experts(embedding, device_B), "embedding": embedding}
 
 
-def build_model(config: ConfigDict, num_devices: int, axis_name: str | None) -> DiagnosisModel:
-    """The model that `config` describes, for a device table of `num_devices` entries."""
+def build_model(config: ConfigDict, num_scanners: int, axis_name: str | None) -> DiagnosisModel:
+    """The model that `config` describes, for `num_scanners` DXA scanners, "unknown" included."""
     return DiagnosisModel(
         backbone=build_backbone(config.model, axis_name),
-        experts=build_decoder(config.moe, num_devices),
+        experts=build_decoder(config.moe, num_scanners),
     )
 
 
@@ -89,15 +90,17 @@ def multitask_losses(
 
 
 class Multitask:
-    """The objective; see `osteojax.objectives` for its interface."""
+    """An `osteojax.objectives.Objective`."""
+
+    diverges_above = staticmethod(ten_times)
 
     def __init__(self, config: ConfigDict, cohort: PreparedCohort) -> None:
         self.config, self.cohort = config, cohort
         manifest = cohort.manifest
         self.view: Callable = Supervised()
-        self.num_devices = len(manifest.devices)
-        self.model = build_model(config, self.num_devices, AXIS)
-        self._unknown = self.num_devices - 1
+        self.num_scanners = len(manifest.devices)
+        self.model = build_model(config, self.num_scanners, AXIS)
+        self._unknown = self.num_scanners - 1
         self._apply: Callable[..., Any] = self.model.apply
         self._map_affine = jnp.asarray(manifest.map_affine())
         self._bmd_affine = manifest.bmd_mean, manifest.bmd_std
@@ -109,7 +112,7 @@ class Multitask:
 
     def init(self, key: Array, batch: Batch) -> tuple[Params, ModelState]:
         """Parameters and state for batches shaped like `batch` (its values are not used)."""
-        model = build_model(self.config, self.num_devices, None)
+        model = build_model(self.config, self.num_scanners, None)
         x = self._input(jnp.asarray(batch["codes"][:2, 0]))
         variables = jax.jit(partial(model.init, train=False))(key, x, jnp.zeros(2, jnp.int32))
         return variables["params"], {"batch_stats": variables.get("batch_stats", {})}
@@ -173,9 +176,11 @@ class Multitask:
     def check_devices(self, num_devices: int) -> None:
         """Any number will do."""
 
-    def validate(
-        self, state: TrainState, devices: DataParallel
-    ) -> tuple[ModelState, dict[str, float]]:
+    def exchanged_bytes(self) -> dict[str, int]:
+        """Sum and count of three masked losses; entropy and importance of the gate."""
+        return {"losses": 3 * 2 * 4 + 4 + 4 * self.config.moe.num_experts}
+
+    def validate(self, state: TrainState, devices: Devices) -> tuple[ModelState, dict[str, float]]:
         """Losses and AUROC on labelled validation vertebrae, by the averaged parameters where the
         run keeps them.
 
@@ -218,7 +223,7 @@ class Multitask:
         params: Params,
         model_state: ModelState,
         rows: np.ndarray,
-        devices: DataParallel,
+        devices: Devices,
         told_device: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Outputs of `DiagnosisModel` for some rows, with each vertebra's own device, or with

@@ -23,6 +23,7 @@ from osteojax.data.views import Supervised, pair_view
 from osteojax.errors import UserError
 from osteojax.models import build_backbone
 from osteojax.models.heads import Projector, Prototypes, l2_normalise
+from osteojax.objectives import ten_times
 from osteojax.objectives.embedding import image_batch_statistics, run_over
 from osteojax.ops.sinkhorn import sinkhorn
 from osteojax.types import AXIS, Batch, Metrics, ModelState, Params, TrainState
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from osteojax.data.cohort import PreparedCohort
-    from osteojax.train.parallel import DataParallel
+    from osteojax.objectives import Devices
 
 
 class SwAVModel(nn.Module):
@@ -77,7 +78,9 @@ def prototype_diversity(vectors_KD: Array) -> Array:
 
 
 class SwAV:
-    """The objective; see `osteojax.objectives` for its interface."""
+    """An `osteojax.objectives.Objective`."""
+
+    diverges_above = staticmethod(ten_times)
 
     def __init__(self, config: ConfigDict, cohort: PreparedCohort) -> None:
         self.config, self.cohort = config, cohort
@@ -224,6 +227,20 @@ class SwAV:
                 f"Choose a multiple of {num_devices}."
             )
 
+    def exchanged_bytes(self) -> dict[str, int]:
+        """Sinkhorn: a maximum and a sum of K for each iteration and view, with and without the
+        queue. Queue: the projections of the global batch, both views. Losses: swapped prediction
+        and the shares of the prototypes."""
+        settings, views = self.config.objective, 2
+        assignments = views * (2 if self.queue_size else 1)
+        per_iteration = 2 * 4 * settings.num_prototypes
+        queue = views * self.config.batch_size * settings.prototype_dim * 4
+        return {
+            "sinkhorn": assignments * settings.sinkhorn_iterations * per_iteration,
+            "queue": queue if self.queue_size else 0,
+            "losses": 4 + 4 * settings.num_prototypes,
+        }
+
     def optimizer(
         self, direction: optax.GradientTransformation, schedule: optax.Schedule
     ) -> optax.GradientTransformation:
@@ -240,9 +257,7 @@ class SwAV:
             optax.scale_by_learning_rate(schedule),
         )
 
-    def validate(
-        self, state: TrainState, devices: DataParallel
-    ) -> tuple[ModelState, dict[str, float]]:
+    def validate(self, state: TrainState, devices: Devices) -> tuple[ModelState, dict[str, float]]:
         """Diagnostics of docs/method.md, on validation vertebrae; see `diagnostics`.
 
         Returns:
@@ -275,7 +290,7 @@ class SwAV:
             model_state["initial_hu_probe"] = jnp.float32(metrics["hu_probe_r2"])
         return devices.replicate(model_state), metrics
 
-    def _run(self, params: Params, statistics: Any, view: Callable, devices: DataParallel):
+    def _run(self, params: Params, statistics: Any, view: Callable, devices: Devices):
         """(train rows, their embeddings, validation rows, their embeddings), image member."""
         variables = {"params": params, "batch_stats": statistics}
         found: list[np.ndarray] = []
@@ -294,7 +309,7 @@ class SwAV:
             found += [rows, outputs["embedding"][:, 0]]
         return found
 
-    def _run_pairs(self, state: TrainState, devices: DataParallel) -> dict[str, np.ndarray]:
+    def _run_pairs(self, state: TrainState, devices: Devices) -> dict[str, np.ndarray]:
         rows = self.cohort.rows("valid")
         variables = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
         outputs = run_over(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from osteojax.data.vertebrae import POOL
+if TYPE_CHECKING:
+    from osteojax.objectives import Objective
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf"= (?P<result>.+?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
@@ -113,28 +114,21 @@ def _array_bytes(dtype: str, bits: str, shape: str) -> int:
     return itemsize * math.prod(int(size) for size in shape.split(",") if size)
 
 
-def expected_bytes(config: Any, params: Any, model_state: Any) -> dict[str, int]:
+def expected_bytes(objective: Objective, params: Any, model_state: Any) -> dict[str, int]:
     """Operand bytes of a training step's collectives on each device, by what the method needs.
 
     - gradients: of every parameter once, in float32 whatever the dtype of the computation.
     - batch_statistics: mean and mean square of each channel forward; backward the gradient of the
       mean. That of the variance travels in the gradient of the scale. None with group norm.
-    - sinkhorn: a maximum and a sum of K for each iteration and view, with and without the queue.
-    - queue: the projections of the global batch, both views.
-    - losses: and metrics.
+    - the objective's own (`Objective.exchanged_bytes`): losses, metrics, assignments.
 
     Args:
-      config: of configs/*.py, with objective "swav" or "multitask".
-      params, model_state: arrays, or their shapes and dtypes.
-
-    Raises:
-      KeyError: for another objective.
+      params, model_state: of the objective; arrays, or their shapes and dtypes.
     """
-    own = {"swav": _swav_bytes, "multitask": _multitask_bytes}[config.objective.name]
     return {
         "gradients": 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         "batch_statistics": _statistics_bytes(model_state["batch_stats"]),
-        **own(config, model_state),
+        **objective.exchanged_bytes(),
     }
 
 
@@ -146,23 +140,6 @@ def _statistics_bytes(batch_stats: Any) -> int:
         if len(leaf.shape) == 1:
             total += 4 * 3 * leaf.shape[0]
         else:  # per map: forward also the samples of each map; backward mean and variance
-            total += 4 * (4 * math.prod(leaf.shape) + len(POOL))
+            num_maps = leaf.shape[0]
+            total += 4 * (4 * math.prod(leaf.shape) + num_maps)
     return total
-
-
-def _swav_bytes(config: Any, model_state: Any) -> dict[str, int]:
-    settings, views = config.objective, 2
-    with_queue = "queue" in model_state
-    assignments = views * (2 if with_queue else 1)
-    per_iteration = 2 * 4 * settings.num_prototypes
-    return {
-        "sinkhorn": assignments * settings.sinkhorn_iterations * per_iteration,
-        "queue": views * config.batch_size * settings.prototype_dim * 4 if with_queue else 0,
-        "losses": 4 + 4 * settings.num_prototypes,  # swapped prediction, shares of the prototypes
-    }
-
-
-def _multitask_bytes(config: Any, model_state: Any) -> dict[str, int]:
-    del model_state
-    # Sum and count of three masked losses; entropy and importance of the gate.
-    return {"losses": 3 * 2 * 4 + 4 + 4 * config.moe.num_experts}

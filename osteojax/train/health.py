@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,6 @@ from osteojax.files import write_json
 
 REFERENCE_STEPS = 10
 """The loss of an untrained network is the average of so many first steps."""
-
-DIVERGENCE_FACTOR = 10.0
-"""A run is diverging when its smoothed loss is so many times that of an untrained network. Losses
-of these objectives start at chance: a bad batch or an unlucky restart never gets near."""
 
 SMOOTHING = 0.9
 KEPT_STEPS = 200
@@ -31,8 +27,16 @@ class Health:
       recent: the last metrics, newest last, with their step.
     """
 
-    def __init__(self, saved: Mapping[str, float] | None = None) -> None:
-        """`saved` is what `to_save` gave before the restart."""
+    def __init__(
+        self, diverges_above: Callable[[float], float], saved: Mapping[str, float] | None = None
+    ) -> None:
+        """
+        Args:
+          diverges_above: of the objective: the loss of an untrained network -> the smoothed loss
+            above which the run has diverged.
+          saved: what `to_save` gave before the restart.
+        """
+        self._diverges_above = diverges_above
         saved = saved or {}
         self._count = int(saved.get("count", 0))
         self._reference = float(saved.get("reference_loss", 0.0))
@@ -63,7 +67,7 @@ class Health:
             self._smoothed = self._reference
             return None
         self._smoothed = SMOOTHING * self._smoothed + (1.0 - SMOOTHING) * loss
-        if self._smoothed > DIVERGENCE_FACTOR * abs(self._reference):
+        if self._smoothed > self._diverges_above(self._reference):
             return (
                 f"the loss diverges: {self._smoothed:.4g} around step {step}, "
                 f"{self._reference:.4g} over the first {REFERENCE_STEPS} steps"

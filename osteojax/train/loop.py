@@ -117,7 +117,7 @@ class _Run:
             Layout.of(self.rows, view.members, size, self.devices.num_devices, view.key),
             self.devices.engine,
         )
-        self.health = Health(self.position)
+        self.health = Health(self.objective.diverges_above, self.position)
         self.first_step = int(self.state.step)
         self.best = self.checkpoints.best_metrics()
         self.writer = Writer(workdir, self.first_step)

@@ -29,7 +29,7 @@ def _count(variables: dict) -> int:
 
 
 def test_concatenated_device_is_one_head_on_embedding_and_device() -> None:
-    module = ConcatenatedDevice(num_devices=4, num_experts=3, gate_dim=8, expert_dim=12)
+    module = ConcatenatedDevice(num_scanners=4, num_experts=3, gate_dim=8, expert_dim=12)
     variables = module.init(jax.random.key(0), X, DEVICE)
     got = module.apply(variables, X, DEVICE)
     expected = _head(variables["params"]["head"], np.c_[X, np.eye(4)[np.asarray(DEVICE)]])
@@ -52,7 +52,7 @@ def test_concatenated_device_is_as_large_as_the_experts(features: int) -> None:
 
 
 def test_device_affine_starts_as_the_head_and_is_the_devices_own() -> None:
-    module = DeviceAffine(num_devices=4, hidden_dim=7)
+    module = DeviceAffine(num_scanners=4, hidden_dim=7)
     variables = module.init(jax.random.key(0), X, DEVICE)
     expected = _head(variables["params"]["head"], X)
     got = module.apply(variables, X, DEVICE)

@@ -20,7 +20,7 @@ SIZE, WIDTH = 16, 3
 
 def build(rank: int = 3, remat: bool = False) -> DiagnosisModel:
     backbone = ResNet(stage_sizes=(1, 1), width=WIDTH, rank=rank, remat=remat)
-    return DiagnosisModel(backbone, MixtureOfExperts(num_devices=2, expert_dim=8, gate_dim=8))
+    return DiagnosisModel(backbone, MixtureOfExperts(num_scanners=2, expert_dim=8, gate_dim=8))
 
 
 def randomised(model: DiagnosisModel, x: jax.Array) -> dict:

@@ -24,7 +24,7 @@ def dense(p: dict, x: np.ndarray, expert: int | None = None) -> np.ndarray:
 
 def test_equals_the_equations() -> None:
     x, device = embedding(), jnp.array([0, 1, 2, 3, 0, 1])
-    module = MixtureOfExperts(num_devices=4, gate_dim=5, expert_dim=7)
+    module = MixtureOfExperts(num_scanners=4, gate_dim=5, expert_dim=7)
     variables = module.init(jax.random.key(1), x, device)
     got = module.apply(variables, x, device)
     p = variables["params"]
@@ -46,14 +46,14 @@ def test_equals_the_equations() -> None:
 
 def test_experts_start_different_and_the_device_matters() -> None:
     x = embedding()
-    module = MixtureOfExperts(num_devices=4)
+    module = MixtureOfExperts(num_scanners=4)
     variables = module.init(jax.random.key(1), x, jnp.zeros(6, jnp.int32))
     kernel = variables["params"]["experts"]["hidden"]["kernel"]
     assert not np.allclose(kernel[0], kernel[1])
     first = module.apply(variables, x, jnp.zeros(6, jnp.int32))
     other = module.apply(variables, x, jnp.ones(6, jnp.int32))
     assert not np.allclose(first["bmd"], other["bmd"])
-    blind = MixtureOfExperts(num_devices=4, use_device=False)
+    blind = MixtureOfExperts(num_scanners=4, use_device=False)
     variables = blind.init(jax.random.key(1), x, jnp.zeros(6, jnp.int32))
     np.testing.assert_array_equal(
         blind.apply(variables, x, jnp.zeros(6, jnp.int32))["bmd"],
@@ -63,7 +63,7 @@ def test_experts_start_different_and_the_device_matters() -> None:
 
 def test_one_expert_is_the_plain_head() -> None:
     x = embedding()
-    module = MixtureOfExperts(num_devices=4, num_experts=1)
+    module = MixtureOfExperts(num_scanners=4, num_experts=1)
     variables = module.init(jax.random.key(1), x, jnp.zeros(6, jnp.int32))
     assert set(variables["params"]) == {"experts"}
     assert (module.apply(variables, x, jnp.zeros(6, jnp.int32))["gate"] == 1).all()

@@ -83,7 +83,7 @@ def test_the_expected_bytes_are_those_of_the_traced_step(case: str) -> None:
     batch = experiment.synthetic_batch()
     step, state = traceable_step(experiment, batch)
     traced = jax.make_jaxpr(step)(state, batch, experiment.key)
-    expected = expected_bytes(config, state.params, state.model_state)
+    expected = expected_bytes(experiment.objective, state.params, state.model_state)
     assert sum(traced_bytes(traced.jaxpr)) == sum(expected.values())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert expected["gradients"] == 4 * parameters

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from osteojax.objectives import ten_times
 from osteojax.train.health import REFERENCE_STEPS, Health, keep_evidence
 from osteojax.types import TrainState
 
 
 def watch(losses, health: Health | None = None) -> tuple[int, str] | None:
     """First step that is not well, from 1, with the verdict."""
-    health = health or Health()
+    health = health or Health(ten_times)
     for step, loss in enumerate(losses, start=1):
         if verdict := health.look(step, {"loss": float(loss), "gradient_norm": 1.0}):
             return step, verdict
@@ -24,7 +25,7 @@ def watch(losses, health: Health | None = None) -> tuple[int, str] | None:
 def test_what_is_not_finite_is_seen_at_once() -> None:
     step, verdict = watch([2.0, 2.0, np.nan])
     assert (step, "nan at step 3" in verdict) == (3, True)
-    assert "inf" in Health().look(7, {"loss": 1.0, "gradient_norm": float("inf")})
+    assert "inf" in Health(ten_times).look(7, {"loss": 1.0, "gradient_norm": float("inf")})
 
 
 def test_noise_is_not_divergence() -> None:
@@ -45,17 +46,17 @@ def test_a_loss_that_grows_without_end_is_divergence(rate: float) -> None:
 
 
 def test_a_restart_remembers_the_first_losses() -> None:
-    before = Health()
+    before = Health(ten_times)
     assert watch(np.full(REFERENCE_STEPS + 5, 3.0), before) is None
     # Without its memory it would take the diverged loss for that of an untrained network.
-    assert watch(np.full(40, 300.0), Health(before.to_save())) is not None
+    assert watch(np.full(40, 300.0), Health(ten_times, before.to_save())) is not None
     assert watch(np.full(40, 300.0)) is None
 
 
 def test_the_evidence_counts_what_is_not_finite(tmp_path) -> None:
     params = {"dense": {"kernel": jnp.array([1.0, jnp.nan, jnp.inf]), "bias": jnp.zeros(2)}}
     state = TrainState(jnp.int32(3), params, {}, (jnp.zeros(1),))
-    health = Health()
+    health = Health(ten_times)
     health.look(2, {"loss": 1.0, "gradient_norm": 1.0})
     health.look(3, {"loss": float("inf"), "gradient_norm": float("nan")})
     path = tmp_path / "new" / "step-3.json"
@@ -64,3 +65,13 @@ def test_the_evidence_counts_what_is_not_finite(tmp_path) -> None:
     assert found["not_finite"] == {"params.dense.kernel": "2 of 3"}
     assert found["rows_of_the_batch"] == [4, 7]
     assert found["metrics"][1] == {"step": 3, "loss": "inf", "gradient_norm": "nan"}
+
+
+def test_the_objective_says_what_diverges() -> None:
+    """A loss that starts at zero, or below, has no ten times to be compared with."""
+    nearly_zero = np.concatenate([np.full(50, 1e-3), np.full(100, 0.5)])
+    assert watch(nearly_zero) is not None
+    assert watch(nearly_zero, Health(lambda reference: reference + 5.0)) is None
+    negative = np.concatenate([np.full(50, -2.0), np.full(100, 40.0)])
+    step, verdict = watch(negative, Health(lambda reference: reference + 5.0))
+    assert (step <= 53, "diverges" in verdict) == (True, True)
