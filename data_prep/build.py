@@ -32,6 +32,7 @@ from data_prep.vertebrae.pool import RoiSettings, on_accelerator
 from data_prep.vertebrae.scanners import DeviceTable
 from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks, uninterrupted
 from osteojax import __version__
+from osteojax.data import vertebrae
 from osteojax.data.schema import Manifest
 from osteojax.data.vertebrae import POOL, UNKNOWN_DEVICE, VERTEBRA_COLUMNS
 from osteojax.errors import UserError
@@ -345,7 +346,7 @@ def _finish(cohort: Cohort, settings: BuildSettings, out: Path, shards: dict[str
     training = [reports[scan.index] for scan in cohort.scans if scan.split == "train"]
     schemes = {scan.label_scheme for scan in cohort.scans}
     bmd_mean, bmd_std = bmd_statistics(rows)
-    manifest = Manifest(
+    manifest = vertebrae.manifest_of(
         size=settings.roi.size,
         spacing_mm=settings.roi.spacing_mm,
         maps=map_statistics(settings.roi.map_specs(), training),
@@ -353,7 +354,7 @@ def _finish(cohort: Cohort, settings: BuildSettings, out: Path, shards: dict[str
         bmd_mean=bmd_mean,
         bmd_std=bmd_std,
         texture=settings.as_json()["texture"],
-        shards=tuple({"name": name, "vertebrae": len(own)} for name, own in rows_of.items() if own),
+        shards=tuple({"name": name, "items": len(own)} for name, own in rows_of.items() if own),
         counts=split_counts(rows),
         settings=settings.as_json() | {"cohort": cohort.digest},
         label_scheme=schemes.pop() if len(schemes) == 1 else "mixed",

@@ -58,7 +58,7 @@ def split_counts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
         own = [row for row in rows if row["split"] == split]
         counts[split] = {
             "patients": len({row["patient_id"] for row in own}),
-            "vertebrae": len(own),
+            "items": len(own),
             "labelled": sum(row["osteoporosis"] is not None for row in own),
         }
     return counts

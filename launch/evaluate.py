@@ -100,11 +100,11 @@ class Evaluated:
         from osteojax.evaluation.report.examples import Picture
         from osteojax.export.programs import attention_function, flat_weights
 
-        manifest = self.cohort.manifest
+        manifest, spacing_mm = self.cohort.manifest, self.cohort.about.spacing_mm
         table = self.cohort.table.reset_index().set_index(["scan_id", "level"])["index"]
         rows = [int(table[key]) for key in zip(chosen["scan_id"], chosen["level"], strict=True)]
         codes = np.concatenate([self.cohort.members(row, ["image"]) for row in rows])
-        hu = manifest.maps[0].decode(codes)
+        hu = self.cohort.about.maps[0].decode(codes)
         attention = jax.jit(attention_function(self.config, manifest))
         weights = flat_weights(self.params, self.model_state["batch_stats"])
         device = self.cohort.labels.device[rows]
@@ -113,7 +113,7 @@ class Evaluated:
             for i in range(len(rows))  # one at a time: one compilation, little memory
         ]
         return [
-            Picture(hu[i], self.cohort.masks(row)[0], _volume(heat[i], hu[i]), manifest.spacing_mm)
+            Picture(hu[i], self.cohort.array(row, "mask")[0], _volume(heat[i], hu[i]), spacing_mm)
             for i, row in enumerate(rows)
         ]
 
@@ -148,10 +148,10 @@ def _table(cohort: Any, rows: np.ndarray, outputs: dict[str, np.ndarray]) -> pd.
         "truncated", "osteoporosis", "bmd_g_cm2", "t_score", "slice_mm", "mean_hu",
     ]  # fmt: skip
     table = cohort.table.iloc[rows][known].reset_index(drop=True)
-    manifest = cohort.manifest
+    about = cohort.about
     levels = softmax(outputs["level_logits"].astype(np.float64), axis=1)
     table["probability"] = softmax(outputs["logits"].astype(np.float64), axis=1)[:, 1]
-    table["bmd_pred_g_cm2"] = outputs["bmd"] * manifest.bmd_std + manifest.bmd_mean
+    table["bmd_pred_g_cm2"] = outputs["bmd"] * about.bmd_std + about.bmd_mean
     table["level_pred"] = levels.argmax(axis=1) + 1
     table["level_probability"] = levels.max(axis=1)
     for expert in range(outputs["gate"].shape[1]):

@@ -27,6 +27,7 @@ from launch.inspection.members import choose, named, stores_maps
 from launch.inspection.slices import draw_slices, slices_path
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import About
 from osteojax.errors import UserError
 
 
@@ -52,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--vertebrae {args.vertebrae}: draw at least one.")
     cohort = PreparedCohort(args.directory)
     sliced = _sliced(cohort.table, args.slices)
-    manifest = cohort.manifest
+    manifest, about = cohort.manifest, cohort.about
     console = Console()
-    for table in (summary(manifest), maps_table(manifest), shards_table(manifest)):
+    for table in (summary(manifest, about), maps_table(about), shards_table(manifest)):
         console.print(table)
     for name, file in (("failures", "failures.csv"), ("excluded", "excluded.csv")):
         path = args.directory / file
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     tell("contact sheet", sheet)
     histograms = count_codes(cohort)
     draw_histograms(cohort, histograms, folder / "histograms.png")
-    console.print(ends_table(manifest, histograms))
+    console.print(ends_table(about, histograms))
     tell("histograms", folder / "histograms.png")
     for number, row in sliced.iterrows():
         draw_slices(cohort, int(str(number)), slices_path(folder, row))
@@ -91,22 +92,22 @@ def _sliced(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
     return choose(rows, int(wanted)) if int(wanted) else rows.head(0)
 
 
-def summary(manifest: Manifest) -> Table:
+def summary(manifest: Manifest, about: About) -> Table:
     """Geometry, texture, labels and counts."""
     table = Table("cohort", "", show_header=False, title="manifest")
-    size, counts = manifest.size, manifest.counts
-    texture = ", ".join(f"{key} {value}" for key, value in manifest.texture.items())
+    size, counts = about.size, manifest.counts
+    texture = ", ".join(f"{key} {value}" for key, value in about.texture.items())
     for name, value in (
-        ("ROI", f"{size}^3 voxels of {manifest.spacing_mm:g} mm"),
-        ("stored", _stored(manifest)),
+        ("ROI", f"{size}^3 voxels of {about.spacing_mm:g} mm"),
+        ("stored", _stored(about)),
         ("texture", texture),
-        ("label scheme", manifest.label_scheme),
-        ("devices", ", ".join(manifest.devices)),
-        ("BMD of training", f"{manifest.bmd_mean:.4f} +- {manifest.bmd_std:.4f} g/cm^2"),
+        ("label scheme", about.label_scheme),
+        ("devices", ", ".join(about.devices)),
+        ("BMD of training", f"{about.bmd_mean:.4f} +- {about.bmd_std:.4f} g/cm^2"),
         *(
             (
                 split,
-                f"{count['patients']} patients, {count['vertebrae']} vertebrae, "
+                f"{count['patients']} patients, {count['items']} vertebrae, "
                 f"{count['labelled']} labelled",
             )
             for split, count in counts.items()
@@ -117,19 +118,19 @@ def summary(manifest: Manifest) -> Table:
     return table
 
 
-def _stored(manifest: Manifest) -> str:
-    if stores_maps(manifest):
+def _stored(about: About) -> str:
+    if stores_maps(about):
         return "image and maps"
-    return f"{', '.join(manifest.stored)} only: training makes the maps (data.textures=online)"
+    return f"{', '.join(about.stored)} only: training makes the maps (data.textures=online)"
 
 
-def maps_table(manifest: Manifest) -> Table:
+def maps_table(about: About) -> Table:
     """Storage and statistics of each member of the pool."""
     table = Table(title="texture pool")
     table.add_column("map", no_wrap=True)
     for head in ("unit", "stored as", "range", "step", "mean", "std"):
         table.add_column(head)
-    for spec in manifest.maps:
+    for spec in about.maps:
         low, high = spec.decode(np.array([0, spec.codes - 1], np.uint8))
         table.add_row(
             spec.name,
@@ -144,14 +145,14 @@ def maps_table(manifest: Manifest) -> Table:
     return table
 
 
-def ends_table(manifest: Manifest, found: Histograms) -> Table:
+def ends_table(about: About, found: Histograms) -> Table:
     """Share of voxels at either end of each map's stored range."""
     table = Table(title=f"codes of {len(found.rows)} vertebrae")
     table.add_column("map", no_wrap=True)
     for region in found.counts:
         for end in ("lowest", "highest"):
             table.add_column(f"{region},\n{end}", justify="right")
-    for member, spec in enumerate(manifest.maps):
+    for member, spec in enumerate(about.maps):
         shares = [s for counts in found.counts.values() for s in ends(counts[member], spec)]
         table.add_row(spec.name, *(f"{share:.3%}" for share in shares))
     table.caption = "share of voxels in the lowest and in the highest code of the stored range"
@@ -162,5 +163,5 @@ def shards_table(manifest: Manifest) -> Table:
     """Files and their vertebrae; the first ten."""
     table = Table("shard", "vertebrae", title=f"{len(manifest.shards)} shards")
     for shard in manifest.shards[:10]:
-        table.add_row(shard["name"], str(shard["vertebrae"]))
+        table.add_row(shard["name"], str(shard["items"]))
     return table

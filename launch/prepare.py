@@ -175,7 +175,7 @@ def summary_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _print_outcome(console: Console, built: Built, out: Path) -> None:
-    if not built.manifest.counts["train"]["vertebrae"]:
+    if not built.manifest.counts["train"]["items"]:
         console.print("Note: no training vertebrae; statistics are not set.", highlight=False)
     reasons = Counter(reason for _, _, reason in built.excluded)
     for reason, count in reasons.most_common():

@@ -11,8 +11,14 @@ import numpy as np
 import pandas as pd
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import POOL, VERTEBRA_COLUMNS, image_spec, level_class, map_spec
+from osteojax.data.vertebrae import (
+    POOL,
+    VERTEBRA_COLUMNS,
+    image_spec,
+    level_class,
+    manifest_of,
+    map_spec,
+)
 
 if TYPE_CHECKING:
     from data_prep.vertebrae.texture import TextureSettings
@@ -57,10 +63,10 @@ def write_tiny_cohort(
     table = pd.DataFrame(rows, columns=list(VERTEBRA_COLUMNS))
     table.to_csv(directory / "vertebrae.csv", index=False)
     maps = (image_spec(), *(map_spec(name, 25.0) for name in POOL[1:]))
-    Manifest(
+    manifest_of(
         size=size, spacing_mm=96 / size, maps=maps, devices=DEVICES, bmd_mean=0.85, bmd_std=0.2,
         texture=dataclasses.asdict(texture) if texture else {}, stored=stored,
-        shards=({"name": "pool-00000-of-00001.array_record", "vertebrae": len(rows)},),
+        shards=({"name": "pool-00000-of-00001.array_record", "items": len(rows)},),
         counts={}, settings={}, label_scheme="verse", code_version="test",
     ).save(directory)  # fmt: skip
     return directory

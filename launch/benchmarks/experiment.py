@@ -18,8 +18,8 @@ import optax
 
 from launch.benchmarks.plain_config import CONFIGS, shipped_config
 from osteojax import objectives
+from osteojax.data import vertebrae as vertebrae_data
 from osteojax.data.online import TEXTURES
-from osteojax.data.schema import Manifest
 from osteojax.data.vertebrae import POOL, image_spec, map_spec
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
@@ -85,7 +85,7 @@ def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> An
 
     Its labels are drawn; it has no volumes.
     """
-    manifest = Manifest(
+    manifest = vertebrae_data.manifest_of(
         size=size,
         spacing_mm=96 / size,
         maps=(image_spec(), *(map_spec(name, 25.0) for name in POOL[1:])),
@@ -111,7 +111,12 @@ def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> An
         level=rng.integers(0, 18, vertebrae, np.int32),
         device=rng.integers(0, len(DEVICES) - 1, vertebrae, np.int32),
     )
-    return SimpleNamespace(manifest=manifest, directory=Path("benchmark"), labels=labels)
+    return SimpleNamespace(
+        manifest=manifest,
+        about=vertebrae_data.about(manifest),
+        directory=Path("benchmark"),
+        labels=labels,
+    )
 
 
 def random_codes(*shape: int, seed: int = 0) -> np.ndarray:
@@ -149,7 +154,7 @@ class Experiment:
 
     def synthetic_batch(self) -> dict[str, np.ndarray]:
         """A global batch as the step takes it, of noise."""
-        count, size = self.config.batch_size, self.cohort.manifest.size
+        count, size = self.config.batch_size, self.cohort.about.size
         rows = np.arange(count) % len(self.cohort.labels.level)
         draws = self.draws(rows, np.random.default_rng(0))
         views = draws["map_ids"].shape[1:] if self.objective.view.key == "codes" else ()

@@ -54,7 +54,7 @@ def from_folder(experiment: Experiment, *, resident: bool, steps_per_call: int =
     rows = experiment.objective.training_rows()
     layout = None
     if resident:
-        layout = Layout.of(rows, view.members, cohort.manifest.size, devices.num_devices, view.key)
+        layout = Layout.of(rows, view, cohort.manifest, devices.num_devices)
     stream = training.Feed(cohort, view, devices, layout)
     stream.start(rows, experiment.config.batch_size, seed=0, first_step=0)
     feed = _fed(experiment, stream.gather, stream.data, lambda: stream.next(steps_per_call)[0])
@@ -68,9 +68,10 @@ def from_folder(experiment: Experiment, *, resident: bool, steps_per_call: int =
 def from_noise_in_memory(experiment: Experiment, steps_per_call: int, vertebrae: int) -> Feed:
     """Volumes of noise in device memory; all that the host does for a step is to draw."""
     view, devices = experiment.objective.view, experiment.devices
-    size, batch_size = experiment.cohort.manifest.size, experiment.config.batch_size
+    size, batch_size = experiment.cohort.about.size, experiment.config.batch_size
     rows, members = np.arange(vertebrae), tuple(view.members)
-    layout = Layout.of(rows, members, size, devices.num_devices, view.key)
+    layout = Layout.of(rows, view, experiment.cohort.manifest, devices.num_devices)
+    assert layout is not None  # the boxes of one folder are alike
     resident = place(
         lambda row: random_codes(len(members), size, size, size, seed=row), layout, devices.mesh
     )

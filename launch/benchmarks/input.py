@@ -115,7 +115,7 @@ def _experiment(
 def _row(experiment: Experiment, source: str, repeats: int) -> dict[str, Any] | None:
     cohort, view = experiment.cohort, experiment.objective.view
     shards = [cohort.directory / "shards" / shard["name"] for shard in cohort.manifest.shards]
-    batch_size, size = experiment.config.batch_size, cohort.manifest.size
+    batch_size, size = experiment.config.batch_size, cohort.about.size
     batches = len(experiment.objective.training_rows()) // batch_size
     held: list[float] = []
 
@@ -170,8 +170,7 @@ def _resident(experiment: Experiment, batches: int) -> Callable[[], None]:
     """An epoch of draws, and of batches gathered from them in device memory."""
     devices, cohort = experiment.devices, experiment.cohort
     rows, view = experiment.objective.training_rows(), experiment.objective.view
-    size = cohort.manifest.size
-    layout = Layout.of(rows, view.members, size, devices.num_devices, view.key)
+    layout = Layout.of(rows, view, cohort.manifest, devices.num_devices)
     feed = Feed(cohort, view, devices, layout)
     feed.start(rows, experiment.config.batch_size, seed=0, first_step=0)
 

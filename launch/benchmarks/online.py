@@ -14,6 +14,7 @@ carries the noise of both, stands beside it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import statistics
 import tempfile
@@ -32,6 +33,7 @@ from scipy import ndimage
 from configs.tp_swav_resnet34 import get_config
 from launch.benchmarks import measure, peaks
 from launch.benchmarks.experiment import Experiment, stand_in_cohort
+from osteojax.data import vertebrae
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import MAPS, OnlineTexture, online_texture
 from osteojax.data.schema import Manifest
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         np.resize(pair_choices("uniform"), (args.batch, 2)), axis=1
     )
     settings = {
-        "image_size": cohort.manifest.size,
+        "image_size": cohort.about.size,
         "batch_size": args.batch,
         "kernel_radius": texture.kernel_radius,
         "width": args.width,
@@ -105,7 +107,7 @@ def _images(cohort: Any, count: int) -> np.ndarray:
     if isinstance(cohort, PreparedCohort):
         rows = np.resize(np.arange(len(cohort)), count)
         return np.stack([cohort.members(int(row), ["image"])[0] for row in rows])
-    size = cohort.manifest.size
+    size = cohort.about.size
     noise = np.random.default_rng(0).normal(size=(count, size, size, size))
     smooth = ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5))
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
@@ -208,7 +210,8 @@ def _step_rows(
 
 
 def _with_all_maps(manifest: Manifest) -> Manifest:
-    return Manifest(**{**vars(manifest), "stored": POOL})
+    about = vertebrae.about(manifest)
+    return dataclasses.replace(manifest, fields=vertebrae.fields(about.size, POOL))
 
 
 def _config(args: argparse.Namespace, textures: str) -> ConfigDict:
@@ -224,7 +227,7 @@ def _config(args: argparse.Namespace, textures: str) -> ConfigDict:
 
 def _saved_row(cohort: Any, texture: OnlineTexture, batch: int) -> dict[str, Any]:
     """Bytes on disk by vertebra, and bytes of codes that a step reads and moves."""
-    voxels = cohort.manifest.size**3
+    voxels = cohort.about.size**3
     plane_bytes = -(-2 * voxels // 8)
     disk = {name: len(stored) * voxels + plane_bytes for name, stored in _STORED.items()}
     if isinstance(cohort, PreparedCohort):

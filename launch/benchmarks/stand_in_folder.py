@@ -47,7 +47,7 @@ def write_stand_in_folder(directory: Path, size: int, vertebrae: int) -> Path:
     table["split"], table["shard"], table["position"] = "train", SHARD, range(vertebrae)
     table.to_csv(folder / "vertebrae.csv", index=False)
     dataclasses.replace(
-        small.manifest, shards=({"name": SHARD, "vertebrae": vertebrae},), counts={}
+        small.manifest, shards=({"name": SHARD, "items": vertebrae},), counts={}
     ).save(folder)
     return folder
 

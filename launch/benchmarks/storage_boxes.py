@@ -106,6 +106,6 @@ def prepared_boxes(directory: Path, count: int) -> Boxes:
     for row, own in zip(rows, training, strict=True):
         codes = cohort.members(int(row), [POOL[0]])[0]
         boxes.append(Box(codes, None, cohort.records(int(row), ["mask"])[0], bool(own)))
-    manifest = cohort.manifest
-    texture = TextureSettings(**manifest.texture)
-    return Boxes("prepared folder", manifest.size, texture, manifest.maps, tuple(boxes))
+    about = cohort.about
+    texture = TextureSettings(**about.texture)
+    return Boxes("prepared folder", about.size, texture, about.maps, tuple(boxes))

@@ -131,7 +131,7 @@ def _settings(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any
     return {
         "objective": args.objective,
         "textures": args.textures,
-        "image_size": experiment.cohort.manifest.size,
+        "image_size": experiment.cohort.about.size,
         "batch_size": args.batch,
         "width": args.width,
         "dtype": args.dtype,
@@ -182,7 +182,7 @@ def _pytorch(experiment: Experiment, batch: dict[str, Any]) -> feeding.Feed:
             "--peers pytorch: PyTorch is not installed. pip install torch, or leave it out."
         ) from None
     platform = experiment.devices.mesh.devices.flat[0].platform
-    affine = experiment.cohort.manifest.map_affine()
+    affine = experiment.cohort.about.map_affine()
     return feeding.Feed(swav_step(experiment.config, batch, affine, platform))
 
 

@@ -21,12 +21,12 @@ def draw_contact_sheet(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) ->
     top and the patient's right on the left, as radiologists look at them. The line is the mask;
     what lies outside the CT is blue.
     """
-    specs = cohort.manifest.maps
+    specs = cohort.about.maps
     columns = len(specs) + 1
     figure = drawing.new_figure(2.3 * columns, 1.75 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, number in zip(grid, rows.index, strict=True):
-        volumes, (mask, inside) = pool_codes(cohort, number), cohort.masks(number)
+        volumes, (mask, inside) = pool_codes(cohort, number), cohort.array(number, "mask")
         views = [*((spec, "sagittal") for spec in specs), (specs[0], "axial")]
         for axis, (spec, name), codes in zip(axes, views, [*volumes, volumes[0]], strict=True):
             values = drawing.plane(spec.decode(codes), name)

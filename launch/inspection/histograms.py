@@ -38,9 +38,9 @@ class Histograms:
 def count_codes(cohort: PreparedCohort, sample: int = SAMPLE) -> Histograms:
     """Counts the codes of at most `sample` vertebrae, evenly spread over the folder."""
     rows = spread(sample, len(cohort))
-    counts = {name: np.zeros((len(cohort.manifest.maps), 256), np.int64) for name in REGIONS}
+    counts = {name: np.zeros((len(cohort.about.maps), 256), np.int64) for name in REGIONS}
     for row in rows:
-        mask, inside = cohort.masks(int(row))
+        mask, inside = cohort.array(int(row), "mask")
         for member, codes in enumerate(pool_codes(cohort, int(row))):
             for name, voxels in (("box", inside), ("vertebra", mask & inside)):
                 counts[name][member] += np.bincount(codes[voxels], minlength=256)
@@ -59,13 +59,13 @@ def ends(counts: np.ndarray, spec: MapSpec) -> tuple[float, float]:
 
 def draw_histograms(cohort: PreparedCohort, found: Histograms, out: Path) -> None:
     """Writes a PNG: a panel per map, in its unit, on the scale that it is stored on."""
-    manifest = cohort.manifest
+    about = cohort.about
     figure = drawing.new_figure(11.0, 6.4)
     panels = figure.subplots(2, 3).ravel()
-    for member, (axis, spec) in enumerate(zip(panels, manifest.maps, strict=False)):
+    for member, (axis, spec) in enumerate(zip(panels, about.maps, strict=False)):
         _panel(axis, spec, {name: found.counts[name][member] for name in REGIONS})
     panels[0].legend(loc="upper right", fontsize=8, frameon=False)
-    for axis in panels[len(manifest.maps) :]:
+    for axis in panels[len(about.maps) :]:
         axis.axis("off")
     panels[-1].text(
         0.0, 0.95, _caption(cohort, found), va="top", fontsize=8, linespacing=1.5,
@@ -123,7 +123,7 @@ def _percent(share: float) -> str:
 
 
 def _caption(cohort: PreparedCohort, found: Histograms) -> str:
-    manifest, table = cohort.manifest, cohort.table.iloc[found.rows]
+    table = cohort.table.iloc[found.rows]
     if len(found.rows) == len(cohort):
         sample = f"All {len(cohort)} vertebrae"
     else:
@@ -138,6 +138,6 @@ def _caption(cohort: PreparedCohort, found: Histograms) -> str:
         "The end codes of the image also hold what was clipped",
         f"to [{HU_MIN:g}, {HU_MAX:g}) HU.",
     ]
-    if not stores_maps(manifest):
+    if not stores_maps(cohort.about):
         lines.append("Maps made for this picture: the folder stores the image alone.")
     return "\n".join(lines)

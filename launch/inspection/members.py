@@ -9,8 +9,7 @@ import pandas as pd
 
 from data_prep.vertebrae.texture import TextureSettings, texture_pool
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import POOL
+from osteojax.data.vertebrae import POOL, About
 from osteojax.errors import UserError
 
 
@@ -48,9 +47,9 @@ def named(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return rows.iloc[found]
 
 
-def stores_maps(manifest: Manifest) -> bool:
+def stores_maps(about: About) -> bool:
     """Whether the folder has a record for every member of the pool."""
-    return set(POOL) <= set(manifest.stored)
+    return set(POOL) <= set(about.stored)
 
 
 def pool_codes(cohort: PreparedCohort, row: int) -> np.ndarray:
@@ -59,14 +58,14 @@ def pool_codes(cohort: PreparedCohort, row: int) -> np.ndarray:
     Maps that the folder does not store are made from the stored image with the folder's texture
     settings, as training makes them; the codes are those that would have been stored.
     """
-    manifest = cohort.manifest
-    if stores_maps(manifest):
+    about = cohort.about
+    if stores_maps(about):
         return cohort.members(row, list(POOL))
     image = cohort.members(row, [POOL[0]])[0]
-    settings = dataclasses.replace(TextureSettings(**manifest.texture), engine="jax")
-    mask = cohort.masks(row)[0] if settings.domain == "vertebra" else None
+    settings = dataclasses.replace(TextureSettings(**about.texture), engine="jax")
+    mask = cohort.array(row, "mask")[0] if settings.domain == "vertebra" else None
     maps = texture_pool(image, mask, settings)
-    codes = np.stack([image, *(spec.encode(maps[spec.name]) for spec in manifest.maps[1:])])
+    codes = np.stack([image, *(spec.encode(maps[spec.name]) for spec in about.maps[1:])])
     return codes if mask is None else np.where(mask, codes, np.uint8(0))
 
 

@@ -24,11 +24,11 @@ def draw_slices(cohort: PreparedCohort, number: int, out: Path) -> None:
     A map's three pictures share one colour scale, in its unit and on the scale it is stored on.
     The line is the mask; what lies outside the CT is blue.
     """
-    manifest, row = cohort.manifest, cohort.table.iloc[number]
-    volumes, (mask, inside) = pool_codes(cohort, number), cohort.masks(number)
-    figure = drawing.new_figure(2.1 * len(manifest.maps), 7.4)
-    grid = figure.subplots(len(drawing.PLANES), len(manifest.maps), squeeze=False)
-    for column, (spec, codes) in enumerate(zip(manifest.maps, volumes, strict=True)):
+    about, row = cohort.about, cohort.table.iloc[number]
+    volumes, (mask, inside) = pool_codes(cohort, number), cohort.array(number, "mask")
+    figure = drawing.new_figure(2.1 * len(about.maps), 7.4)
+    grid = figure.subplots(len(drawing.PLANES), len(about.maps), squeeze=False)
+    for column, (spec, codes) in enumerate(zip(about.maps, volumes, strict=True)):
         values = np.where(inside, spec.decode(codes), np.float32(np.nan))
         pictures = {name: drawing.plane(values, name) for name in drawing.PLANES}
         scale = drawing.norm(spec, pictures.values())
@@ -43,9 +43,9 @@ def draw_slices(cohort: PreparedCohort, number: int, out: Path) -> None:
         grid[0, column].set_title(spec.name, fontsize=9, pad=12)
     for axis, name in zip(grid[:, 0], drawing.PLANES, strict=True):
         axis.set_ylabel(name, fontsize=9, labelpad=12)
-    edge_mm = manifest.size * manifest.spacing_mm
-    heading = f"{title(row, ', ')}; box of {edge_mm:g} mm, voxels of {manifest.spacing_mm:g} mm"
-    if not stores_maps(manifest):
+    edge_mm = about.size * about.spacing_mm
+    heading = f"{title(row, ', ')}; box of {edge_mm:g} mm, voxels of {about.spacing_mm:g} mm"
+    if not stores_maps(about):
         heading += "\nmaps made for this picture: the folder stores the image alone"
     figure.suptitle(heading, fontsize=9)
     drawing.save(figure, out)

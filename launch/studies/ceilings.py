@@ -67,9 +67,9 @@ def _features(
 
 def mean_features(cohort: PreparedCohort, row: int) -> np.ndarray:
     """f64[4]: mean of each texture map over the voxels of the vertebra."""
-    mask = cohort.masks(row)[0]
+    mask = cohort.array(row, "mask")[0]
     codes = cohort.members(row, list(POOL[1:]))
-    specs = cohort.manifest.maps[1:]
+    specs = cohort.about.maps[1:]
     means = [s.decode(c[mask]).mean(dtype=np.float64) for s, c in zip(specs, codes, strict=True)]
     return np.array(means)
 

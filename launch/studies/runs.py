@@ -200,7 +200,7 @@ class Runs:
             return
         rows = cohort.rows("test", "external", labelled=True)
         tables = []
-        for number, name in enumerate(cohort.manifest.devices):
+        for number, name in enumerate(cohort.about.devices):
             told = np.full(len(cohort.table), number, np.int32)
             outputs = objective.predict(params, state, rows, devices, told)
             tables.append(_known(cohort, rows).assign(told=name, **_answers(cohort, outputs)))
@@ -285,11 +285,11 @@ def _known(cohort: Any, rows: np.ndarray) -> pd.DataFrame:
 
 
 def _answers(cohort: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    manifest = cohort.manifest
+    about = cohort.about
     gates = {f"gate_{i}": outputs["gate"][:, i] for i in range(outputs["gate"].shape[1])}
     return {
         "probability": softmax(outputs["logits"].astype(np.float64), axis=1)[:, 1],
-        "bmd_pred_g_cm2": outputs["bmd"] * manifest.bmd_std + manifest.bmd_mean,
+        "bmd_pred_g_cm2": outputs["bmd"] * about.bmd_std + about.bmd_mean,
         "level_pred": outputs["level_logits"].argmax(axis=1) + 1,
         **gates,
     }

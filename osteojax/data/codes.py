@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from osteojax.data.soundness import is_count, is_number, is_positive
+
 
 @dataclasses.dataclass(frozen=True)
 class MapSpec:
@@ -47,3 +49,16 @@ class MapSpec:
     def affine(self) -> tuple[float, float]:
         """(scale, shift) with network input = scale * code + shift."""
         return self.step / self.std, (self.offset - self.mean) / self.std
+
+
+def spec_fault(spec: MapSpec) -> str | None:
+    """The spec in words where it cannot be one, or None."""
+    sound = (
+        all(is_number(value) for value in (spec.offset, spec.mean))
+        and is_positive(spec.step)
+        and is_positive(spec.std)
+        and is_count(spec.codes)
+        and 0 < spec.codes <= 256
+        and spec.transform in ("linear", "log1p")
+    )
+    return None if sound else f"map {spec!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +10,52 @@ import pandas as pd
 from array_record.python import array_record_data_source
 from array_record.python.array_record_module import ArrayRecordReader
 
-from osteojax.data.schema import Manifest, record_position
+from osteojax.data.kinds import find_kind
+from osteojax.data.manifest import load_manifest
+from osteojax.data.schema import Target, record_position
 from osteojax.data.soundness import table_fault
-from osteojax.data.vertebrae import OPTIONAL_COLUMNS, UNKNOWN_DEVICE, VERTEBRA_COLUMNS
 from osteojax.errors import UserError
 
+AGAIN = "Copy the folder again, or prepare the cohort again."
 
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """Targets as arrays, one entry per row of the table.
 
-    Attributes:
-      osteoporosis: i32[N], -1 where missing.
-      bmd_g_cm2: f32[N], NaN where missing.
-      level: i32[N], class 0-17.
-      device: i32[N], index into the manifest's devices; unknown where there is no DXA result.
+def open_cohort(directory: str | Path) -> PreparedCohort:
+    """Opens a folder that `osteojax prepare` wrote, of any kind.
+
+    Raises:
+      UserError: it is not whole, or holds what `prepare` does not write.
     """
-
-    osteoporosis: np.ndarray
-    bmd_g_cm2: np.ndarray
-    level: np.ndarray
-    device: np.ndarray
+    return PreparedCohort(directory)
 
 
 class PreparedCohort:
-    """Read-only view of what `osteojax prepare` wrote. Volumes stay on disk.
+    """Read-only view of what `osteojax prepare` wrote. Arrays stay on disk.
 
     Attributes:
       manifest: its `Manifest`.
-      table: one row per vertebra, columns `VERTEBRA_COLUMNS`, record order.
-      labels: targets of every row.
+      kind: module of its kind of data (`osteojax.data.kinds.Kind`).
+      about: what the kind says of the manifest; for vertebrae `osteojax.data.vertebrae.About`.
+      table: one row per item, columns of the manifest, record order. Text and choices are str, ""
+        where empty; numbers NaN where empty.
+      targets: name -> i32[N] class, -1 where missing; or f32[N] number, NaN where missing.
+      labels: of every row, by the kind; for vertebrae `osteojax.data.vertebrae.Labels`.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.manifest = Manifest.load(directory)
+        self.manifest = load_manifest(directory)
+        self.kind = find_kind(self.manifest.kind)
+        self.about: Any = self.kind.about(self.manifest)
+        self._fields = {field.name: field for field in self.manifest.fields}
         self.table = self._read_table()
-        self.labels = self._read_labels()
+        self.targets = {target.name: self._values(target) for target in self.manifest.targets}
+        self.labels: Any = self.kind.labels(self)
         files = [self._check_shard(shard) for shard in self.manifest.shards]
         self._records = array_record_data_source.ArrayRecordDataSource(files)
 
     def _check_shard(self, shard: dict[str, Any]) -> str:
         """Path of a shard that is there, whole, and as long as the manifest says."""
-        path, keys = self.directory / "shards" / shard["name"], self.manifest.record_keys
+        path, fields = self.directory / "shards" / shard["name"], self.manifest.fields
         if not path.is_file():
             raise UserError(
                 f"{path}: the manifest names this shard and it is not there. Copy the folder "
@@ -68,57 +70,51 @@ class PreparedCohort:
                 f"{path}: the shard is damaged ({_line(error)}). Copy it again, or prepare the "
                 "cohort again."
             ) from error
-        if found != shard["vertebrae"] * len(keys):
+        if found != shard["items"] * len(fields):
             raise UserError(
-                f"{path}: {found / len(keys):g} vertebrae, the manifest says "
-                f"{shard['vertebrae']}. Prepare the cohort again."
+                f"{path}: {found / len(fields):g} {self.kind.ITEMS}, the manifest says "
+                f"{shard['items']}. Prepare the cohort again."
             )
         return str(path)
 
     def _read_table(self) -> pd.DataFrame:
-        path = self.directory / "vertebrae.csv"
+        manifest, path = self.manifest, self.directory / self.manifest.table
         if not path.is_file():
             raise UserError(f"{path} is missing. Copy the folder whole, or prepare again.")
-        text = dict.fromkeys(("patient_id", "scan_id", "site", "split", "level", "device"), str)
-        again = "Copy the folder again, or prepare the cohort again."
+        numbers = [column.name for column in manifest.columns if column.kind == "number"]
+        text = {column.name: str for column in manifest.columns if column.kind != "number"}
         try:
             table = pd.read_csv(
-                path,
-                dtype=text,
-                keep_default_na=False,
-                na_values={name: [""] for name in VERTEBRA_COLUMNS if name not in text},
+                path, dtype=text, keep_default_na=False, na_values={name: [""] for name in numbers}
             )
         except ValueError as error:  # pandas' own errors are ValueErrors, and so are Unicode's
-            raise UserError(f"{path}: damaged ({_line(error)}). {again}") from error
-        for name in OPTIONAL_COLUMNS:
-            if name not in table.columns:
-                table[name] = np.nan
-        missing = [name for name in VERTEBRA_COLUMNS if name not in table.columns]
-        if missing or len(table) != self.manifest.num_vertebrae:
+            raise UserError(f"{path}: damaged ({_line(error)}). {AGAIN}") from error
+        for column in manifest.columns:
+            if column.added_later and column.name not in table.columns:
+                table[column.name] = np.nan if column.kind == "number" else ""
+        missing = [column.name for column in manifest.columns if column.name not in table.columns]
+        if missing or len(table) != manifest.num_items:
             raise UserError(
                 f"{path}: {len(table)} rows, columns missing: {missing or 'none'}; the manifest "
-                f"says {self.manifest.num_vertebrae} vertebrae. Prepare the cohort again."
+                f"says {manifest.num_items} {self.kind.ITEMS}. Prepare the cohort again."
             )
-        if fault := table_fault(table):
-            raise UserError(f"{path}, {fault}: `osteojax prepare` writes no such thing. {again}")
+        if fault := table_fault(table, manifest.columns) or self.kind.table_fault(table):
+            raise UserError(
+                f"{path}, {fault} is not a valid value; the table was edited or damaged. {AGAIN}"
+            )
         return table
 
-    def _read_labels(self) -> Labels:
-        table, devices = self.table, list(self.manifest.devices)
-        unknown = set(table["device"]) - set(devices) - {""}
-        if unknown:
-            raise UserError(
-                f"{self.directory}: devices {sorted(unknown)} are in vertebrae.csv and not in the "
-                f"manifest's {devices}. Prepare the cohort again."
-            )
-        return Labels(
-            osteoporosis=table["osteoporosis"].fillna(-1).to_numpy(np.int32),
-            bmd_g_cm2=table["bmd_g_cm2"].to_numpy(np.float32),
-            level=(table["level_class"].to_numpy(np.int32) - 1),
-            device=np.array(
-                [devices.index(d or UNKNOWN_DEVICE) for d in table["device"]], np.int32
-            ),
-        )
+    def _values(self, target: Target) -> np.ndarray:
+        if target.kind == "number":
+            return self.table[target.column].to_numpy(np.float32)
+        if self.manifest.column(target.column).kind == "choice":
+            return self.choices(target.column)
+        return self.table[target.column].fillna(-1).to_numpy(np.int32)
+
+    def choices(self, column: str) -> np.ndarray:
+        """i32[N]: position of every row's text among the column's choices, -1 where empty."""
+        positions = {name: i for i, name in enumerate(self.manifest.column(column).choices)}
+        return self.table[column].map(positions).fillna(-1).to_numpy(np.int32)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -127,18 +123,26 @@ class PreparedCohort:
         """i64[...] row numbers of some splits; labelled=True or False keeps only those."""
         keep = self.table["split"].isin(splits).to_numpy(copy=True)
         if labelled is not None:
-            has_label = (self.labels.osteoporosis >= 0) | ~np.isnan(self.labels.bmd_g_cm2)
+            has_label = self.labelled()
             keep &= has_label if labelled else ~has_label
         return np.flatnonzero(keep)
 
+    def labelled(self) -> np.ndarray:
+        """bool[N]: rows that have one of the targets that count as a label."""
+        has_label = np.zeros(len(self), bool)
+        for target in self.manifest.targets:
+            if target.counts_as_label:
+                values = self.targets[target.name]
+                has_label |= values >= 0 if target.kind == "class" else ~np.isnan(values)
+        return has_label
+
     def records(self, row: int, keys: list[str]) -> list[bytes]:
-        """Stored bytes of some record keys of one vertebra."""
+        """Stored bytes of some fields of one item."""
         stored = self.manifest.record_keys
         if absent := [key for key in keys if key not in stored]:
             raise UserError(
-                f"{self.directory} stores {', '.join(self.manifest.stored)}, not "
-                f"{', '.join(absent)}. Train with --config.data.textures=online, or prepare the "
-                "cohort again with all maps."
+                f"{self.directory} stores {', '.join(stored[1:])}, not {', '.join(absent)}. Train "
+                "with --config.data.textures=online, or prepare the cohort again with all maps."
             )
         try:
             return self._records.__getitems__([record_position(row, key, stored) for key in keys])
@@ -148,24 +152,23 @@ class PreparedCohort:
                 "Copy it again, or prepare the cohort again."
             ) from error
 
-    def members(self, row: int, names: list[str]) -> np.ndarray:
-        """uint8[len(names), D, H, W] codes of some members of the pool of one vertebra."""
-        size = self.manifest.size
-        volumes = np.empty((len(names), size, size, size), np.uint8)
-        for volume, name, data in zip(volumes, names, self.records(row, names), strict=True):
-            if len(data) != size**3:
-                raise UserError(
-                    f"{self.directory}: row {row}, {name}: {len(data)} bytes, expected {size**3}. "
-                    "The shard is damaged: prepare the cohort again."
-                )
-            volume[...] = np.frombuffer(data, np.uint8).reshape(volume.shape)
-        return volumes
+    def array(self, row: int, name: str) -> np.ndarray:
+        """One field of one item, in its dtype and shape."""
+        return self._decoded(row, name, self.records(row, [name])[0])
 
-    def masks(self, row: int) -> np.ndarray:
-        """bool[2, D, H, W]: the vertebra, and the part of the box inside the CT."""
-        size = self.manifest.size
-        bits = np.unpackbits(np.frombuffer(self.records(row, ["mask"])[0], np.uint8))
-        return bits[: 2 * size**3].reshape(2, size, size, size).astype(bool)
+    def members(self, row: int, names: list[str]) -> np.ndarray:
+        """[len(names), *shape]: fields of one item that share dtype and shape."""
+        records = self.records(row, names)
+        return np.stack([self._decoded(row, n, r) for n, r in zip(names, records, strict=True)])
+
+    def _decoded(self, row: int, name: str, record: bytes) -> np.ndarray:
+        try:
+            return self._fields[name].decode(record)
+        except ValueError as error:
+            raise UserError(
+                f"{self.directory}: row {row}, {name}: {_line(error)}. The shard is damaged: "
+                "prepare the cohort again."
+            ) from error
 
     def check_no_leak(self, training_rows: np.ndarray) -> None:
         """Raises UserError if a patient of `training_rows` is in any other split as well."""

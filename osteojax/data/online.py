@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from osteojax.data import vertebrae
 from osteojax.data.codes import MapSpec
 from osteojax.data.vertebrae import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL
 from osteojax.errors import UserError
@@ -96,18 +97,18 @@ def online_texture(textures: str, cohort: PreparedCohort) -> OnlineTexture | Non
     Raises:
       UserError: a value that is neither "offline" nor "online", or a folder that cannot serve it.
     """
-    manifest, where = cohort.manifest, cohort.directory
+    about, where = vertebrae.about(cohort.manifest), cohort.directory
     if textures not in TEXTURES:
         raise UserError(f"data.textures is {textures!r}; choose one of {', '.join(TEXTURES)}.")
     if textures == "offline":
-        if manifest.stored != POOL:
+        if about.stored != POOL:
             raise UserError(
-                f"{where} stores {', '.join(manifest.stored)} and no texture map, and "
+                f"{where} stores {', '.join(about.stored)} and no texture map, and "
                 "data.textures is offline. Train with --config.data.textures=online, or prepare "
                 "the cohort again with --store pool."
             )
         return None
-    settings = manifest.texture
+    settings = about.texture
     missing = [name for name in _SETTINGS if name not in settings]
     stride = settings.get("patch_stride")  # folders of before it are dense
     unknown = [name for name in settings if name not in (*_SETTINGS, "patch_stride")]
@@ -126,4 +127,4 @@ def online_texture(textures: str, cohort: PreparedCohort) -> OnlineTexture | Non
             f"{where}: texture bin width {settings['bin_width']:g} HU is no multiple of the image "
             f"code's {IMAGE_STEP_HU:g} HU. The manifest is damaged: prepare the cohort again."
         )
-    return OnlineTexture(int(settings["kernel_radius"]), round(codes_per_level), manifest.maps[1:])
+    return OnlineTexture(int(settings["kernel_radius"]), round(codes_per_level), about.maps[1:])

@@ -1,9 +1,9 @@
-"""The volumes that training shows, in device memory, and batches gathered from them inside a step.
+"""The arrays that training shows, in device memory, and batches gathered from them inside a step.
 
-They are kept as they are stored, in codes of one byte, each device holding an equal part of the
-vertebrae. A step is given draws (views.py), a few bytes an example; every device takes the
-volumes it holds of the global batch, and a sum in which one device alone is not zero hands each of
-them its share. What the objective sees, and every number after it, is what reading from disk gives.
+They are kept as they are stored, each device holding an equal part of the items. A step is given
+draws (views.py), a few bytes an example. Every device takes what it holds of the global batch, and
+`psum_scatter` delivers each device's share: every device but the owner adds zeros. What the
+objective sees, and every number after it, is what reading from disk gives.
 
 Imports nothing that reads shards: whoever places volumes says how one is read.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,11 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from osteojax.data.vertebrae import POOL
+from osteojax.data.schema import Field, Manifest
 from osteojax.types import AXIS, Batch
+
+if TYPE_CHECKING:
+    from osteojax.data.views import View
 
 READ_THREADS = 16
 BLOCK_BYTES = 64 * 2**20
@@ -32,12 +36,13 @@ BLOCK_BYTES = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the volumes of some vertebrae lie: in slots, an equal number of them on each device.
+    """Where the arrays of some items lie: in slots, an equal number of them on each device.
 
     Attributes:
       rows: i64[R] cohort rows, by slot.
-      members: of the pool, kept of each.
-      size: edge of a volume in voxels.
+      members: fields that are kept of each; they share shape and dtype.
+      field: one of them, for shape and dtype.
+      pool: names that a draw's map_ids count (`views.View`).
       num_devices: that the slots are split over, in order.
       num_blocks, block_slots: a device's slots are filled in so many blocks of so many.
       key: "codes" or "image", what a batch is given (`views.View`).
@@ -45,7 +50,8 @@ class Layout:
 
     rows: np.ndarray
     members: tuple[str, ...]
-    size: int
+    field: Field
+    pool: tuple[str, ...]
     num_devices: int
     num_blocks: int
     block_slots: int
@@ -53,13 +59,20 @@ class Layout:
 
     @classmethod
     def of(
-        cls, rows: np.ndarray, members: tuple[str, ...], size: int, num_devices: int, key: str
-    ) -> Layout:
-        """The layout with the fewest empty slots: less than one a block and device."""
+        cls, rows: np.ndarray, view: View, manifest: Manifest, num_devices: int
+    ) -> Layout | None:
+        """The layout with the fewest empty slots: less than one a block and device. None where the
+        view's fields do not have one shape and dtype: they do not fit into one array."""
+        fields = [manifest.field(name) for name in view.members]
+        kinds = {(field.dtype, field.shape) for field in fields}
+        if len(kinds) != 1 or fields[0].shape is None:
+            return None
         slots = -(-len(rows) // num_devices)
-        num_blocks = -(-slots * len(members) * size**3 // BLOCK_BYTES)
+        num_blocks = -(-slots * len(fields) * _item_bytes(fields[0]) // BLOCK_BYTES)
         block_slots = -(-slots // num_blocks)
-        return cls(rows, members, size, num_devices, num_blocks, block_slots, key)
+        return cls(
+            rows, view.members, fields[0], view.pool, num_devices, num_blocks, block_slots, view.key
+        )
 
     @property
     def device_slots(self) -> int:
@@ -68,12 +81,13 @@ class Layout:
     @property
     def device_bytes(self) -> int:
         """What each device gives up."""
-        return self.device_slots * len(self.members) * self.size**3
+        return self.device_slots * len(self.members) * _item_bytes(self.field)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the global array."""
-        return (self.num_devices * self.device_slots, len(self.members), *(self.size,) * 3)
+        assert self.field.shape is not None  # see `of`
+        return (self.num_devices * self.device_slots, len(self.members), *self.field.shape)
 
     def block(self, device: int, number: int) -> np.ndarray:
         """i64[at most block_slots] cohort rows of one block of one device; its last slots may have
@@ -82,13 +96,17 @@ class Layout:
         return self.rows[start : start + self.block_slots]
 
 
+def _item_bytes(field: Field) -> int:
+    return math.prod(field.shape or ()) * np.dtype(field.dtype).itemsize
+
+
 @dataclasses.dataclass(frozen=True)
 class Resident:
-    """Volumes in device memory.
+    """Arrays in device memory.
 
     Attributes:
       layout: where they lie.
-      codes: uint8[slots, members, D, H, W], the slots split over the mesh.
+      codes: [slots, members, *shape of a field], the slots split over the mesh.
     """
 
     layout: Layout
@@ -123,7 +141,7 @@ def place(
     """Reads volumes into device memory, a block at a time; each process those of its own devices.
 
     Args:
-      read: cohort row -> uint8[members, D, H, W]; called in threads.
+      read: cohort row -> [members, *shape]; called in threads.
       layout: for as many devices as the mesh has.
       mesh: over the axis `AXIS`, a process's devices side by side.
       told: called with the number of vertebrae that have just been placed.
@@ -134,7 +152,8 @@ def place(
         for position, device in enumerate(mesh.devices.flat)
         if device.process_index == jax.process_index()
     ]
-    codes = jax.jit(functools.partial(jnp.zeros, layout.shape, jnp.uint8), out_shardings=sharding)()
+    blank = functools.partial(jnp.zeros, layout.shape, layout.field.dtype)
+    codes = jax.jit(blank, out_shardings=sharding)()
 
     def put_block(share: Array, block: Array, start: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(share, block, start, axis=0)
@@ -166,8 +185,8 @@ def _read_block(
     layout: Layout,
     map_function: Callable[..., Iterable[None]],
 ) -> np.ndarray:
-    """uint8[local devices * block_slots, members, D, H, W]; zeros where a slot has no vertebra."""
-    block = np.zeros((len(rows), layout.block_slots, *layout.shape[1:]), np.uint8)
+    """[local devices * block_slots, members, *shape]; zeros where a slot has no item."""
+    block = np.zeros((len(rows), layout.block_slots, *layout.shape[1:]), layout.field.dtype)
 
     def fill(place: tuple[int, int]) -> None:
         device, slot = place
@@ -181,17 +200,17 @@ def gather(layout: Layout, codes: Array, draws: Batch) -> Batch:
     """This device's share of a batch, from its share of the draws; inside a mapped step.
 
     Args:
-      codes: uint8[device_slots, members, D, H, W], this device's.
+      codes: [device_slots, members, *shape], this device's.
       draws: this device's share, with slots i32[B, V or 1] (`Resident.slots`).
 
     Returns:
-      the draws without slots, with "codes" uint8[B, V, D, H, W] or "image" uint8[B, D, H, W].
+      the draws without slots, with "codes" [B, V, *shape] or "image" [B, *shape].
     """
     batch = {key: value for key, value in draws.items() if key != "slots"}
     if layout.key == "image":
         member_BV = jnp.zeros_like(draws["slots"])
     else:
-        kept = [layout.members.index(name) if name in layout.members else 0 for name in POOL]
+        kept = [layout.members.index(name) if name in layout.members else 0 for name in layout.pool]
         member_BV = jnp.array(kept, jnp.int32)[draws["map_ids"]]
     slot_BV = jnp.broadcast_to(draws["slots"], member_BV.shape)
     volumes = _take(codes, slot_BV, member_BV)
@@ -201,12 +220,13 @@ def gather(layout: Layout, codes: Array, draws: Batch) -> Batch:
 
 
 def _take(codes: Array, slot_BV: Array, member_BV: Array) -> Array:
-    """uint8[B, V, D, H, W] from whichever device holds them."""
+    """[B, V, *shape] from whichever device holds them."""
     if lax.axis_size(AXIS) == 1:
         return codes.at[slot_BV, member_BV].get(mode="promise_in_bounds")
     slot_GV, member_GV = lax.all_gather((slot_BV, member_BV), AXIS, tiled=True)
     slot_GV = slot_GV - lax.axis_index(AXIS) * codes.shape[0]
     mine_GV = (slot_GV >= 0) & (slot_GV < codes.shape[0])
     held = codes.at[jnp.where(mine_GV, slot_GV, 0), member_GV].get(mode="promise_in_bounds")
-    held = jnp.where(mine_GV[..., None, None, None], held, jnp.uint8(0))
+    mine = mine_GV.reshape(mine_GV.shape + (1,) * (held.ndim - mine_GV.ndim))
+    held = jnp.where(mine, held, jnp.zeros((), held.dtype))
     return lax.psum_scatter(held, AXIS, scatter_dimension=0, tiled=True)

@@ -1,53 +1,137 @@
-"""What a prepared cohort is: `manifest.json`, `vertebrae.csv` and the shards it describes.
+"""What a prepared folder says of itself: `manifest.json`, one table, and shards of records.
 
 A prepared folder:
 
     manifest.json             this module's `Manifest`
-    vertebrae.csv             one row per vertebra, in record order (`VERTEBRA_COLUMNS`)
+    <manifest.table>          one row per item (a vertebra, a picture), in record order
     failures.csv              case, reason, remedy of what could not be used
     excluded.csv              scans left out because a column of the cohort says so
     settings.json             what `osteojax prepare` was called with; the same call resumes
     parts/                    a report per scan: what a rerun need not do again
     shards/pool-00000-of-00004.array_record
 
-Each vertebra is `len(manifest.record_keys)` consecutive records of one shard, so that training
-reads the two members of the pool it needs and nothing else (`record_position`):
-
-    meta                      UTF-8 JSON, the vertebra's row of `vertebrae.csv`
-    image, Autocorrelation, JointAverage, Contrast, DifferenceAverage
-                              uint8[D, H, W] codes, C order (`MapSpec`); a folder for training
-                              with data.textures="online" stores the image alone (`stored`)
-    mask                      two bit planes, `numpy.packbits` of bool[2, D, H, W]:
-                              [0] the vertebra, [1] inside the CT
-
-Axes of every volume: [0] inferior to superior, [1] anterior to posterior, [2] the patient's right
-to left, all along the vertebra's own axes.
+Each item is `len(manifest.fields)` consecutive records of one shard, so that training reads the
+fields it needs and nothing else (`record_position`). The first one is always "meta", the item's
+row as JSON. What fields and columns mean is the kind's: `osteojax/data/<kind>.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from osteojax.data.codes import MapSpec
-from osteojax.data.soundness import manifest_fault
-from osteojax.data.vertebrae import POOL, record_keys
-from osteojax.errors import UserError
 from osteojax.files import write_json
 
 FORMAT = "osteojax-pool"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 (osteojax 0.1) described vertebrae alone; `manifest.load_manifest` reads both."""
 
 SPLITS = ("train", "valid", "test", "external")
+CODECS = ("raw", "bits", "npy", "json")
+TARGET_KINDS = ("class", "number")
+COLUMN_KINDS = ("text", "number", "choice")
 
 
-def record_position(vertebra_position: int, key: str, keys: tuple[str, ...]) -> int:
-    """The index in the shard of one record of a vertebra; keys: the folder's `record_keys`."""
-    return vertebra_position * len(keys) + keys.index(key)
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One record of every item.
+
+    Attributes:
+      name: its key, as "image".
+      dtype: NumPy's name of the array's type.
+      shape: of the array; None where each record has its own, which needs the codec "npy".
+      codec: "raw": the array's bytes in C order. "bits": `numpy.packbits` of a bool array. "npy":
+        NumPy's file format, without pickle. "json": UTF-8 text, no array.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    codec: str = "raw"
+
+    def encode(self, array: np.ndarray) -> bytes:
+        """The record of an array of this field's dtype and shape."""
+        if self.codec == "npy":
+            stream = io.BytesIO()
+            np.save(stream, np.asarray(array, self.dtype), allow_pickle=False)
+            return stream.getvalue()
+        if array.shape != self.shape:
+            raise ValueError(f"{self.name}: an array of {array.shape}, expected {self.shape}")
+        if self.codec == "bits":
+            return np.packbits(array).tobytes()
+        return np.ascontiguousarray(array, self.dtype).tobytes()
+
+    def decode(self, record: bytes) -> np.ndarray:
+        """The array of a record. Raises ValueError where it cannot be one."""
+        if self.codec == "npy":
+            return np.load(io.BytesIO(record), allow_pickle=False)
+        if self.shape is None or self.codec == "json":
+            raise ValueError(f"{self.name} is no array of a fixed shape")
+        count = math.prod(self.shape)
+        expected = -(-count // 8) if self.codec == "bits" else count * np.dtype(self.dtype).itemsize
+        if len(record) != expected:
+            raise ValueError(f"{len(record)} bytes, expected {expected}")
+        values = np.frombuffer(record, np.uint8 if self.codec == "bits" else self.dtype)
+        if self.codec == "bits":
+            values = np.unpackbits(values)[:count].astype(bool)
+        return values.reshape(self.shape)
+
+
+META = Field("meta", "object", None, "json")
+"""The first field of every kind: the item's row of the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Something to be predicted of an item.
+
+    Attributes:
+      name: as an objective calls it.
+      kind: "class" or "number".
+      column: of the table. A class is the position in the column's choices, or the number itself.
+      unit: of a number, "" for none.
+      classes: names of the classes in order; empty for a number.
+      mean, std: of a number over the training split; (0, 1) where none is known.
+      counts_as_label: whether an item that has it counts as labelled.
+    """
+
+    name: str
+    kind: str
+    column: str
+    unit: str = ""
+    classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    std: float = 1.0
+    counts_as_label: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the table, and what may stand in it.
+
+    Attributes:
+      name: of the header.
+      kind: "text", "number" or "choice" (text from a list).
+      choices: of a choice, in order.
+      required: no row may leave it empty.
+      whole: a number without decimals.
+      low, high: bounds of a number, both allowed; None for none.
+      added_later: folders of earlier versions lack the column; it is read as empty.
+    """
+
+    name: str
+    kind: str = "text"
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    whole: bool = False
+    low: float | None = None
+    high: float | None = None
+    added_later: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,81 +139,84 @@ class Manifest:
     """Everything a reader of the shards must know. Stored as `manifest.json`.
 
     Attributes:
-      size: edge of the cubic ROI in voxels.
-      spacing_mm: edge of a voxel.
-      maps: one `MapSpec` per member of the pool, in `POOL` order.
-      devices: DXA devices by index, `UNKNOWN_DEVICE` last.
-      bmd_mean, bmd_std: g/cm^2 over labelled training vertebrae; the one global affine of the
-        BMD head. (0, 1) where the cohort has no labels.
-      texture: settings of the texture maps (binWidth, kernelRadius, domain, engine, ...).
-      shards: {"name": file under `shards/`, "vertebrae": how many} each, in record order.
-      counts: split -> {"patients", "vertebrae", "labelled"}.
-      settings: the other settings of `osteojax prepare`.
-      label_scheme: scheme the masks were read with ("mixed" where the cohort names several).
+      kind: of data; `osteojax/data/<kind>.py` says what its parts mean.
+      fields: of every item, in record order; "meta" first.
+      targets: what can be predicted.
+      columns: of the table.
+      table: its file name.
+      shards: {"name": file under `shards/`, "items": how many} each, in record order.
+      counts: split -> {"patients", "items", "labelled"}.
+      settings: of `osteojax prepare`.
+      about: what the kind alone understands.
       code_version: version of osteojax that wrote the folder.
-      stored: members of the pool that have a record, `POOL` or `IMAGE_ONLY`; statistics are of
-        the whole pool in either case.
     """
 
-    size: int
-    spacing_mm: float
-    maps: tuple[MapSpec, ...]
-    devices: tuple[str, ...]
-    bmd_mean: float
-    bmd_std: float
-    texture: dict[str, Any]
+    kind: str
+    fields: tuple[Field, ...]
+    targets: tuple[Target, ...]
+    columns: tuple[Column, ...]
+    table: str
     shards: tuple[dict[str, Any], ...]
     counts: dict[str, dict[str, int]]
     settings: dict[str, Any]
-    label_scheme: str
+    about: dict[str, Any]
     code_version: str
-    stored: tuple[str, ...] = POOL
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
     @property
-    def num_vertebrae(self) -> int:
-        return sum(shard["vertebrae"] for shard in self.shards)
+    def num_items(self) -> int:
+        return sum(shard["items"] for shard in self.shards)
 
     @property
     def record_keys(self) -> tuple[str, ...]:
-        return record_keys(self.stored)
+        """Names of the fields: the keys of an item's records, in order."""
+        return tuple(field.name for field in self.fields)
 
-    def map_affine(self) -> np.ndarray:
-        """float32[len(POOL), 2]: (scale, shift) from code to network input, by map id."""
-        return np.array([spec.affine() for spec in self.maps], np.float32)
+    def field(self, name: str) -> Field:
+        """Raises KeyError."""
+        return {field.name: field for field in self.fields}[name]
+
+    def target(self, name: str) -> Target:
+        """Raises KeyError."""
+        return {target.name: target for target in self.targets}[name]
+
+    def column(self, name: str) -> Column:
+        """Raises KeyError."""
+        return {column.name: column for column in self.columns}[name]
 
     def save(self, directory: str | Path) -> None:
         """Writes `manifest.json`, atomically."""
         write_json(Path(directory) / "manifest.json", dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, directory: str | Path) -> Manifest:
-        """Reads `manifest.json`. Raises UserError where it is absent, damaged or too new."""
-        path = Path(directory) / "manifest.json"
-        if not path.is_file():
-            raise UserError(
-                f"{directory}: no manifest.json. Point --data at a folder that `osteojax prepare` "
-                "wrote and finished; rerun prepare if it was interrupted."
-            )
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields.get("format") != FORMAT:
-                raise UserError(f"{path}: format is {fields.get('format')!r}, expected {FORMAT!r}.")
-            if fields["format_version"] != FORMAT_VERSION:
-                raise UserError(
-                    f"{path}: format version {fields['format_version']}, this osteojax reads "
-                    f"{FORMAT_VERSION}. Prepare the cohort again with this version."
-                )
-            fields["maps"] = tuple(MapSpec(**spec) for spec in fields["maps"])
-            fields["devices"] = tuple(fields["devices"])
-            fields["shards"] = tuple(fields["shards"])
-            fields["stored"] = tuple(fields.get("stored", POOL))
-            manifest = cls(**fields)
-            if fault := manifest_fault(manifest):
-                raise ValueError(fault)
-            return manifest
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(
-                f"{path}: not a manifest of this version ({error}). Prepare the cohort again."
-            ) from error
+    def from_json(cls, content: dict[str, Any]) -> Manifest:
+        """Of the content of a file of this version. Raises TypeError or KeyError where it is none;
+        whether its values can be true is for `soundness.manifest_fault`."""
+        return cls(
+            **{
+                **content,
+                "fields": tuple(
+                    Field(**{**field, "shape": _tuple_or_none(field["shape"])})
+                    for field in content["fields"]
+                ),
+                "targets": tuple(
+                    Target(**{**target, "classes": tuple(target["classes"])})
+                    for target in content["targets"]
+                ),
+                "columns": tuple(
+                    Column(**{**column, "choices": tuple(column["choices"])})
+                    for column in content["columns"]
+                ),
+                "shards": tuple(content["shards"]),
+            }
+        )
+
+
+def _tuple_or_none(values: list[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def record_position(item_position: int, key: str, keys: tuple[str, ...]) -> int:
+    """The index in the shard of one record of an item; keys: the manifest's `record_keys`."""
+    return item_position * len(keys) + keys.index(key)

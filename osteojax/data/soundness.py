@@ -6,119 +6,171 @@ what it misreads, and a name with a path in it would read a file from elsewhere.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from osteojax.data.schema import (
+    CODECS,
+    COLUMN_KINDS,
+    META,
+    TARGET_KINDS,
+    Column,
+    Field,
+    Manifest,
+    Target,
+)
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from osteojax.data.schema import Manifest
-
-LARGEST_SIZE = 1024
+LARGEST_EDGE = 16384
+LARGEST_FIELD_BYTES = 2**31
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-9, 1e9
 """Of what the network's input is scaled by: float32 must hold it."""
-LARGEST_BMD_G_CM2 = 5.0
-MEASURES = ("bmd_g_cm2", "t_score", "age", "mean_hu", "mask_volume_mm3", "slice_mm")
+DTYPES = ("bool", "uint8", "int16", "uint16", "int32", "float16", "float32")
 
 
 def manifest_fault(manifest: Manifest) -> str | None:
-    """The first thing that a manifest cannot say, or None."""
-    from osteojax.data.vertebrae import IMAGE_ONLY, POOL, UNKNOWN_DEVICE
-
-    names = tuple(spec.name for spec in manifest.maps)
-    if not (_is_count(manifest.size) and 0 < manifest.size <= LARGEST_SIZE):
-        return f"size {manifest.size!r}"
-    if not _is_positive(manifest.spacing_mm):
-        return f"spacing_mm {manifest.spacing_mm!r}"
-    if names != POOL:
-        return f"maps {names}, expected {POOL}"
-    if manifest.stored not in (POOL, IMAGE_ONLY):
-        return f"stored {manifest.stored!r}"
-    devices = manifest.devices
-    if not all(isinstance(name, str) for name in devices) or devices[-1:] != (UNKNOWN_DEVICE,):
-        return f"devices {devices!r}, the last one must be {UNKNOWN_DEVICE!r}"
-    if len(set(devices)) != len(devices):
-        return f"devices {devices!r}, one twice"
-    if not (_is_number(manifest.bmd_mean) and _is_positive(manifest.bmd_std)):
-        return f"bmd_mean {manifest.bmd_mean!r}, bmd_std {manifest.bmd_std!r}"
-    for name in ("texture", "counts", "settings"):
+    """The first thing that a manifest cannot say, or None. What only the kind understands
+    (`manifest.about`) is for the kind to check."""
+    if not (isinstance(manifest.kind, str) and manifest.kind):
+        return f"kind {manifest.kind!r}"
+    if not is_file_name(manifest.table):
+        return f"table {manifest.table!r}, not the name of a file"
+    if manifest.fields[:1] != (META,):
+        return f"the first field is {manifest.fields[:1]!r}, expected meta"
+    for name in ("about", "counts", "settings"):
         if not isinstance(getattr(manifest, name), dict):
             return f"{name} {getattr(manifest, name)!r}"
-    for name in ("label_scheme", "code_version"):
-        if not isinstance(getattr(manifest, name), str):
-            return f"{name} {getattr(manifest, name)!r}"
-    return _maps_fault(manifest) or _shards_fault(manifest)
+    if not isinstance(manifest.code_version, str):
+        return f"code_version {manifest.code_version!r}"
+    return (
+        _twice("field", manifest.fields)
+        or _twice("target", manifest.targets)
+        or _twice("column", manifest.columns)
+        or _first(_field_fault(field) for field in manifest.fields[1:])
+        or _first(_column_fault(column) for column in manifest.columns)
+        or _first(_target_fault(target, manifest) for target in manifest.targets)
+        or _first(_shard_fault(shard) for shard in manifest.shards)
+    )
 
 
-def _maps_fault(manifest: Manifest) -> str | None:
-    for spec in manifest.maps:
-        numbers = (spec.offset, spec.mean)
+def _first(faults: Any) -> str | None:
+    return next((fault for fault in faults if fault), None)
+
+
+def _twice(what: str, parts: Sequence[Field] | Sequence[Target] | Sequence[Column]) -> str | None:
+    names = [part.name for part in parts]
+    if not all(isinstance(name, str) and name for name in names):
+        return f"{what}s called {names}"
+    return f"a {what} twice among {names}" if len(set(names)) != len(names) else None
+
+
+def _field_fault(field: Field) -> str | None:
+    sound = field.dtype in DTYPES and field.codec in CODECS
+    if field.shape is None:
+        sound = sound and field.codec == "npy"
+    else:
         sound = (
-            all(_is_number(value) for value in numbers)
-            and _is_positive(spec.step)
-            and _is_positive(spec.std)
-            and _is_count(spec.codes)
-            and 0 < spec.codes <= 256
-            and spec.transform in ("linear", "log1p")
+            sound
+            and len(field.shape) > 0
+            and all(is_count(edge) and 0 < edge <= LARGEST_EDGE for edge in field.shape)
+            and math.prod(field.shape) * np.dtype(field.dtype).itemsize <= LARGEST_FIELD_BYTES
+            and field.codec in ("raw", "bits", "npy")
         )
-        if not sound:
-            return f"map {spec!r}"
+    return None if sound and (field.codec != "bits" or field.dtype == "bool") else f"{field!r}"
+
+
+def _column_fault(column: Column) -> str | None:
+    bounds = [bound for bound in (column.low, column.high) if bound is not None]
+    sound = (
+        column.kind in COLUMN_KINDS
+        and all(isinstance(choice, str) for choice in column.choices)
+        and len(set(column.choices)) == len(column.choices)
+        and bool(column.choices) == (column.kind == "choice")
+        and all(is_number(bound) for bound in bounds)
+        and (column.kind == "number" or not bounds)
+    )
+    return None if sound else f"{column!r}"
+
+
+def _target_fault(target: Target, manifest: Manifest) -> str | None:
+    columns = {column.name: column for column in manifest.columns}
+    sound = target.kind in TARGET_KINDS and target.column in columns
+    if sound and target.kind == "class":
+        column = columns[target.column]
+        sound = len(target.classes) > 1 and all(isinstance(c, str) for c in target.classes)
+        sound = sound and column.choices in ((), target.classes) and column.kind != "text"
+    elif sound:
+        sound = columns[target.column].kind == "number" and not target.classes
+    if not (sound and is_number(target.mean) and is_positive(target.std)):
+        return f"{target!r}"
     return None
 
 
-def _shards_fault(manifest: Manifest) -> str | None:
-    for shard in manifest.shards:
-        if not isinstance(shard, dict) or not {"name", "vertebrae"} <= set(shard):
-            return f"shard {shard!r}"
-        name = shard["name"]
-        if not isinstance(name, str) or not name or PurePath(name).name != name:
-            return f"shard name {name!r}, not the name of a file"
-        if not _is_count(shard["vertebrae"]):
-            return f"shard {name!r} of {shard['vertebrae']!r} vertebrae"
+def _shard_fault(shard: Any) -> str | None:
+    if not isinstance(shard, dict) or not {"name", "items"} <= set(shard):
+        return f"shard {shard!r}"
+    if not is_file_name(shard["name"]):
+        return f"shard name {shard['name']!r}, not the name of a file"
+    if not is_count(shard["items"]):
+        return f"shard {shard['name']!r} of {shard['items']!r} items"
     return None
 
 
-def _is_number(value: Any) -> bool:
-    """NaN and infinity are none."""
+def is_file_name(name: Any) -> bool:
+    """Whether it is a name without a path."""
+    return isinstance(name, str) and bool(name) and PurePath(name).name == name
+
+
+def is_number(value: Any) -> bool:
+    """Whether float32 can hold it: NaN and infinity are none."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return plain and abs(value) < LARGEST_NUMBER
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > SMALLEST_NUMBER
+def is_positive(value: Any) -> bool:
+    return is_number(value) and value > SMALLEST_NUMBER
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def table_fault(table: pd.DataFrame) -> str | None:
-    """The first thing that `vertebrae.csv` cannot say, with its line, or None."""
+def table_fault(table: pd.DataFrame, columns: Sequence[Column]) -> str | None:
+    """The first thing that the table of a folder cannot say, with its line, or None.
+
+    Args:
+      table: text and choices as str, "" where empty; numbers as pandas read them, NaN where empty.
+    """
+    for column in columns:
+        wrong = _wrong_cells(table[column.name], column)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            return f"line {row + 2}: {column.name} {table[column.name].iloc[row]!r}"
+    return None
+
+
+def _wrong_cells(values: pd.Series, column: Column) -> np.ndarray:
+    """bool[N]."""
     import pandas as pd  # benchmarks read manifests on machines without it
 
-    from osteojax.data.schema import SPLITS
-    from osteojax.data.vertebrae import LEVELS
-
-    numbers = {
-        name: pd.to_numeric(table[name], errors="coerce")
-        for name in ("level_class", "osteoporosis", *MEASURES)
-    }
-    classes = {level: float(number) for number, level in enumerate(LEVELS, start=1)}
-    wrong = {
-        "split": ~table["split"].isin(SPLITS),
-        "level": ~table["level"].isin(LEVELS),
-        "level_class": table["level"].map(classes) != numbers["level_class"],
-        "osteoporosis": ~(numbers["osteoporosis"].isin([0, 1]) | table["osteoporosis"].isna()),
-        "patient_id": table["patient_id"] == "",
-    }
-    for name in MEASURES:
-        wrong[name] = ~(np.isfinite(numbers[name]) | table[name].isna())
-    bmd = numbers["bmd_g_cm2"]
-    wrong["bmd_g_cm2"] |= (bmd <= 0) | (bmd > LARGEST_BMD_G_CM2)
-    for name, rows in wrong.items():
-        if rows.any():
-            row = int(np.argmax(rows.to_numpy()))
-            return f"line {row + 2}: {name} {table[name].iloc[row]!r}"
-    return None
+    if column.kind != "number":
+        empty = (values == "").to_numpy()
+        known = values.isin(column.choices).to_numpy() if column.kind == "choice" else ~empty
+        return ~known & (~empty | column.required)
+    empty = values.isna().to_numpy()
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
+    wrong = ~np.isfinite(numbers)
+    with np.errstate(invalid="ignore"):
+        if column.low is not None:
+            wrong |= numbers < column.low
+        if column.high is not None:
+            wrong |= numbers > column.high
+        if column.whole:
+            wrong |= numbers % 1 != 0
+    return (wrong & ~empty) | (empty & column.required)

@@ -1,12 +1,37 @@
-"""What a vertebra's record holds: its texture pool, levels, columns and how values are stored."""
+"""The kind "vertebrae": a vertebra's box with its texture pool, mask and DXA result.
+
+Records of each vertebra:
+
+    meta                      UTF-8 JSON, the vertebra's row of `vertebrae.csv`
+    image, Autocorrelation, JointAverage, Contrast, DifferenceAverage
+                              uint8[D, H, W] codes (`MapSpec`); a folder for training with
+                              data.textures="online" stores the image alone (`About.stored`)
+    mask                      bool[2, D, H, W] as bits: [0] the vertebra, [1] inside the CT
+
+Axes of every volume: [0] inferior to superior, [1] anterior to posterior, [2] the patient's right
+to left, all along the vertebra's own axes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from osteojax.data.codes import MapSpec
+from osteojax.data.codes import MapSpec, spec_fault
+from osteojax.data.schema import META, SPLITS, Column, Field, Manifest, Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from osteojax.data.cohort import PreparedCohort
+
+KIND = "vertebrae"
+ITEMS = "vertebrae"
+TABLE = "vertebrae.csv"
 
 POOL = ("image", "Autocorrelation", "JointAverage", "Contrast", "DifferenceAverage")
 """The texture pool (paper, section 2.1), by PyRadiomics' own names; the order is the map id."""
@@ -25,32 +50,6 @@ HU_MIN, HU_MAX = -200.0, 1000.0
 IMAGE_STEP_HU = 5.0
 """Width of an image code. It divides the GLCM bin width, so codes keep every grey level."""
 
-VERTEBRA_COLUMNS = (
-    "patient_id",
-    "scan_id",
-    "site",
-    "split",
-    "level",  # "L1"
-    "level_class",  # 1-18
-    "device",  # name, "unknown", or empty where there is no DXA result
-    "bmd_g_cm2",  # empty where there is no DXA result
-    "t_score",
-    "osteoporosis",  # 1, 0, or empty
-    "sex",
-    "age",
-    "truncated",  # 1 where the mask touches the border of the CT
-    "posterior_rule",  # "elements" or "header": where the posterior axis came from
-    "axial_rule",  # "neighbours" or "header"
-    "mean_hu",  # mean unclipped HU of the label's voxels inside the ROI, in the original CT
-    "mask_volume_mm3",  # of the label in the original CT
-    "slice_mm",  # distance of the original CT's slices (`OPTIONAL_COLUMNS`)
-    "shard",  # file name
-    "position",  # of the vertebra in its shard; its first record is position * len(record_keys)
-)
-
-OPTIONAL_COLUMNS = ("slice_mm",)
-"""Columns that folders of earlier versions lack; they are read as empty."""
-
 
 def level_class(level: str) -> int:
     """The class 1-18 of a level's name, T1 to L6. Raises KeyError for another name."""
@@ -59,9 +58,62 @@ def level_class(level: str) -> int:
     return LEVELS.index(level) + 1
 
 
-def record_keys(stored: tuple[str, ...] = POOL) -> tuple[str, ...]:
-    """Keys of a vertebra's records, in order, in a folder that stores these members of the pool."""
-    return ("meta", *stored, "mask")
+LARGEST_BMD_G_CM2 = 5.0
+
+
+def columns(devices: Sequence[str]) -> tuple[Column, ...]:
+    """Of `vertebrae.csv`. devices: DXA devices by index, `UNKNOWN_DEVICE` last."""
+    return (
+        Column("patient_id", required=True),
+        Column("scan_id"),
+        Column("site"),
+        Column("split", "choice", SPLITS, required=True),
+        Column("level", "choice", LEVELS, required=True),
+        Column("level_class", "number", required=True, whole=True, low=1, high=len(LEVELS)),
+        Column("device", "choice", tuple(devices)),  # empty where there is no DXA result
+        Column("bmd_g_cm2", "number", low=0.001, high=LARGEST_BMD_G_CM2),
+        Column("t_score", "number"),
+        Column("osteoporosis", "number", whole=True, low=0, high=1),
+        Column("sex"),
+        Column("age", "number"),
+        Column("truncated", "number"),  # 1 where the mask touches the border of the CT
+        Column("posterior_rule"),  # "elements" or "header": where the posterior axis came from
+        Column("axial_rule"),  # "neighbours" or "header"
+        # Mean unclipped HU of the label's voxels inside the box, in the original CT.
+        Column("mean_hu", "number"),
+        Column("mask_volume_mm3", "number"),  # of the label in the original CT
+        Column("slice_mm", "number", added_later=True),  # distance of the original CT's slices
+        Column("shard"),  # file name
+        # Of the vertebra in its shard; its first record is position * number of fields.
+        Column("position", "number"),
+    )
+
+
+VERTEBRA_COLUMNS = tuple(column.name for column in columns(()))
+
+
+def record_keys(stored: Sequence[str] = POOL) -> tuple[str, ...]:
+    """Names of the fields, in order, of a folder that stores these members of the pool."""
+    return tuple(field.name for field in fields(1, stored))
+
+
+def fields(size: int, stored: Sequence[str]) -> tuple[Field, ...]:
+    """Of a cubic box of `size` voxels an edge; stored: `POOL` or `IMAGE_ONLY`."""
+    box = (size, size, size)
+    volumes = [Field(name, "uint8", box) for name in stored]
+    return (META, *volumes, Field("mask", "bool", (2, *box), "bits"))
+
+
+def targets(bmd_mean: float, bmd_std: float) -> tuple[Target, ...]:
+    """Diagnosis, BMD and level. bmd_mean, bmd_std: g/cm^2 over labelled training vertebrae, the one
+    affine of the BMD head for all devices; (0, 1) where there are none."""
+    diagnoses = ("no osteoporosis", "osteoporosis")
+    return (
+        Target("osteoporosis", "class", "osteoporosis", classes=diagnoses),
+        Target("bmd", "number", "bmd_g_cm2", "g/cm^2", mean=bmd_mean, std=bmd_std),
+        # A mask gives every vertebra's level, so it makes none labelled.
+        Target("level", "class", "level", classes=LEVELS, counts_as_label=False),
+    )
 
 
 def image_spec() -> MapSpec:
@@ -84,3 +136,181 @@ def map_spec(name: str, bin_width: float) -> MapSpec:
     }
     unit, transform, low, high = ranges[name]
     return MapSpec(name, unit, transform, float(low), float((high - low) / 255), 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a manifest of vertebrae says beside fields and targets.
+
+    Attributes:
+      size: edge of the cubic box in voxels.
+      spacing_mm: edge of a voxel.
+      maps: one `MapSpec` per member of the pool, in `POOL` order.
+      texture: settings of the texture maps (bin_width, kernel_radius, domain, engine, ...).
+      label_scheme: scheme the masks were read with ("mixed" where the cohort names several).
+      devices: DXA devices by index, `UNKNOWN_DEVICE` last.
+      stored: members of the pool that have a record; statistics are of the whole pool always.
+      bmd_mean, bmd_std: of `targets`.
+    """
+
+    size: int
+    spacing_mm: float
+    maps: tuple[MapSpec, ...]
+    texture: dict[str, Any]
+    label_scheme: str
+    devices: tuple[str, ...]
+    stored: tuple[str, ...]
+    bmd_mean: float
+    bmd_std: float
+
+    def map_affine(self) -> np.ndarray:
+        """float32[len(POOL), 2]: (scale, shift) from code to network input, by map id."""
+        return np.array([spec.affine() for spec in self.maps], np.float32)
+
+
+def about(manifest: Manifest) -> About:
+    """What a manifest says of its vertebrae. Raises ValueError, KeyError or TypeError where it
+    cannot be."""
+    bmd, own = manifest.target("bmd"), manifest.about
+    found = About(
+        size=own["size"],
+        spacing_mm=own["spacing_mm"],
+        maps=tuple(MapSpec(**spec) for spec in own["maps"]),
+        texture=own["texture"],
+        label_scheme=own["label_scheme"],
+        devices=manifest.column("device").choices,
+        stored=tuple(name for name in manifest.record_keys if name in POOL),
+        bmd_mean=bmd.mean,
+        bmd_std=bmd.std,
+    )
+    if fault := _fault(found, manifest):
+        raise ValueError(fault)
+    return found
+
+
+def _fault(about: About, manifest: Manifest) -> str | None:
+    names = tuple(spec.name for spec in about.maps)
+    if names != POOL:
+        return f"maps {names}, expected {POOL}"
+    if about.stored not in (POOL, IMAGE_ONLY):
+        return f"stored {about.stored!r}"
+    if manifest.fields != fields(about.size, about.stored):
+        return f"size {about.size!r} with fields {manifest.fields!r}"
+    if about.devices[-1:] != (UNKNOWN_DEVICE,):
+        return f"devices {about.devices!r}, the last one must be {UNKNOWN_DEVICE!r}"
+    if type(about.spacing_mm) not in (int, float) or not 0 < about.spacing_mm < 1000:
+        return f"spacing_mm {about.spacing_mm!r}"
+    if not isinstance(about.texture, dict):
+        return f"texture {about.texture!r}"
+    if not isinstance(about.label_scheme, str):
+        return f"label_scheme {about.label_scheme!r}"
+    missing = {*VERTEBRA_COLUMNS} - {column.name for column in manifest.columns}
+    if missing or [t.name for t in manifest.targets] != [t.name for t in targets(0, 1)]:
+        return f"columns missing: {sorted(missing)}, targets {manifest.targets!r}"
+    return next((fault for spec in about.maps if (fault := spec_fault(spec))), None)
+
+
+def manifest_of(
+    *,
+    size: int,
+    spacing_mm: float,
+    maps: tuple[MapSpec, ...],
+    devices: Sequence[str],
+    bmd_mean: float,
+    bmd_std: float,
+    texture: dict[str, Any],
+    label_scheme: str,
+    stored: Sequence[str] = POOL,
+    shards: Sequence[dict[str, Any]],
+    counts: dict[str, dict[str, int]],
+    settings: dict[str, Any],
+    code_version: str,
+) -> Manifest:
+    """The manifest of a folder of vertebrae; see `About` and `Manifest` for the arguments."""
+    return Manifest(
+        kind=KIND,
+        fields=fields(size, stored),
+        targets=targets(bmd_mean, bmd_std),
+        columns=columns(devices),
+        table=TABLE,
+        shards=tuple(shards),
+        counts=counts,
+        settings=settings,
+        about={
+            "size": size,
+            "spacing_mm": spacing_mm,
+            "maps": [dataclasses.asdict(spec) for spec in maps],
+            "texture": texture,
+            "label_scheme": label_scheme,
+        },
+        code_version=code_version,
+    )
+
+
+def upgraded(content: dict[str, Any]) -> Manifest:
+    """The manifest of a folder that osteojax 0.1 wrote; its folders hold vertebrae and have no
+    `kind`. Raises KeyError or TypeError where it is none."""
+    known = {name: content[name] for name in _KEPT_OF_0_1}
+    counts = {
+        split: {("items" if name == "vertebrae" else name): n for name, n in own.items()}
+        for split, own in content["counts"].items()
+    }
+    return manifest_of(
+        **known,
+        maps=tuple(MapSpec(**spec) for spec in content["maps"]),
+        stored=content.get("stored", POOL),
+        shards=[{"name": s["name"], "items": s["vertebrae"]} for s in content["shards"]],
+        counts=counts,
+    )
+
+
+_KEPT_OF_0_1 = (
+    "size",
+    "spacing_mm",
+    "devices",
+    "bmd_mean",
+    "bmd_std",
+    "texture",
+    "label_scheme",
+    "settings",
+    "code_version",
+)
+
+
+def table_fault(table: pd.DataFrame) -> str | None:
+    """A row whose level and class of the level disagree, or None."""
+    classes = {level: number for number, level in enumerate(LEVELS, start=1)}
+    wrong = (table["level"].map(classes) != table["level_class"]).to_numpy()
+    if not wrong.any():
+        return None
+    row = int(np.argmax(wrong))
+    return f"line {row + 2}: level_class {table['level_class'].iloc[row]!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Targets and the DXA device as arrays, one entry per row of the table.
+
+    Attributes:
+      osteoporosis: i32[N], -1 where missing.
+      bmd_g_cm2: f32[N], NaN where missing.
+      level: i32[N], class 0-17.
+      device: i32[N], index into the devices; unknown where there is no DXA result.
+    """
+
+    osteoporosis: np.ndarray
+    bmd_g_cm2: np.ndarray
+    level: np.ndarray
+    device: np.ndarray
+
+
+def labels(cohort: PreparedCohort) -> Labels:
+    """Of every row of an opened folder."""
+    device, unknown = cohort.choices("device"), len(cohort.about.devices) - 1
+    found = cohort.targets
+    return Labels(
+        osteoporosis=found["osteoporosis"],
+        bmd_g_cm2=found["bmd"],
+        level=found["level"],
+        device=np.where(device < 0, unknown, device).astype(np.int32),
+    )

@@ -32,11 +32,15 @@ class View(Protocol):
 
     Attributes:
       key: "codes", the members that map_ids name, or "image", from which the device makes them.
-      members: every member of the pool that a draw can name; for "image" the image.
+      pool: what map_ids count: names of fields, or of what the device makes.
+      members: every field that a draw can name; for "image" the image.
     """
 
     @property
     def key(self) -> str: ...
+
+    @property
+    def pool(self) -> tuple[str, ...]: ...
 
     @property
     def members(self) -> tuple[str, ...]: ...
@@ -50,11 +54,11 @@ def with_volumes(view: View, cohort: PreparedCohort, draw: Example) -> Example:
     """A draw with the volumes that it shows, read from the shards.
 
     Returns:
-      the draw and "codes" uint8[V, D, H, W], or "image" uint8[D, H, W], by `view.key`.
+      the draw and "codes" [V, *shape of the field], or "image", the one field, by `view.key`.
     """
     if view.key == "image":
         return {**draw, "image": cohort.members(int(draw["index"]), ["image"])[0]}
-    names = [POOL[i] for i in draw["map_ids"]]
+    names = [view.pool[i] for i in draw["map_ids"]]
     rows = draw.get("rows")
     if rows is None:
         return {**draw, "codes": cohort.members(int(draw["index"]), names)}
@@ -109,6 +113,7 @@ class PoolPair:
 
     sampler: str = "uniform"
     key = "codes"
+    pool = POOL
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -179,6 +184,7 @@ class ImageForPair:
 
     sampler: str = "uniform"
     key = "image"
+    pool = POOL
     members = ("image",)
 
     def draw(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
@@ -193,6 +199,7 @@ class Supervised:
     """The image member with every label the vertebra has."""
 
     key = "codes"
+    pool = POOL
     members = ("image",)
 
     def draw(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from osteojax.data.augment import network_input
 from osteojax.data.schema import Manifest
+from osteojax.data.vertebrae import about
 from osteojax.models import build_backbone
 from osteojax.models.gradcam import gradcam
 
@@ -49,7 +50,8 @@ def predict_function(config: ConfigDict, manifest: Manifest) -> Function:
     bmd_by_device_g_cm2 f32[B, devices], level_probabilities f32[B, 18], gate f32[B, N], embedding
     f32[B, F].
     """
-    devices = len(manifest.devices)
+    known = about(manifest)
+    devices = len(known.devices)
     model = build_model(config, devices, axis_name=None)
     see = _seen(config, manifest)
 
@@ -66,7 +68,7 @@ def predict_function(config: ConfigDict, manifest: Manifest) -> Function:
             return found["bmd"]
 
         def grams(z_scored: Array) -> Array:
-            return z_scored * manifest.bmd_std + manifest.bmd_mean
+            return z_scored * known.bmd_std + known.bmd_mean
 
         return {
             "probability": jax.nn.softmax(outputs["logits"])[:, 1],
@@ -86,7 +88,7 @@ def attention_function(config: ConfigDict, manifest: Manifest) -> Function:
     (weights, hu f32[B, D, H, W], device i32[B]) -> attention f32[B, D, H, W] >= 0, a share of the
     log odds of osteoporosis; f32[B, D, H], the mid-sagittal plane, for a model of rank 2.
     """
-    model = build_model(config, len(manifest.devices), axis_name=None)
+    model = build_model(config, len(about(manifest).devices), axis_name=None)
     see = _seen(config, manifest)
 
     def attention(weights: Weights, hu: Array, device: Array) -> dict[str, Array]:
@@ -121,8 +123,9 @@ def encoder_function(config: ConfigDict, manifest: Manifest, stages: bool) -> Fu
 
 def _seen(config: ConfigDict, manifest: Manifest) -> Callable[[Array], Array]:
     """f32[B, D, H, W] HU -> the network's input."""
-    image = manifest.maps[0]
-    map_affine = jnp.asarray(manifest.map_affine())
+    known = about(manifest)
+    image = known.maps[0]
+    map_affine = jnp.asarray(known.map_affine())
 
     def see(hu: Array) -> Array:
         codes = jnp.floor((hu - image.offset) / image.step + 0.5)

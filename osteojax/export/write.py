@@ -27,8 +27,9 @@ from safetensors.numpy import save_file
 
 from osteojax import __version__
 from osteojax.checkpoints import load_variables
+from osteojax.data.manifest import load_manifest
 from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import HU_MAX, HU_MIN, LEVELS
+from osteojax.data.vertebrae import HU_MAX, HU_MIN, LEVELS, about
 from osteojax.errors import UserError
 from osteojax.export.card import (
     ATTENTION,
@@ -104,6 +105,7 @@ def export_model(
     workdir, out = Path(workdir), Path(out)
     _check_choices(formats, what, weights)
     config, manifest = load_run(workdir)
+    known = about(manifest)
     if what == "model" and config.objective.name != "multitask":
         raise UserError(
             f"{workdir} is a {config.objective.name} run: it has no heads to predict with. Export "
@@ -120,11 +122,11 @@ def export_model(
         save_file(tensors, str(temporary))
     for name, function in functions.items() if "stablehlo" in formats else ():
         with atomic_path(out / name) as temporary:
-            temporary.write_bytes(serialise(function, tensors, manifest.size, what == "model"))
+            temporary.write_bytes(serialise(function, tensors, known.size, what == "model"))
     # `evaluate` evaluates what "auto" exports.
     evaluated = averaged == (variables["ema_params"] is not None)
     fitted = _fitted(workdir, out, step, evaluated) if what == "model" else None
-    called_with = arguments(tensors, manifest.size, 1, what == "model")
+    called_with = arguments(tensors, known.size, 1, what == "model")
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -138,7 +140,7 @@ def export_model(
         "checkpoint": {"which": which, "step": step, "averaged_parameters": averaged},
         "inputs": _inputs(manifest, what),
         "outputs": _outputs(manifest, output_shapes(functions[PROGRAM], called_with)),
-        "devices": list(manifest.devices),
+        "devices": list(known.devices),
         "levels": list(LEVELS),
         "fitted": fitted,
         "config": json.loads(config.to_json()),
@@ -156,7 +158,7 @@ def load_run(workdir: Path) -> tuple[ConfigDict, Manifest]:
         config = ConfigDict(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). Train into a new workdir.") from error
-    return config, Manifest.load(workdir)
+    return config, load_manifest(workdir)
 
 
 def _check_choices(formats: Sequence[str], what: str, weights: str) -> None:
@@ -206,8 +208,9 @@ def _functions(config: ConfigDict, manifest: Manifest, what: str) -> dict[str, F
 
 
 def _inputs(manifest: Manifest, what: str) -> dict[str, Any]:
-    edge, image = manifest.size, manifest.maps[0]
-    scale, shift = (float(value) for value in manifest.map_affine()[0])
+    known = about(manifest)
+    edge, image = known.size, known.maps[0]
+    scale, shift = (float(value) for value in known.map_affine()[0])
     device = {"shape": ["b"], "dtype": "int32", "what": "index into `devices`"}
     return {
         "weights": {"file": WEIGHTS, "what": "all tensors of the file, as a dict by name"},
@@ -216,9 +219,9 @@ def _inputs(manifest: Manifest, what: str) -> dict[str, Any]:
             "dtype": "float32",
             "unit": "HU",
             "window": [HU_MIN, HU_MAX],
-            "spacing_mm": manifest.spacing_mm,
+            "spacing_mm": known.spacing_mm,
             "outside_ct": -1000.0,
-            "outside_vertebra": HU_MIN if manifest.texture.get("domain") == "vertebra" else None,
+            "outside_vertebra": HU_MIN if known.texture.get("domain") == "vertebra" else None,
             "axes": ["inferior to superior", "anterior to posterior", "right to left"],
             "frame": "centred on the vertebral body, along the vertebra's own axes",
         },
@@ -232,13 +235,14 @@ def _inputs(manifest: Manifest, what: str) -> dict[str, Any]:
             "scale": scale,
             "shift": shift,
         },
-        "label_scheme_of_training_masks": manifest.label_scheme,
+        "label_scheme_of_training_masks": known.label_scheme,
     }
 
 
 def _outputs(manifest: Manifest, shapes: dict[str, list[Any]]) -> dict[str, Any]:
     """Shape, dtype and meaning of every output."""
-    grams = {"unit": "g/cm^2", "mean": manifest.bmd_mean, "std": manifest.bmd_std}
+    known = about(manifest)
+    grams = {"unit": "g/cm^2", "mean": known.bmd_mean, "std": known.bmd_std}
     meanings: dict[str, dict[str, Any]] = {
         "probability": {
             "what": "of osteoporosis. Positive where it reaches fitted.vertebra.threshold; "

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
+from osteojax.data import vertebrae
 from osteojax.data.augment import augment, network_input
 from osteojax.data.views import Supervised, ToldDevice
 from osteojax.models import build_backbone
@@ -96,14 +97,14 @@ class Multitask:
 
     def __init__(self, config: ConfigDict, cohort: PreparedCohort) -> None:
         self.config, self.cohort = config, cohort
-        manifest = cohort.manifest
+        about = vertebrae.about(cohort.manifest)
         self.view: Callable = Supervised()
-        self.num_scanners = len(manifest.devices)
+        self.num_scanners = len(about.devices)
         self.model = build_model(config, self.num_scanners, AXIS)
         self._unknown = self.num_scanners - 1
         self._apply: Callable[..., Any] = self.model.apply
-        self._map_affine = jnp.asarray(manifest.map_affine())
-        self._bmd_affine = manifest.bmd_mean, manifest.bmd_std
+        self._map_affine = jnp.asarray(about.map_affine())
+        self._bmd_affine = about.bmd_mean, about.bmd_std
 
     def training_rows(self) -> np.ndarray:
         """Labelled vertebrae of training patients; all of them with `data.unlabelled_too`."""

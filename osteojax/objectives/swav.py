@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
+from osteojax.data import vertebrae
 from osteojax.data.augment import augment, network_input
 from osteojax.data.online import online_texture
 from osteojax.data.views import Supervised, pair_view
@@ -102,7 +103,7 @@ class SwAV:
             )
         self._apply: Callable[..., Any] = self.model.apply
         self._told: set[str] = set()
-        self._map_affine = jnp.asarray(cohort.manifest.map_affine())
+        self._map_affine = jnp.asarray(vertebrae.about(cohort.manifest).map_affine())
 
     def training_rows(self) -> np.ndarray:
         """Vertebrae of training patients; those with a label only where `data.labelled_too`."""

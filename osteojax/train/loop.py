@@ -28,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from osteojax import objectives
 from osteojax.checkpoints import Checkpoints, load_variables, warm_start
-from osteojax.data.cohort import PreparedCohort
+from osteojax.data.cohort import PreparedCohort, open_cohort
 from osteojax.data.pipeline import evaluation_batches
 from osteojax.data.resident import Layout
 from osteojax.errors import UserError
@@ -68,7 +68,7 @@ def train(
     """
     workdir = Path(workdir)
     start = Start()
-    cohort = PreparedCohort(data)
+    cohort = open_cohort(data)
     check_devices()
     check_processes(config, cohort)
     claim(workdir, config, cohort)
@@ -110,11 +110,10 @@ class _Run:
         self.position: dict[str, float] = {}
         self.pending: tuple[int, Any, np.ndarray] | None = None
         self.state = self._initial_state(self.optimizer)
-        view, size = self.objective.view, cohort.manifest.size
         # After the state: what is free is what it leaves.
         self.placement = choose_placement(
             config,
-            Layout.of(self.rows, view.members, size, self.devices.num_devices, view.key),
+            Layout.of(self.rows, self.objective.view, cohort.manifest, self.devices.num_devices),
             self.devices.engine,
         )
         self.health = Health(self.objective.diverges_above, self.position)

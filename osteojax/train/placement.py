@@ -45,11 +45,12 @@ class Placement:
     reason: str
 
 
-def choose_placement(config: ConfigDict, layout: Layout, engine: str) -> Placement:
+def choose_placement(config: ConfigDict, layout: Layout | None, engine: str) -> Placement:
     """By `config.data.placement` and `config.steps_per_dispatch`; the same on all processes.
 
     Args:
-      layout: that the volumes would have in device memory.
+      layout: that the volumes would have in device memory; None where they do not fit into one
+        array.
       engine: of `DataParallel`; pmap reads from disk.
 
     Raises:
@@ -79,7 +80,7 @@ def choose_placement(config: ConfigDict, layout: Layout, engine: str) -> Placeme
     return Placement(layout if resident else None, steps, reason)
 
 
-def _decide(wanted: str, layout: Layout, engine: str, free: int | None) -> tuple[bool, str]:
+def _decide(wanted: str, layout: Layout | None, engine: str, free: int | None) -> tuple[bool, str]:
     """(whether resident, why)."""
     if wanted == "disk":
         return False, "data stay on disk (data.placement=disk)"
@@ -90,6 +91,13 @@ def _decide(wanted: str, layout: Layout, engine: str, free: int | None) -> tuple
                 "data.placement=disk."
             )
         return False, "data stay on disk (engine=pmap)"
+    if layout is None:
+        if wanted == "resident":
+            raise UserError(
+                "data.placement=resident: the folder's records do not have one shape. Use "
+                "data.placement=disk."
+            )
+        return False, "data stay on disk (records do not have one shape)"
     needed = layout.device_bytes
     room = "unknown memory" if free is None else f"{free / 2**30:.2f} GiB free"
     budget = f"{needed / 2**30:.2f} GiB on each of {layout.num_devices} device(s), {room}"

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from osteojax import __version__
 from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
-from osteojax.files import write_json
+from osteojax.files import write_json, write_text
 
 FREE = ("data.placement", "steps_per_dispatch")
 """Fields that change no number of a run: it may go on with other values, on another machine."""
@@ -70,7 +70,9 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
                 "--data to resume, or another --workdir."
             )
     elif jax.process_index() == 0:
-        cohort.manifest.save(workdir)
+        # As it stands there: a folder of an earlier version keeps its own form.
+        manifest = (cohort.directory / "manifest.json").read_text(encoding="utf-8")
+        write_text(workdir / "manifest.json", manifest)
         write_json(path, {"config": wanted, "osteojax": __version__, "data": str(cohort.directory)})
 
 

@@ -6,20 +6,22 @@ import pandas as pd
 import pytest
 
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.vertebrae import OPTIONAL_COLUMNS, VERTEBRA_COLUMNS
+from osteojax.data.vertebrae import VERTEBRA_COLUMNS, columns
 from osteojax.errors import UserError
 from tests.tiny_cohort import write_tiny_cohort
+
+ADDED_LATER = [column.name for column in columns(()) if column.added_later]
 
 
 def test_a_folder_without_the_newest_columns_opens_with_them_empty(tmp_path):
     folder = write_tiny_cohort(tmp_path / "pool", patients=2, size=8)
     whole = PreparedCohort(folder).table
-    pd.read_csv(folder / "vertebrae.csv").drop(columns=list(OPTIONAL_COLUMNS)).to_csv(
+    pd.read_csv(folder / "vertebrae.csv").drop(columns=ADDED_LATER).to_csv(
         folder / "vertebrae.csv", index=False
     )
     old = PreparedCohort(folder).table
     assert set(old.columns) == set(VERTEBRA_COLUMNS)
-    assert old[list(OPTIONAL_COLUMNS)].isna().all(axis=None)
+    assert old[ADDED_LATER].isna().all(axis=None)
     assert whole["slice_mm"].tolist() == [1.0] * 3 + [3.0] * 3
     assert old["mean_hu"].tolist() == whole["mean_hu"].tolist()
 

@@ -88,7 +88,7 @@ def test_the_manifest_decides(tmp_path: Path) -> None:
     assert texture is not None
     assert (texture.kernel_radius, texture.codes_per_level, texture.num_levels) == (1, 8, 30)
     assert texture.num_levels == settings.num_levels
-    assert texture.specs == cohort.manifest.maps[1:]
+    assert texture.specs == cohort.about.maps[1:]
     assert online_texture("offline", cohort) is None
 
 
@@ -107,7 +107,9 @@ def test_what_a_folder_cannot_serve_is_refused(tmp_path: Path) -> None:
         (asked | {"stride": 2}, r"not known: \['stride'\]"),
         (asked | {"bin_width": 12.0}, "12 HU is no multiple"),
     ):
-        cohort.manifest = dataclasses.replace(manifest, texture=texture)
+        cohort.manifest = dataclasses.replace(
+            manifest, about={**manifest.about, "texture": texture}
+        )
         with pytest.raises(UserError, match=message):
             online_texture("online", cohort)
 

@@ -65,7 +65,7 @@ def test_pairs_are_two_members_as_stored(cohort: PreparedCohort) -> None:
         for index, ids, codes in zip(batch["index"], batch["map_ids"], batch["codes"], strict=True):
             assert ids[0] != ids[1]
             seen[tuple(sorted(ids))] += 1
-            names = [cohort.manifest.maps[i].name for i in ids]
+            names = [cohort.about.maps[i].name for i in ids]
             np.testing.assert_array_equal(codes, cohort.members(int(index), names))
     assert len(seen) == 10
     assert min(seen.values()) > 20  # 48 expected of each

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from osteojax.data import resident
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.resident import Layout, Resident, gather, place
-from osteojax.data.vertebrae import POOL
+from osteojax.data.schema import Field
+from osteojax.data.vertebrae import POOL, fields
 from osteojax.data.views import ImageForPair, OtherPatientPair, PoolPair, Supervised, View
 from osteojax.train.parallel import DataParallel
 from tests.tiny_cohort import write_tiny_cohort
@@ -25,12 +28,29 @@ def cohort(tmp_path_factory) -> PreparedCohort:
     return PreparedCohort(write_tiny_cohort(tmp_path_factory.mktemp("cohort") / "pool", size=SIZE))
 
 
+def laid_out(rows: np.ndarray, members: tuple[str, ...], num_devices: int) -> Layout:
+    """Of vertebrae, without a folder."""
+    view: Any = SimpleNamespace(key="codes", pool=POOL, members=members)
+    manifest: Any = SimpleNamespace(field={f.name: f for f in fields(SIZE, POOL)}.__getitem__)
+    layout = Layout.of(rows, view, manifest, num_devices)
+    assert layout is not None
+    return layout
+
+
+def test_fields_of_several_shapes_have_no_layout() -> None:
+    view: Any = SimpleNamespace(key="codes", pool=POOL, members=("image", "mask"))
+    manifest: Any = SimpleNamespace(field={f.name: f for f in fields(SIZE, POOL)}.__getitem__)
+    assert Layout.of(np.arange(4), view, manifest, 1) is None
+    view.members, own = ("picture",), Field("picture", "uint8", None, "npy")
+    assert Layout.of(np.arange(4), view, SimpleNamespace(field=lambda _: own), 1) is None
+
+
 @pytest.mark.parametrize("num_devices", [1, 3, 8])
 @pytest.mark.parametrize("num_rows", [2, 29, 100])
 def test_a_layout_has_every_vertebra_once(monkeypatch, num_devices: int, num_rows: int) -> None:
     monkeypatch.setattr(resident, "BLOCK_BYTES", 3 * 2 * SIZE**3)  # three vertebrae of two members
     rows = np.random.default_rng(0).permutation(1000)[:num_rows]
-    layout = Layout.of(rows, POOL[:2], SIZE, num_devices, "codes")
+    layout = laid_out(rows, POOL[:2], num_devices)
     assert layout.block_slots <= 3
     blocks = [
         layout.block(device, number)
@@ -47,7 +67,8 @@ def test_a_layout_has_every_vertebra_once(monkeypatch, num_devices: int, num_row
 def held(cohort: PreparedCohort, view: View, num_devices: int) -> tuple[Resident, DataParallel]:
     """The training rows of a cohort, and the devices that hold them."""
     devices = DataParallel.create(num_devices=num_devices)
-    layout = Layout.of(cohort.rows("train"), view.members, SIZE, num_devices, view.key)
+    layout = Layout.of(cohort.rows("train"), view, cohort.manifest, num_devices)
+    assert layout is not None
     names, lock, read, told = list(view.members), threading.Lock(), Counter(), []
 
     def reading(row: int) -> np.ndarray:
@@ -104,7 +125,7 @@ def test_gathered_batches_are_those_read(cohort, monkeypatch, name: str, num_dev
 
 
 def test_what_is_not_held_is_refused(cohort: PreparedCohort) -> None:
-    layout = Layout.of(cohort.rows("train"), POOL, SIZE, 1, "codes")
+    layout = laid_out(cohort.rows("train"), POOL, 1)
     placed = Resident(layout, jax.numpy.zeros(()))
     (valid, *_), last = cohort.rows("valid"), len(cohort) + 5
     for row in (int(valid), last):

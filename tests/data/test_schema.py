@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from osteojax.data.schema import Manifest, record_position
+from osteojax.data.manifest import load_manifest
+from osteojax.data.schema import record_position
 from osteojax.data.vertebrae import (
     IMAGE_ONLY,
     LEVELS,
@@ -67,9 +68,9 @@ def test_levels_and_records() -> None:
 
 def test_manifest_round_trip_and_refusals(tmp_path) -> None:
     folder = write_tiny_cohort(tmp_path / "pool", patients=2)
-    manifest = Manifest.load(folder)
+    manifest = load_manifest(folder)
     manifest.save(tmp_path / "again")
-    assert Manifest.load(tmp_path / "again") == manifest
+    assert load_manifest(tmp_path / "again") == manifest
     path = folder / "manifest.json"
     good = json.loads(path.read_text())
     for bad, message in (
@@ -77,10 +78,10 @@ def test_manifest_round_trip_and_refusals(tmp_path) -> None:
         ("[]", "not a manifest"),
         (json.dumps({**good, "format": "other"}), "expected 'osteojax-pool'"),
         (json.dumps({**good, "format_version": 99}), "format version 99"),
-        (json.dumps({k: v for k, v in good.items() if k != "maps"}), "not a manifest"),
+        (json.dumps({k: v for k, v in good.items() if k != "about"}), "not a manifest"),
     ):
         path.write_text(bad)
         with pytest.raises(UserError, match=message):
-            Manifest.load(folder)
+            load_manifest(folder)
     with pytest.raises(UserError, match=r"no manifest\.json"):
-        Manifest.load(tmp_path / "absent")
+        load_manifest(tmp_path / "absent")

@@ -16,8 +16,8 @@ from launch.cli import main
 from launch.inspection import contact_sheet, drawing, histograms, slices
 from launch.inspection.members import choose, named, pool_codes
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import IMAGE_ONLY, POOL, image_spec, map_spec
+from osteojax.data.manifest import load_manifest
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL, about, fields, image_spec, map_spec
 from osteojax.errors import UserError
 
 
@@ -31,11 +31,11 @@ def stored_volumes(prepared, row) -> dict[str, np.ndarray]:
 def image_only(prepared, tmp_path_factory):
     """The prepared folder without its maps, as `prepare` writes it for data.textures="online"."""
     out = shutil.copytree(prepared, tmp_path_factory.mktemp("image_only") / "pool")
-    manifest = dataclasses.replace(Manifest.load(prepared), stored=IMAGE_ONLY)
+    manifest = dataclasses.replace(load_manifest(prepared), fields=fields(32, IMAGE_ONLY))
     manifest.save(out)
     for shard in manifest.shards:
         reader = ShardReader(prepared / "shards" / shard["name"])
-        kept = [[raw[0], raw[1], raw[-1]] for raw in map(reader.raw, range(shard["vertebrae"]))]
+        kept = [[raw[0], raw[1], raw[-1]] for raw in map(reader.raw, range(shard["items"]))]
         write_records(out / "shards" / shard["name"], kept)
     return out
 
@@ -48,7 +48,7 @@ def test_tables_and_pictures(prepared, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     for name in (*POOL, "32^3 voxels of 3 mm", "hologic", "verse", "0 failures", "external"):
         assert name in printed
-    assert f"{Manifest.load(prepared).bmd_mean:.4f}" in printed
+    assert f"{about(load_manifest(prepared)).bmd_mean:.4f}" in printed
     assert "image and maps" in printed
     pictures = {"sheet.png", "histograms.png", "slices_s0_L2.png"}
     assert {path.name for path in tmp_path.iterdir()} == pictures
@@ -69,7 +69,7 @@ def test_a_row_is_drawn_upright_with_its_back_to_the_right(prepared, monkeypatch
     """What is handed to matplotlib, against the record's own axes."""
     drawn = []
     monkeypatch.setattr(contact_sheet, "_picture", lambda *args: drawn.append(args))
-    manifest = Manifest.load(prepared)
+    manifest = load_manifest(prepared)
     cohort = PreparedCohort(prepared)
     rows = choose(cohort.table, 1)
     contact_sheet.draw_contact_sheet(cohort, rows, prepared.parent / "unused.png")
@@ -80,7 +80,7 @@ def test_a_row_is_drawn_upright_with_its_back_to_the_right(prepared, monkeypatch
     behind = column_of > 16 + 11  # the process itself hangs down by 3 mm: below the middle
     assert row_of[behind].mean() > 15.5
     volume = stored_volumes(prepared, rows.iloc[0])
-    expected = manifest.maps[0].decode(volume["image"])[:, :, 16]
+    expected = about(manifest).maps[0].decode(volume["image"])[:, :, 16]
     expected[~volume["valid"][:, :, 16]] = np.nan
     np.testing.assert_array_equal(image, expected[::-1])
 
@@ -93,7 +93,7 @@ def test_slices_are_of_every_map_in_three_planes(prepared, tmp_path, monkeypatch
     slices.draw_slices(cohort, 3, tmp_path / "slices.png")
     volumes = stored_volumes(prepared, cohort.table.iloc[3])
     cuts = (np.s_[::-1, :, 16], np.s_[::-1, 16, :], np.s_[16])
-    expected = [(spec, cut) for spec in cohort.manifest.maps for cut in cuts]
+    expected = [(spec, cut) for spec in cohort.about.maps for cut in cuts]
     scales = {}
     for (axis, values, mask, own, scale), (spec, cut) in zip(drawn, expected, strict=True):
         assert own == spec
@@ -153,7 +153,7 @@ def test_histograms_count_every_code_of_the_sample(prepared, tmp_path):
     found = histograms.count_codes(cohort, sample=4)
     assert found.rows.tolist() == [0, 3, 6, 9]  # of ten
     volumes = [stored_volumes(prepared, cohort.table.iloc[row]) for row in found.rows]
-    for member, spec in enumerate(cohort.manifest.maps):
+    for member, spec in enumerate(cohort.about.maps):
         codes = np.concatenate([v[spec.name][v["valid"]] for v in volumes])
         np.testing.assert_array_equal(
             found.counts["box"][member], np.bincount(codes, minlength=256)
@@ -166,7 +166,7 @@ def test_histograms_count_every_code_of_the_sample(prepared, tmp_path):
         assert low == pytest.approx((codes == 0).mean())
         assert high == pytest.approx((codes == spec.codes - 1).mean())
     # Fat and air end in the image's first code, nothing in the last of its 240.
-    assert histograms.ends(found.counts["box"][0], cohort.manifest.maps[0])[0] > 0
+    assert histograms.ends(found.counts["box"][0], cohort.about.maps[0])[0] > 0
     assert "4 of 10 vertebrae, evenly spread" in histograms._caption(cohort, found)
 
 

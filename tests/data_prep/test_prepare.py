@@ -16,24 +16,24 @@ import data_prep.vertebrae.texture
 from data_prep.records import ShardReader
 from data_prep.vertebrae.pool import RoiSettings, map_codes
 from data_prep.vertebrae.texture import TextureSettings
-from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS
+from osteojax.data.manifest import load_manifest
+from osteojax.data.vertebrae import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS, about
 from osteojax.errors import UserError
 from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
 
 
 def test_tables_shards_and_manifest_agree(prepared):
-    manifest = Manifest.load(prepared)
+    manifest = load_manifest(prepared)
     rows = pd.read_csv(prepared / "vertebrae.csv", keep_default_na=False, na_values=[""])
     assert tuple(rows.columns) == VERTEBRA_COLUMNS
-    assert len(rows) == manifest.num_vertebrae == NUM_SCANS * len(LEVELS)
+    assert len(rows) == manifest.num_items == NUM_SCANS * len(LEVELS)
     assert [shard["name"] for shard in manifest.shards] == [
         f"pool-0000{i}-of-00003.array_record" for i in range(3)
     ]
     number = 0
     for shard in manifest.shards:
         reader = ShardReader(prepared / "shards" / shard["name"])
-        assert reader.num_vertebrae == shard["vertebrae"]
+        assert reader.num_vertebrae == shard["items"]
         for position, meta in enumerate(reader.metas()):
             row = rows.iloc[number]
             assert tuple(meta) == VERTEBRA_COLUMNS
@@ -42,13 +42,17 @@ def test_tables_shards_and_manifest_agree(prepared):
                 assert value == row[column] or (value is None and pd.isna(row[column]))
             number += 1
     assert (rows["slice_mm"] == 3.0).all()
-    assert manifest.devices == ("hologic", "ge_lunar", "medix", "unknown")
-    assert (manifest.size, manifest.spacing_mm, manifest.label_scheme) == (32, 3.0, "verse")
+    assert about(manifest).devices == ("hologic", "ge_lunar", "medix", "unknown")
+    assert (about(manifest).size, about(manifest).spacing_mm, about(manifest).label_scheme) == (
+        32,
+        3.0,
+        "verse",
+    )
     for split, counts in manifest.counts.items():
         own = rows[rows.split == split]
         assert counts == {
             "patients": own.patient_id.nunique(),
-            "vertebrae": len(own),
+            "items": len(own),
             "labelled": int(own.osteoporosis.notna().sum()),
         }
 
@@ -67,7 +71,7 @@ def test_labels_and_splits_reach_the_rows(prepared):
 
 def test_statistics_are_those_of_the_training_vertebrae(prepared):
     """Against float64 NumPy on the decoded shards."""
-    manifest = Manifest.load(prepared)
+    manifest = load_manifest(prepared)
     values = {name: [] for name in POOL}
     bmd = []
     for shard in manifest.shards:
@@ -76,13 +80,13 @@ def test_statistics_are_those_of_the_training_vertebrae(prepared):
             if meta["split"] == "train":
                 bmd.append(meta["bmd_g_cm2"])
                 for name in POOL:
-                    values[name].append(reader.volumes(position, manifest.size)[name])
-    for spec in manifest.maps:
+                    values[name].append(reader.volumes(position, about(manifest).size)[name])
+    for spec in about(manifest).maps:
         t = spec.offset + spec.step * np.stack(values[spec.name]).astype(np.float64)
         assert spec.mean == pytest.approx(t.mean(), rel=1e-9)
         assert spec.std == pytest.approx(t.std(), rel=1e-9)
-    assert manifest.bmd_mean == pytest.approx(np.mean(bmd))
-    assert manifest.bmd_std == pytest.approx(np.std(bmd))
+    assert about(manifest).bmd_mean == pytest.approx(np.mean(bmd))
+    assert about(manifest).bmd_std == pytest.approx(np.std(bmd))
 
 
 def test_stored_image_is_the_roi_and_maps_are_its_texture(prepared, cohort_folder):
@@ -91,16 +95,16 @@ def test_stored_image_is_the_roi_and_maps_are_its_texture(prepared, cohort_folde
     from data_prep.vertebrae.texture import TextureSettings, texture_pool
     from data_prep.vertebrae.verify import load_case
 
-    manifest = Manifest.load(prepared)
+    manifest = load_manifest(prepared)
     stored = ShardReader(prepared / "shards" / manifest.shards[0]["name"]).volumes(1, 32)
     ct = load_case(cohort_folder / "s0_ct.nii.gz", cohort_folder / "s0_mask.nii.gz", "verse", "s0")
     roi = extract_rois(*ct, 32, 3.0, "s0")[1]
-    image = manifest.maps[0].decode(stored["image"])
+    image = about(manifest).maps[0].decode(stored["image"])
     np.testing.assert_allclose(image, np.clip(roi.hu, -197.5, 997.5), atol=2.5001)
     np.testing.assert_array_equal(stored["mask"], roi.mask)
     np.testing.assert_array_equal(stored["valid"], roi.valid)
     pool = texture_pool(stored["image"], None, TextureSettings())
-    for spec in manifest.maps[1:]:
+    for spec in about(manifest).maps[1:]:
         values = pool[spec.name]
         if spec.transform == "log1p":
             error = np.log1p(values) - np.log1p(spec.decode(stored[spec.name]))
@@ -162,7 +166,7 @@ def test_a_folder_with_other_files_is_refused(cohort_folder, tmp_path, capsys):
 @pytest.mark.slow  # compiles a texture program of its own
 def test_the_vertebra_domain_masks_every_member(cohort_folder, tmp_path):
     assert prepare(cohort_folder, tmp_path / "out", "--texture-domain", "vertebra") == 0
-    manifest = Manifest.load(tmp_path / "out")
+    manifest = load_manifest(tmp_path / "out")
     reader = ShardReader(tmp_path / "out" / "shards" / manifest.shards[0]["name"])
     volumes = reader.volumes(0, 32)
     for name in POOL:
@@ -197,7 +201,7 @@ def test_a_failed_scan_joins_its_shard_once_it_is_repaired(cohort_folder, prepar
     assert prepare(tmp_path, out) == 1
     failures = pd.read_csv(out / "failures.csv")
     assert failures.case.tolist() == ["s1"]
-    assert Manifest.load(out).num_vertebrae == (NUM_SCANS - 1) * len(LEVELS)
+    assert load_manifest(out).num_items == (NUM_SCANS - 1) * len(LEVELS)
     (tmp_path / "s1_ct.nii.gz").write_bytes((cohort_folder / "s1_ct.nii.gz").read_bytes())
     assert prepare(tmp_path, out) == 0
     assert contents(out) == contents(prepared)
@@ -219,7 +223,7 @@ def test_maps_made_by_shard_in_any_batch_are_those_made_with_the_scan(
 
     def counted(images, masks, settings):
         made.append(len(images))
-        return data_prep.texture.texture_pools(images, masks, settings)
+        return data_prep.vertebrae.texture.texture_pools(images, masks, settings)
 
     monkeypatch.setattr(data_prep.vertebrae.pool, "texture_pools", counted)
     monkeypatch.setattr(data_prep.build, "on_accelerator", lambda settings: True)
@@ -240,7 +244,7 @@ def test_a_batch_on_an_accelerator_is_filled_up_and_changes_nothing(monkeypatch)
 
     def seen(batch, *rest):
         shapes.add(batch.shape)
-        return data_prep.texture.texture_pools(batch, *rest)
+        return data_prep.vertebrae.texture.texture_pools(batch, *rest)
 
     monkeypatch.setattr(data_prep.vertebrae.pool, "texture_pools", seen)
     monkeypatch.setattr(data_prep.vertebrae.pool, "on_accelerator", lambda settings: True)
@@ -260,16 +264,21 @@ def image_only(cohort_folder, tmp_path_factory):
 
 
 def test_an_image_only_folder_holds_the_same_but_the_maps(image_only, prepared):
-    found, expected = Manifest.load(image_only), Manifest.load(prepared)
-    assert (found.stored, expected.stored) == (IMAGE_ONLY, POOL)
-    assert found.maps == expected.maps  # statistics of maps that were made and not kept
-    assert min(spec.std for spec in found.maps) > 0
+    found, expected = load_manifest(image_only), load_manifest(prepared)
+    assert (about(found).stored, about(expected).stored) == (IMAGE_ONLY, POOL)
+    assert (
+        about(found).maps == about(expected).maps
+    )  # statistics of maps that were made and not kept
+    assert min(spec.std for spec in about(found).maps) > 0
     assert (image_only / "vertebrae.csv").read_bytes() == (prepared / "vertebrae.csv").read_bytes()
     for shard in found.shards:
         path = image_only / "shards" / shard["name"]
-        small, whole = ShardReader(path, found.stored), ShardReader(prepared / "shards" / path.name)
+        small, whole = (
+            ShardReader(path, about(found).stored),
+            ShardReader(prepared / "shards" / path.name),
+        )
         assert list(small.metas()) == list(whole.metas())
-        for position in range(shard["vertebrae"]):
+        for position in range(shard["items"]):
             arrays = small.volumes(position, 32)
             assert set(arrays) == {"image", "mask", "valid"}
             for name, values in arrays.items():
@@ -291,10 +300,13 @@ def test_an_image_only_folder_is_for_maps_that_training_can_make(texture):
 
 def test_patches_are_another_setting_of_the_folder(cohort_folder, prepared, tmp_path):
     assert prepare(cohort_folder, tmp_path / "out", "--patch-stride", "4") == 0
-    dense, strided = (Manifest.load(folder) for folder in (prepared, tmp_path / "out"))
-    assert (dense.texture["patch_stride"], strided.texture["patch_stride"]) == (None, 4)
+    dense, strided = (load_manifest(folder) for folder in (prepared, tmp_path / "out"))
+    assert (about(dense).texture["patch_stride"], about(strided).texture["patch_stride"]) == (
+        None,
+        4,
+    )
     # Grey levels of their own: Autocorrelation falls, what differences make does not move far.
-    means = [{spec.name: spec.mean for spec in m.maps} for m in (dense, strided)]
+    means = [{spec.name: spec.mean for spec in about(m).maps} for m in (dense, strided)]
     assert means[1]["Autocorrelation"] < means[0]["Autocorrelation"] - 0.5
     assert means[1]["Contrast"] == pytest.approx(means[0]["Contrast"], rel=0.1)
 

@@ -17,8 +17,8 @@ from scipy import ndimage
 from data_prep.vertebrae.roi import Roi, extract_rois
 from data_prep.vertebrae.verify import load_case
 from launch.cli import main
-from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import POOL
+from osteojax.data.manifest import load_manifest
+from osteojax.data.vertebrae import POOL, about
 from osteojax.errors import CaseError
 from tests.data_prep.phantom import write_table
 
@@ -180,9 +180,9 @@ def test_prepare_runs_through_all_of_it(real_data, tmp_path):
         "dicom": ["T11", "T12"],
         "pir": ["L2", "L3", "L4"],
     }
-    manifest = Manifest.load(out)
-    assert manifest.label_scheme == "mixed"
-    assert [spec.name for spec in manifest.maps] == list(POOL)
+    manifest = load_manifest(out)
+    assert about(manifest).label_scheme == "mixed"
+    assert [spec.name for spec in about(manifest).maps] == list(POOL)
     # The DICOM series and its file names carry identifiers: none may be in what we write.
     texts = [path.read_text() for path in out.rglob("*.csv")]
     texts += [path.read_text() for path in out.rglob("*.json")]

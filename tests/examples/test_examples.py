@@ -70,7 +70,7 @@ def rois(
     predictions.write(folder / "predictions.csv", table)
     rows = cohort.rows("test", labelled=True)
     codes = np.concatenate([PreparedCohort(tiny_pool).members(int(r), ["image"]) for r in rows])
-    hu = cohort.manifest.maps[0].decode(codes)
+    hu = cohort.about.maps[0].decode(codes)
     written = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
     np.savez(folder / "rois.npz", hu=hu, device=written["device"].to_numpy(str))
     return folder / "rois.npz", written

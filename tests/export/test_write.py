@@ -17,7 +17,8 @@ from launch import cli
 from launch.evaluate import predictions_table
 from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import Manifest
+from osteojax.data.manifest import load_manifest
+from osteojax.data.vertebrae import about
 from osteojax.errors import UserError
 from osteojax.evaluation import predictions
 from osteojax.evaluation.statistics import ood
@@ -40,7 +41,7 @@ def rois_of(pool: Path, rows: np.ndarray) -> np.ndarray:
     """f32[N, D, H, W] HU of some rows of a prepared folder, decoded from its shards."""
     cohort = PreparedCohort(pool)
     codes = np.concatenate([cohort.members(int(row), ["image"]) for row in rows])
-    return cohort.manifest.maps[0].decode(codes)
+    return cohort.about.maps[0].decode(codes)
 
 
 def test_predicts_what_evaluate_wrote(
@@ -92,14 +93,14 @@ def test_grad_cam_is_that_of_the_library(
     config, manifest = load_run(fine_tuned)
     _, variables = load_variables(fine_tuned)
     codes = PreparedCohort(tiny_pool).members(0, ["image"])
-    x = network_input(codes, np.zeros(1, np.int32), manifest.map_affine(), 3)
+    x = network_input(codes, np.zeros(1, np.int32), about(manifest).map_affine(), 3)
     inner = {"params": variables["params"], **variables["model_state"]}
     device = np.array([1], np.int32)
-    model = build_model(config, len(manifest.devices), None)
+    model = build_model(config, len(about(manifest).devices), None)
     expected = jax.jit(lambda x: gradcam(model, inner, x, device))(x)
     exported = ExportedModel(exported_model)
     assert exported.has_attention
-    got = exported.attention(manifest.maps[0].decode(codes), device)
+    got = exported.attention(about(manifest).maps[0].decode(codes), device)
     assert got.shape == (1, 16, 16, 16)
     np.testing.assert_allclose(got, expected, atol=1e-5 * float(np.max(expected)))
 
@@ -130,12 +131,12 @@ def test_card_says_what_goes_in_and_out(exported_model: Path) -> None:
 def test_network_input_is_described_exactly(tiny_pool: Path, exported_model: Path) -> None:
     """Who reads the weights alone makes the network's input by model.json."""
     how = json.loads((exported_model / "model.json").read_text())["inputs"]["network_input"]
-    manifest = Manifest.load(tiny_pool)
+    manifest = load_manifest(tiny_pool)
     hu = np.arange(-1100, 2000, 0.5, np.float32)
     code = np.clip(np.floor((hu - how["offset_hu"]) / how["step_hu"] + 0.5), 0, how["codes"] - 1)
-    np.testing.assert_array_equal(code, manifest.maps[0].encode(hu))
-    stored = manifest.maps[0].decode(code.astype(np.uint8))
-    z_scored = (stored - manifest.maps[0].mean) / manifest.maps[0].std
+    np.testing.assert_array_equal(code, about(manifest).maps[0].encode(hu))
+    stored = about(manifest).maps[0].decode(code.astype(np.uint8))
+    z_scored = (stored - about(manifest).maps[0].mean) / about(manifest).maps[0].std
     np.testing.assert_allclose(how["scale"] * code + how["shift"], z_scored, rtol=1e-5, atol=1e-5)
 
 
@@ -149,7 +150,7 @@ def test_weights_come_back_into_flax_bit_for_bit(fine_tuned: Path, exported_mode
         assert here.tobytes() == np.asarray(there).tobytes()
     # The module of the config takes them: names and shapes are its own.
     config, manifest = load_run(fine_tuned)
-    model = build_model(config, len(manifest.devices), None)
+    model = build_model(config, len(about(manifest).devices), None)
     x = jax.ShapeDtypeStruct((2, 16, 16, 16, 1), np.float32)
     wanted = jax.eval_shape(
         lambda x: model.init(jax.random.key(0), x, np.zeros(2, np.int32), train=False), x
@@ -262,7 +263,7 @@ def test_what_was_fitted_goes_along_with_its_own_checkpoint_only(tmp_path: Path,
 def test_only_fine_tuned_runs_give_a_model(tiny_pool: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         export_model(tmp_path, tmp_path / "model")
-    Manifest.load(tiny_pool).save(tmp_path)
+    load_manifest(tiny_pool).save(tmp_path)
     config = {"config": json.loads(pretraining().to_json())}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"is a swav run.*--what encoder"):

@@ -18,8 +18,8 @@ from data_prep.vertebrae.cohort import read_cohort
 from data_prep.vertebrae.scanners import DEFAULT_DEVICES
 from launch.prediction.cases import Request, table_cases
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import POOL
+from osteojax.data.manifest import load_manifest
+from osteojax.data.vertebrae import POOL, about
 from osteojax.errors import CaseError, UserError
 from tests.fuzz.mutations import damaged, fuzz
 from tests.tiny_cohort import write_tiny_cohort
@@ -104,12 +104,12 @@ def check_folder(pool: Path) -> None:
     whole = PreparedCohort(prepared())
     try:
         opened = PreparedCohort(pool)
-        assert opened.manifest.size == whole.manifest.size
+        assert opened.about.size == whole.about.size
         assert len(opened) == len(whole)
         assert set(opened.labels.osteoporosis) <= {-1, 0, 1}
         assert opened.labels.level.min() >= 0
         assert opened.labels.level.max() < 18
-        assert np.isfinite(opened.manifest.map_affine()).all()
+        assert np.isfinite(opened.about.map_affine()).all()
         for row in range(0, len(opened), 5):
             np.testing.assert_array_equal(
                 opened.members(row, list(POOL)), whole.members(row, list(POOL))
@@ -197,15 +197,15 @@ def test_odd_values_in_a_manifest() -> None:
         (folder() / "odd").mkdir(exist_ok=True)
         (folder() / "odd" / "manifest.json").write_text(json.dumps(changed))
         try:
-            manifest = Manifest.load(folder() / "odd")
+            manifest = load_manifest(folder() / "odd")
         except UserError as error:
             clean(error)
             return
-        assert manifest.num_vertebrae >= 0
-        assert manifest.size > 0
-        assert np.isfinite(manifest.map_affine()).all()
-        assert manifest.bmd_std > 0
-        assert manifest.devices[-1] == "unknown"
+        assert manifest.num_items >= 0
+        assert about(manifest).size > 0
+        assert np.isfinite(about(manifest).map_affine()).all()
+        assert about(manifest).bmd_std > 0
+        assert about(manifest).devices[-1] == "unknown"
         for shard in manifest.shards:
             assert Path(shard["name"]).name == shard["name"]
 

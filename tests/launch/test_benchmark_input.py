@@ -93,7 +93,7 @@ def test_the_stand_in_folder_is_a_prepared_one(tmp_path: Path) -> None:
     cohort = PreparedCohort(stand_in_folder.write_stand_in_folder(tmp_path, 32, vertebrae=15))
     original = PreparedCohort(tmp_path / "prepared")
     assert len(cohort) == 15 > len(original) == 12
-    assert cohort.manifest.texture == original.manifest.texture
+    assert cohort.about.texture == original.about.texture
     for row in (0, 14):
         np.testing.assert_array_equal(
             cohort.members(row, list(POOL)), original.members(row % 12, list(POOL))

@@ -295,7 +295,7 @@ def test_pytorch_takes_the_same_step() -> None:
     one.config.data.augment.max_shift_voxels, one.config.data.augment.flip_probability = 0, 0.0
     batch = one.synthetic_batch()
     cost = one.cost(batch)
-    affine = one.cohort.manifest.map_affine()
+    affine = one.cohort.about.map_affine()
     peer = peer_pytorch.SwAV(one.config, affine)
     assert sum(p.numel() for p in peer.parameters()) == cost.num_parameters
     state = one.new_state(batch)

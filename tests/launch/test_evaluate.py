@@ -72,8 +72,8 @@ def test_pictures_show_the_stored_volume_under_its_heat(fine_tuned, tiny_pool):
     chosen = run.cohort.table.iloc[[7, 3]]
     for picture, row in zip(run.pictures(chosen), (7, 3), strict=True):
         codes = run.cohort.members(row, ["image"])[0]
-        np.testing.assert_array_equal(picture.hu, run.cohort.manifest.maps[0].decode(codes))
-        np.testing.assert_array_equal(picture.mask, run.cohort.masks(row)[0])
+        np.testing.assert_array_equal(picture.hu, run.cohort.about.maps[0].decode(codes))
+        np.testing.assert_array_equal(picture.mask, run.cohort.array(row, "mask")[0])
         assert picture.heat.shape == picture.hu.shape
         assert picture.heat.min() >= 0
 

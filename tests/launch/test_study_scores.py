@@ -222,9 +222,9 @@ def test_ceilings(tiny_pool: Path) -> None:
 
 def test_mean_features_are_of_the_vertebras_voxels(tiny_pool: Path) -> None:
     cohort = PreparedCohort(tiny_pool)
-    mask, codes = cohort.masks(5)[0], cohort.members(5, list(POOL[1:]))
+    mask, codes = cohort.array(5, "mask")[0], cohort.members(5, list(POOL[1:]))
     expected = []
-    for spec, volume in zip(cohort.manifest.maps[1:], codes, strict=True):
+    for spec, volume in zip(cohort.about.maps[1:], codes, strict=True):
         values = spec.offset + spec.step * volume[mask].astype(np.float64)
         expected.append(np.mean(np.expm1(values) if spec.transform == "log1p" else values))
     np.testing.assert_allclose(mean_features(cohort, 5), expected, rtol=1e-5)

@@ -18,6 +18,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from osteojax.data.manifest import load_manifest
+from osteojax.data.vertebrae import about
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -26,7 +29,6 @@ import numpy as np
 
 from osteojax import __version__
 from osteojax.checkpoints import load_variables
-from osteojax.data.schema import Manifest
 from osteojax.objectives.multitask import build_model
 from osteojax.train import loop
 from tests.small_runs import fine_tuning, pretraining
@@ -83,22 +85,24 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 def _expected(content: Path) -> dict[str, np.ndarray]:
     """What Flax says, straight from codes: the fine-tuned model by its averaged and by its raw
     weights, and the encoder of the pre-training run by its statistics of images."""
-    manifest = Manifest.load(content / "finetune")
+    manifest = load_manifest(content / "finetune")
     config = fine_tuning(*TINY, *FINE_TUNING)
-    image = manifest.maps[0]
+    image = about(manifest).maps[0]
     codes = np.random.default_rng(0).integers(0, image.codes, (3, SIZE, SIZE, SIZE))
     scale, shift = image.affine()
     x = jnp.asarray(codes * scale + shift, jnp.float32)[..., None]
     device = np.arange(3, dtype=np.int32)
     expected = {"hu": image.decode(codes.astype(np.uint8)), "device": device}
-    model = build_model(config, len(manifest.devices), None)
+    model = build_model(config, len(about(manifest).devices), None)
     for which, kind in (("best", "ema_params"), ("last", "params")):
         _, variables = load_variables(content / "finetune", which)
         inner = {"params": variables[kind], "batch_stats": variables["model_state"]["batch_stats"]}
         outputs = model.apply(inner, x, device, train=False)
         name = f"{which}_{kind}"
         expected[f"{name}_probability"] = jax.nn.softmax(outputs["logits"])[:, 1]
-        expected[f"{name}_bmd_g_cm2"] = outputs["bmd"] * manifest.bmd_std + manifest.bmd_mean
+        expected[f"{name}_bmd_g_cm2"] = (
+            outputs["bmd"] * about(manifest).bmd_std + about(manifest).bmd_mean
+        )
         expected[f"{name}_gate"] = outputs["gate"]
         expected[f"{name}_embedding"] = outputs["embedding"]
     _, variables = load_variables(content / "pretrain", "best")

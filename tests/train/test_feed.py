@@ -67,7 +67,7 @@ def run(config, cohort: PreparedCohort, num_devices: int, resident: bool, per_di
     devices = DataParallel.create(num_devices=num_devices)
     optimizer = objective.optimizer(adamw_direction(config), optax.constant_schedule(1e-2))
     rows, view = objective.training_rows(), objective.view
-    layout = Layout.of(rows, view.members, cohort.manifest.size, num_devices, view.key)
+    layout = Layout.of(rows, view, cohort.manifest, num_devices)
     feed = Feed(cohort, view, devices, layout if resident else None)
     feed.start(rows, 8, seed=1, first_step=0)
     steps = make_steps(objective.loss, optimizer, devices, 0.9, feed.gather)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from osteojax.data.resident import Layout
-from osteojax.data.vertebrae import POOL
+from osteojax.data.vertebrae import POOL, fields
 from osteojax.errors import UserError
 from osteojax.train import placement
 from osteojax.train.placement import choose_placement
@@ -25,7 +25,7 @@ def chosen(monkeypatch, *overrides: str, free: int | None = 8 * GIB, backend="gp
     monkeypatch.setattr(placement, "free_bytes", lambda: free)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = pretraining(*[f"--config.{override}" for override in overrides])
-    layout = Layout(np.arange(8192), POOL[:1], 64, 2, 64, 128, "codes")
+    layout = Layout(np.arange(8192), POOL[:1], fields(64, POOL)[1], POOL, 2, 64, 128, "codes")
     assert layout.device_bytes == NEEDED
     return choose_placement(config, layout, engine or config.engine)
 
@@ -70,6 +70,17 @@ def test_the_choice(monkeypatch, overrides, options, resident: bool, steps: int)
 def test_what_cannot_be_is_refused(monkeypatch, overrides, options, message: str) -> None:
     with pytest.raises(UserError, match=message):
         chosen(monkeypatch, *overrides, **options)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "resident"])
+def test_records_of_several_shapes_stay_on_disk(monkeypatch, wanted: str) -> None:
+    monkeypatch.setattr(placement, "free_bytes", lambda: 8 * GIB)
+    config = pretraining(f"--config.data.placement={wanted}")
+    if wanted == "resident":
+        with pytest.raises(UserError, match=r"do not have one shape.*data\.placement=disk"):
+            choose_placement(config, None, config.engine)
+    else:
+        assert choose_placement(config, None, config.engine).layout is None
 
 
 class Device:
