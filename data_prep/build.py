@@ -1,22 +1,18 @@
-"""A whole cohort -> a prepared folder: resume, workers, shards, statistics, manifest.
+"""A whole cohort -> a prepared folder: resume, workers, shards, tables, manifest.
 
 settings.json     written first: what the folder is being made from
-.lock             held by the run at work; workers know the folder by what it says
-parts/            one JSON per finished scan; its records until they are in a shard
+parts/            one JSON per finished item; its records until they are in a shard
 shards/           ArrayRecord files
-vertebrae.csv, failures.csv, excluded.csv
+<table>, failures.csv, excluded.csv
 manifest.json     written last: the folder is finished
+
+What the items and records are is the recipe's; nothing here knows a kind of data.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import fcntl
-import io
-import json
-import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,52 +20,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.pipeline import ScanReport, part_path, prepare_scan, save_scan
-from data_prep.shards import load_reports, merge_shard, remove_parts, shard_name, shard_rows
-from data_prep.statistics import bmd_statistics, map_statistics, split_counts
-from data_prep.vertebrae.cohort import Cohort, Scan
-from data_prep.vertebrae.pool import RoiSettings, on_accelerator
-from data_prep.vertebrae.scanners import DeviceTable
-from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks, uninterrupted
+from data_prep.folder import claim, lock, names, remove_leftovers, write_table
+from data_prep.parts import load_report, part_path, prepare_item, remove_parts, save_part
+from data_prep.recipe import Cohort, Item, Recipe, Report
+from data_prep.shards import membership, merge_shard, shard_rows
+from data_prep.workers import (
+    Crew,
+    Here,
+    Task,
+    WorkerDied,
+    accelerator_here,
+    beside,
+    run_tasks,
+    uninterrupted,
+)
 from osteojax import __version__
-from osteojax.data import vertebrae
 from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import POOL, UNKNOWN_DEVICE, VERTEBRA_COLUMNS
 from osteojax.errors import UserError
-from osteojax.files import write_json, write_text
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildSettings:
-    """What decides a prepared folder's bytes, besides the cohort.
-
-    Attributes:
-      roi: of every scan.
-      devices: DXA devices and references.
-      scans_per_shard: membership of the shards.
-      cohort: the options the cohort was read with (label scheme, split), for the manifest.
-    """
-
-    roi: RoiSettings
-    devices: DeviceTable
-    scans_per_shard: int
-    cohort: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """A plain tree, the same for the same settings."""
-        fields = {
-            "size": self.roi.size,
-            "keep_truncated": self.roi.keep_truncated,
-            "texture": dataclasses.asdict(self.roi.texture),
-            "store": "pool" if self.roi.stored == POOL else "image",
-            "devices": {
-                name: {sex: dataclasses.asdict(ref) for sex, ref in sorted(references.items())}
-                for name, references in self.devices.items()
-            },
-            "scans_per_shard": self.scans_per_shard,
-            **self.cohort,
-        }
-        return json.loads(json.dumps(fields))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +45,7 @@ class Built:
 
     Attributes:
       manifest: as written.
-      rows: of `vertebrae.csv`.
+      rows: of the table.
       failures: (case, reason, remedy).
       excluded: (case, patient_id, reason).
     """
@@ -90,17 +57,19 @@ class Built:
 
 
 def build(
+    recipe: Recipe,
     cohort: Cohort,
-    settings: BuildSettings,
     out: Path,
+    items_per_shard: int,
     workers: int,
     scheduler: str | None = None,
 ) -> Built:
     """Prepares a cohort into `out`, or goes on where an earlier run stopped.
 
-    Scans that failed are tried again on every run.
+    Items that failed are tried again on every run.
 
     Args:
+      items_per_shard: decides the membership of the shards.
       workers: processes of this machine; 1 is this process.
       scheduler: address of a Dask scheduler whose workers do the work instead.
 
@@ -111,198 +80,132 @@ def build(
       OSError: the disk is full. What is finished is kept.
     """
     out = out.resolve()
-    _claim(out, cohort, settings)
-    with _lock(out) as run:
-        _remove_leftovers(out)
-        shards = _membership(len(cohort.scans), settings.scans_per_shard)
-        work = _remaining(cohort.scans, out, shards)
+    settings = {"scans_per_shard": items_per_shard, **recipe.settings(), "cohort": cohort.digest}
+    claim(out, {"osteojax": __version__, "kind": recipe.kind, **settings})
+    with lock(out) as run:
+        remove_leftovers(out)
+        shards = membership(recipe.shard_prefix, len(cohort.items), items_per_shard)
+        job = _Job(recipe, cohort, out, shards)
+        work = _remaining(job)
         if work.num_tasks:  # a folder that is being changed is not finished
             (out / "manifest.json").unlink(missing_ok=True)
-            with _crew(out, run, settings, min(workers, work.num_tasks), scheduler) as crew:
-                _run(cohort.scans, settings, out, shards, work, crew)
-        return _finish(cohort, settings, out, shards)
+            with _crew(job, run, min(workers, work.num_tasks), scheduler) as crew:
+                _run(job, work, crew)
+        return _finish(job, settings)
 
 
-def _claim(out: Path, cohort: Cohort, settings: BuildSettings) -> None:
-    """Writes settings.json, or checks that the one there says the same."""
-    wanted = {"osteojax": __version__, "cohort": cohort.digest, **settings.as_json()}
-    path = out / "settings.json"
-    if not path.exists():
-        foreign = sorted(entry.name for entry in out.glob("*") if not entry.name.startswith("."))
-        if foreign:
-            raise UserError(
-                f"{out} holds other files ({', '.join(foreign[:5])}). Name a new or empty folder."
-            )
-        write_json(path, wanted)
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Name another folder.") from error
-    changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    if changed:
-        named = "; ".join(
-            "cohort.csv or dxa.csv has other contents"
-            if key == "cohort"
-            else f"{key} was {_short(found.get(key))}, now {_short(wanted.get(key))}"
-            for key in changed
-        )
-        raise UserError(
-            f"{out} was begun with another cohort or other settings: {named}. Name another --out, "
-            "or delete the folder."
-        )
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is made where; shards: file name -> indices of the items."""
 
+    recipe: Recipe
+    cohort: Cohort
+    out: Path
+    shards: dict[str, range]
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[str]:
-    """Keeps a second `prepare` out; the kernel releases it however this process ends.
-
-    Yields what the file says meanwhile, the run's own random name.
-    """
-    with (out / ".lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another `osteojax prepare` is at work here.") from None
-        run = uuid.uuid4().hex
-        stream.truncate(0)
-        stream.write(run)
-        stream.flush()
-        yield run
-        stream.truncate(0)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Half-written temporary files of a killed run."""
-    for folder in (out, out / "parts", out / "shards"):
-        for leftover in folder.glob(".tmp-*"):
-            leftover.unlink()
-
-
-def _membership(num_scans: int, scans_per_shard: int) -> dict[str, range]:
-    """Shard name -> indices of its scans."""
-    starts = range(0, num_scans, scans_per_shard)
-    return {
-        shard_name(i, len(starts)): range(start, min(start + scans_per_shard, num_scans))
-        for i, start in enumerate(starts)
-    }
+    @property
+    def shard_of(self) -> dict[int, str]:
+        return {index: name for name, indices in self.shards.items() for index in indices}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is left to do: scans to prepare, and shards to bring up to date whose scans are done."""
+    """What is left to do: items to prepare, and shards to bring up to date whose items are done."""
 
-    scans: list[Scan]
+    items: list[Item]
     shards: list[str]
 
     @property
     def num_tasks(self) -> int:
-        return len(self.scans) + len(self.shards)
+        return len(self.items) + len(self.shards)
 
 
-def _remaining(scans: list[Scan], out: Path, shards: dict[str, range]) -> _Work:
-    """Compares the cohort with what is in `out`.
+def _remaining(job: _Job) -> _Work:
+    """Compares the cohort with what is in the folder.
 
     Folders are listed, not asked for single files: a network file system may go on denying for a
     minute a file that it was asked for before another machine wrote it.
     """
-    parts, finished = _names(out / "parts"), _names(out / "shards")
-    shard_of = {index: name for name, indices in shards.items() for index in indices}
+    parts, finished = names(job.out / "parts"), names(job.out / "shards")
+    shard_of = job.shard_of
 
     def is_done(index: int) -> bool:
         """By an earlier run, without a failure, its records in place."""
-        path = part_path(out, index, "json")
-        if path.name not in parts:
+        if part_path(job.out, index, "json").name not in parts:
             return False
-        report = ScanReport.load(path)
-        in_shard = shard_of[index] in finished and bool(report.histograms)
-        in_place = part_path(out, index, "array_record").name in parts or in_shard
+        report = load_report(job.out, index)
+        in_shard = shard_of[index] in finished and report.complete
+        in_place = part_path(job.out, index, "array_record").name in parts or in_shard
         return not report.failures and (in_place or not report.rows)
 
-    todo = [scan for scan in scans if not is_done(scan.index)]
-    if (out / "manifest.json").exists():  # all shards were up to date
+    todo = [item for item in job.cohort.items if not is_done(item.index)]
+    if (job.out / "manifest.json").exists():  # all shards were up to date
         return _Work(todo, [])
-    unfinished = {shard_of[scan.index] for scan in todo}
-    return _Work(todo, [name for name in shards if name not in unfinished])
-
-
-def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    unfinished = {shard_of[item.index] for item in todo}
+    return _Work(todo, [name for name in job.shards if name not in unfinished])
 
 
 @contextlib.contextmanager
-def _crew(
-    out: Path, run: str, settings: BuildSettings, workers: int, scheduler: str | None
-) -> Iterator[Crew]:
-    """Who does the work; maps are made on an accelerator where there is one."""
+def _crew(job: _Job, run: str, workers: int, scheduler: str | None) -> Iterator[Crew]:
+    """Who does the work; records are completed on an accelerator where there is one."""
+    accelerated = job.recipe.completion is not None and accelerator_here()
     with contextlib.ExitStack() as stack:
         if scheduler is None and workers == 1:
-            yield Crew(Here(), Here() if on_accelerator(settings.roi) else None)
+            yield Crew(Here(), Here() if accelerated else None)
             return
         with uninterrupted():
-            from data_prep import cluster  # a second, for those who need it
+            from data_prep import cluster  # takes a second to import
 
-        conditions = cluster.Conditions(str(out), run, cluster.versions())
+        conditions = cluster.Conditions(str(job.out), run, cluster.versions())
         if scheduler is not None:
             yield stack.enter_context(cluster.cluster_crew(scheduler, conditions))
             return
         crew = stack.enter_context(cluster.local_crew(workers, conditions))
-        if on_accelerator(settings.roi):  # this process has it to itself
+        if accelerated:  # by this process alone
             crew = dataclasses.replace(crew, accelerator=stack.enter_context(beside()))
         yield crew
 
 
-def _run(
-    scans: list[Scan],
-    settings: BuildSettings,
-    out: Path,
-    shards: dict[str, range],
-    work: _Work,
-    crew: Crew,
-) -> None:
-    """Prepares the scans that are not done and merges every shard as soon as its scans are.
+def _run(job: _Job, work: _Work, crew: Crew) -> None:
+    """Prepares the items that are not done and merges every shard as soon as its items are.
 
-    Without an accelerator the maps are made with the scan: a CPU gains nothing by batches, and the
-    scans of one shard keep all workers busy. PyRadiomics takes minutes a vertebra; so do its maps.
+    Without an accelerator an item's records are completed with it: a CPU gains nothing by batches,
+    and the items of one shard keep all workers busy.
     """
-    with_maps = crew.accelerator is None or settings.roi.texture.engine == "pyradiomics"
+    complete = crew.accelerator is None or job.recipe.completion is None
 
     def merge(name: str) -> Task:
-        arguments = (out, name, shards[name], settings.roi)
-        return Task(name, merge_shard, arguments, texture=not with_maps)
+        arguments = (job.recipe, job.out, name, job.shards[name])
+        return Task(name, merge_shard, arguments, accelerated=not complete)
 
-    shard_of = {index: name for name, indices in shards.items() for index in indices}
-    waiting = Counter(shard_of[scan.index] for scan in work.scans)
+    shard_of = job.shard_of
+    waiting = Counter(shard_of[item.index] for item in work.items)
     tasks = deque(merge(name) for name in work.shards)
-    for scan in work.scans:
-        tasks.append(Task(scan.scan_id, prepare_scan, (scan, settings.roi, out, with_maps)))
-    done = len(scans) - len(work.scans)
+    for item in work.items:
+        tasks.append(Task(item.case, prepare_item, (job.recipe, item, job.out, complete)))
     dead: list[str] = []
-    with tqdm(total=len(scans), initial=done, unit="scan", desc="prepare", smoothing=0.1) as bar:
+    total = len(job.cohort.items)
+    done = total - len(work.items)
+    with tqdm(total=total, initial=done, unit="scan", desc="prepare", smoothing=0.1) as bar:
         failed = 0
         for task, result in run_tasks(tasks, crew):
-            if task.function is not prepare_scan:
+            if task.function is not prepare_item:
                 if isinstance(result, WorkerDied):
                     dead.append(task.name)
                 else:
-                    remove_parts(out, shards[task.name])
+                    remove_parts(job.out, job.shards[task.name])
                 continue
-            scan = task.arguments[0]
+            item = task.arguments[1]
             if isinstance(result, WorkerDied):
-                result = _killer(scan)
-                save_scan(out, scan.index, result, [])
+                result = _report_of_deaths(item)
+                save_part(job.out, item.index, result, [])
             failed += bool(result.failures)
             bar.set_postfix(failed=failed, refresh=False)
             bar.update()
-            name = shard_of[scan.index]
+            name = shard_of[item.index]
             waiting[name] -= 1
             if not waiting[name]:
-                tasks.appendleft(merge(name))  # before other scans: parts take room
+                tasks.appendleft(merge(name))  # before other items: parts take room
     if dead:
         raise UserError(
             f"the worker that wrote {', '.join(dead)} died, and so did those that tried again. "
@@ -311,25 +214,31 @@ def _run(
         )
 
 
-def _killer(scan: Scan) -> ScanReport:
-    """The report of a scan that every worker died of."""
+def _report_of_deaths(item: Item) -> Report:
+    """The report of an item whose worker died every time."""
     reason = "the worker that read it died, and so did those that tried again."
     remedy = (
-        "Often this is too little memory: give a worker more, or use fewer. If the CT opens in no "
-        "viewer either, leave the scan out."
+        "Often this is too little memory: give a worker more, or use fewer. If the file opens in "
+        "no viewer either, leave it out."
     )
-    return ScanReport([], [(scan.scan_id, reason, remedy)], [])
+    return Report([], [(item.case, reason, remedy)], [])
 
 
-def _finish(cohort: Cohort, settings: BuildSettings, out: Path, shards: dict[str, range]) -> Built:
+def _finish(job: _Job, settings: dict[str, Any]) -> Built:
     """Tables, statistics and, last, the manifest."""
-    reports = load_reports(out, range(len(cohort.scans)))
+    recipe, cohort, out = job.recipe, job.cohort, job.out
+    reports = {item.index: load_report(out, item.index) for item in cohort.items}
+    if any(report.rows and not report.complete for report in reports.values()):
+        raise UserError(
+            f"{out}: a scan was prepared a second time while its shard was written. Rerun the same "
+            "command."
+        )
     failures = [(e.case, e.reason, e.remedy) for e in cohort.failures]
     failures += [failure for report in reports.values() for failure in report.failures]
     excluded = cohort.excluded + [row for report in reports.values() for row in report.excluded]
-    _write_table(out / "failures.csv", ("case", "reason", "remedy"), failures)
-    _write_table(out / "excluded.csv", ("case", "patient_id", "reason"), excluded)
-    rows_of = {name: shard_rows(name, indices, reports) for name, indices in shards.items()}
+    write_table(out / "failures.csv", ("case", "reason", "remedy"), failures)
+    write_table(out / "excluded.csv", ("case", "patient_id", "reason"), excluded)
+    rows_of = {name: shard_rows(name, indices, reports) for name, indices in job.shards.items()}
     rows = [row for own in rows_of.values() for row in own]
     if not rows:
         first = f" The first: {failures[0][0]}: {failures[0][1]}" if failures else ""
@@ -337,37 +246,13 @@ def _finish(cohort: Cohort, settings: BuildSettings, out: Path, shards: dict[str
             f"nothing is left of the cohort: {len(failures)} failures, {len(excluded)} excluded "
             f"(see {out}/failures.csv and excluded.csv).{first}"
         )
-    _write_table(
-        out / "vertebrae.csv",
-        VERTEBRA_COLUMNS,
-        # Scans that an earlier version prepared lack its newest columns.
-        [tuple(row.get(column) for column in VERTEBRA_COLUMNS) for row in rows],
-    )
-    training = [reports[scan.index] for scan in cohort.scans if scan.split == "train"]
-    schemes = {scan.label_scheme for scan in cohort.scans}
-    bmd_mean, bmd_std = bmd_statistics(rows)
-    manifest = vertebrae.manifest_of(
-        size=settings.roi.size,
-        spacing_mm=settings.roi.spacing_mm,
-        maps=map_statistics(settings.roi.map_specs(), training),
-        devices=(*settings.devices, UNKNOWN_DEVICE),
-        bmd_mean=bmd_mean,
-        bmd_std=bmd_std,
-        texture=settings.as_json()["texture"],
-        shards=tuple({"name": name, "items": len(own)} for name, own in rows_of.items() if own),
-        counts=split_counts(rows),
-        settings=settings.as_json() | {"cohort": cohort.digest},
-        label_scheme=schemes.pop() if len(schemes) == 1 else "mixed",
-        code_version=__version__,
-        stored=settings.roi.stored,
-    )
+    common = {
+        "shards": tuple({"name": name, "items": len(own)} for name, own in rows_of.items() if own),
+        "settings": settings,
+        "code_version": __version__,
+    }
+    manifest = recipe.finish(cohort, list(reports.values()), rows, common)
+    columns = tuple(column.name for column in manifest.columns)
+    write_table(out / manifest.table, columns, ([row[name] for name in columns] for row in rows))
     manifest.save(out)
     return Built(manifest, rows, failures, excluded)
-
-
-def _write_table(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)  # None is written as an empty field
-    write_text(path, stream.getvalue())

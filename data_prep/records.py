@@ -1,6 +1,6 @@
-"""ArrayRecord shards: writes, reads and merges the records of `osteojax.data.schema`.
+"""ArrayRecord files: writes and reads the records of rows (`osteojax.data.schema`).
 
-Files appear whole or not at all, and their bytes depend on the vertebrae alone.
+Files appear whole or not at all, and their bytes depend on the records alone.
 """
 
 from __future__ import annotations
@@ -8,52 +8,41 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from osteojax.data.schema import record_position
-from osteojax.data.vertebrae import POOL, record_keys
+from osteojax.data.schema import Field
 from osteojax.errors import UserError
 from osteojax.files import atomic_path
 
 WRITER_OPTIONS = "group_size:1,zstd:1"
-"""One record per chunk: training reads two maps of a vertebra at random. Level 1 writes 359 MB/s
+"""One record per chunk: training reads two fields of a row at random. Level 1 writes 359 MB/s
 and halves the size; level 9 writes 81 MB/s for the same size."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS)
 
 
-def encode_vertebra(
-    codes: dict[str, np.ndarray], mask: np.ndarray, valid: np.ndarray
-) -> list[bytes]:
-    """The records of one vertebra, in the order of `record_keys`, with an empty meta record.
+def row_records(fields: Sequence[Field], arrays: dict[str, np.ndarray]) -> list[bytes]:
+    """The records of a row, in the order of `fields`, the first one ("meta") empty.
 
     Args:
-      codes: member of `POOL` -> uint8[D, H, W], for the members that are stored.
-      mask, valid: bool[D, H, W], the vertebra and the inside of the CT.
+      fields: the first is `META`.
+      arrays: an array for each other field, by its name.
     """
-    planes = np.packbits(np.stack([mask, valid])).tobytes()
-    stored = [name for name in POOL if name in codes]
-    return [b"", *(np.ascontiguousarray(codes[name]).tobytes() for name in stored), planes]
-
-
-def decode_mask(planes: bytes, size: int) -> np.ndarray:
-    """bool[2, size, size, size] of a mask record: the vertebra, and the inside of the CT."""
-    bits = np.unpackbits(np.frombuffer(planes, np.uint8), count=2 * size**3)
-    return bits.astype(bool).reshape(2, size, size, size)
+    return [b"", *(field.encode(arrays[field.name]) for field in fields[1:])]
 
 
 def meta_record(row: dict[str, Any]) -> bytes:
-    """A vertebra's row of `vertebrae.csv` as UTF-8 JSON."""
+    """A row of the folder's table as UTF-8 JSON."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
 
 
-def write_records(path: Path, vertebrae: Iterable[list[bytes]]) -> None:
-    """Writes the records of some vertebrae, atomically.
+def write_records(path: Path, rows: Iterable[list[bytes]]) -> None:
+    """Writes the records of some rows, atomically.
 
     Raises:
       OSError: the disk is full, or the folder cannot be written (ArrayRecord's own RuntimeError
@@ -63,7 +52,7 @@ def write_records(path: Path, vertebrae: Iterable[list[bytes]]) -> None:
         try:
             writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
             try:
-                for records in vertebrae:
+                for records in rows:
                     for record in records:
                         writer.write(record)
             finally:
@@ -76,54 +65,36 @@ def write_records(path: Path, vertebrae: Iterable[list[bytes]]) -> None:
 
 
 class ShardReader:
-    """Random access to the vertebrae of a shard, with every length checked.
+    """Random access to the rows of a shard.
 
-    stored: the members of the pool that the folder stores (`Manifest.stored`).
+    per_row: how many records a row has, the first one "meta".
 
     Raises UserError, from the constructor and every read, where the file is damaged.
     """
 
-    def __init__(self, path: Path, stored: tuple[str, ...] = POOL) -> None:
-        self.path, self.stored, self.keys = path, stored, record_keys(stored)
+    def __init__(self, path: Path, per_row: int) -> None:
+        self.path, self.per_row = path, per_row
         self._reader = _open(path)
         self._num_records = self._reader.num_records()
-        if self._num_records == 0 or self._num_records % len(self.keys):
-            raise self._damaged(f"{self._num_records} records are no multiple of {len(self.keys)}")
+        if self._num_records == 0 or self._num_records % per_row:
+            raise self._damaged(f"{self._num_records} records are no multiple of {per_row}")
 
     @property
-    def num_vertebrae(self) -> int:
-        return self._num_records // len(self.keys)
+    def num_rows(self) -> int:
+        return self._num_records // self.per_row
 
     def metas(self) -> Iterator[dict[str, Any]]:
-        """The meta record of every vertebra, without reading its maps."""
-        for position in range(self.num_vertebrae):
+        """The meta record of every row, without reading the others."""
+        for position in range(self.num_rows):
             try:
-                yield json.loads(self._read([record_position(position, "meta", self.keys)])[0])
+                yield json.loads(self._read([position * self.per_row])[0])
             except ValueError as error:
                 raise self._damaged(f"meta record {position} is not JSON") from error
 
-    def raw(self, position: int) -> list[bytes]:
-        """All records of one vertebra, in the order of `keys`."""
-        first = record_position(position, "meta", self.keys)
-        return self._read(list(range(first, first + len(self.keys))))
-
-    def volumes(self, position: int, size: int) -> dict[str, np.ndarray]:
-        """One vertebra's arrays: each stored member of the pool as uint8[size, size, size] codes,
-        and "mask" and "valid" as bool[size, size, size]."""
-        records = dict(zip(self.keys, self.raw(position), strict=True))
-        voxels = size**3
-        lengths = dict.fromkeys(self.stored, voxels) | {"mask": -(-2 * voxels // 8)}
-        for name, expected in lengths.items():
-            if len(records[name]) != expected:
-                raise self._damaged(
-                    f"{name} of vertebra {position} has {len(records[name])} bytes, not {expected}"
-                )
-        shape = (size, size, size)
-        arrays = {
-            name: np.frombuffer(records[name], np.uint8).reshape(shape) for name in self.stored
-        }
-        arrays["mask"], arrays["valid"] = decode_mask(records["mask"], size)
-        return arrays
+    def records(self, position: int) -> list[bytes]:
+        """All records of one row, in order."""
+        first = position * self.per_row
+        return self._read(list(range(first, first + self.per_row)))
 
     def _read(self, indices: list[int]) -> list[bytes]:
         try:

@@ -1,10 +1,10 @@
-"""Joins the parts of the scans into shards of fixed membership, with the maps that are missing.
+"""Joins the parts of the items into shards of fixed membership, and completes their records.
 
-Which scans belong to a shard is fixed by their index before work starts, so the shards are the
+Which items belong to a shard is fixed by their index before work starts, so the shards are the
 same bytes whatever the number of workers and however often the work was interrupted.
 
 A task may run twice at once (a cluster takes a worker for dead that is only slow), so it removes
-nothing: whoever handed it out calls `remove_parts` once it has succeeded.
+nothing: whoever handed it out calls `parts.remove_parts` once it has succeeded.
 """
 
 from __future__ import annotations
@@ -17,43 +17,39 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.pipeline import ScanReport, open_part, part_path
-from data_prep.records import (
-    ShardReader,
-    decode_mask,
-    encode_vertebra,
-    meta_record,
-    write_records,
-)
-from data_prep.vertebrae.pool import CODES, RoiSettings, batch_size, histogram, map_codes
-from osteojax.data.vertebrae import POOL
+from data_prep.parts import load_report, open_part, part_path, save_report
+from data_prep.recipe import Completion, Recipe, Report
+from data_prep.records import ShardReader, meta_record, write_records
 from osteojax.errors import UserError
 
+_Sums = dict[str, np.ndarray]
+"""Name of a histogram -> i64[...] counts."""
 
-def shard_name(shard: int, num_shards: int) -> str:
-    return f"pool-{shard:05d}-of-{num_shards:05d}.array_record"
+
+def membership(prefix: str, num_items: int, items_per_shard: int) -> dict[str, range]:
+    """File name of each shard -> indices of its items."""
+    starts = range(0, num_items, items_per_shard)
+    return {
+        f"{prefix}-{number:05d}-of-{len(starts):05d}.array_record": range(
+            start, min(start + items_per_shard, num_items)
+        )
+        for number, start in enumerate(starts)
+    }
 
 
-def shard_rows(
-    name: str, scan_indices: range, reports: dict[int, ScanReport]
-) -> list[dict[str, Any]]:
-    """Rows of a shard's vertebrae in record order, complete with shard and position."""
+def shard_rows(name: str, indices: range, reports: dict[int, Report]) -> list[dict[str, Any]]:
+    """Rows of a shard in record order, each with its shard and position."""
     rows: list[dict[str, Any]] = []
-    for index in scan_indices:
+    for index in indices:
         for row in reports[index].rows:
             rows.append(row | {"shard": name, "position": len(rows)})
     return rows
 
 
-def load_reports(out: Path, scan_indices: range) -> dict[int, ScanReport]:
-    """Report of each scan, by its index."""
-    return {index: ScanReport.load(part_path(out, index, "json")) for index in scan_indices}
+def merge_shard(recipe: Recipe, out: Path, name: str, indices: range) -> None:
+    """Writes `shards/<name>` from the items' parts, atomically; completes what is incomplete.
 
-
-def merge_shard(out: Path, name: str, scan_indices: range, settings: RoiSettings) -> None:
-    """Writes `shards/<name>` from the scans' parts, atomically; makes the maps that they lack.
-
-    Scans that an earlier run already put into the shard are copied from there, so a scan that
+    Items that an earlier run already put into the shard are copied from there, so an item that
     failed then and succeeds now joins it. Does nothing where the shard is up to date.
 
     Raises:
@@ -61,116 +57,107 @@ def merge_shard(out: Path, name: str, scan_indices: range, settings: RoiSettings
       UserError: the existing shard is damaged.
     """
     path = out / "shards" / name
-    reports = load_reports(out, scan_indices)
-    rows = shard_rows(name, scan_indices, reports)
-    parts = [i for i in scan_indices if part_path(out, i, "array_record").exists()]
-    old = ShardReader(path, settings.stored) if path.exists() else None
+    reports = {index: load_report(out, index) for index in indices}
+    rows = shard_rows(name, indices, reports)
+    parts = [i for i in indices if part_path(out, i, "array_record").exists()]
+    old = ShardReader(path, len(recipe.fields)) if path.exists() else None
     if not parts and (not rows if old is None else list(old.metas()) == rows):
         return
     if not rows:
         path.unlink(missing_ok=True)
         return
-    counts: dict[int, dict[str, np.ndarray]] = {}
-    sources = _sources(out, reports, parts, old, settings)
-    write_records(path, _completed(sources, rows, settings, counts))
-    for index, histograms in counts.items():
-        named = {name: histograms[name].tolist() for name in POOL}
-        report = dataclasses.replace(reports[index], histograms=named)
-        report.save(part_path(out, index, "json"))
-
-
-def remove_parts(out: Path, scan_indices: range) -> None:
-    """Removes the records that are in the shard now; the reports stay."""
-    for index in scan_indices:
-        part_path(out, index, "array_record").unlink(missing_ok=True)
+    sums: dict[int, _Sums] = {}
+    sources = _sources(recipe, out, reports, parts, old)
+    write_records(path, _with_metas(_completed(sources, recipe.completion, sums), rows))
+    for index, own in sums.items():
+        histograms = {key: values.tolist() for key, values in own.items()}
+        report = dataclasses.replace(reports[index], histograms=histograms, complete=True)
+        save_report(out, index, report)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a vertebra's records come from.
+    """One row's records as read, the first being "meta".
 
     Attributes:
-      scan_index: of its scan.
-      records: as read, the first being the meta record.
-      lacks_maps: they are image and mask of a pool whose maps are still to be made.
+      index: of its item.
+      complete: whether they are final.
     """
 
-    scan_index: int
+    index: int
     records: list[bytes]
-    lacks_maps: bool
+    complete: bool
 
 
 def _sources(
+    recipe: Recipe,
     out: Path,
-    reports: dict[int, ScanReport],
+    reports: dict[int, Report],
     parts: list[int],
     old: ShardReader | None,
-    settings: RoiSettings,
 ) -> Iterator[_Source]:
-    """Every vertebra in order, each scan from its part or from the old shard."""
+    """Every row in order, each item's from its part or from the old shard."""
     old_positions = defaultdict(list)
     for position, meta in enumerate(old.metas() if old else ()):
-        old_positions[meta["scan_id"]].append(position)
+        old_positions[meta[recipe.item_column]].append(position)
     for index, report in reports.items():
         if not report.rows:
             continue
+        case = report.rows[0][recipe.item_column]
         if index in parts:
             reader, positions = open_part(out, index, len(report.rows)), [*range(len(report.rows))]
-            lacks_maps = reader.stored != settings.stored or not report.histograms
+            complete = report.complete and reader.per_row == len(recipe.fields)
         elif old is not None:
-            reader, positions = old, old_positions[report.rows[0]["scan_id"]]
-            lacks_maps = False
+            reader, positions, complete = old, old_positions[case], True
         else:
             raise UserError(f"{out}: a part of the work is gone. Prepare into a new folder.")
         if len(positions) != len(report.rows):
             raise UserError(
-                f"{out}: the shard and its report disagree about scan "
-                f"{report.rows[0]['scan_id']}. Prepare into a new folder."
+                f"{out}: the shard and its report disagree about {case}. Prepare into a new folder."
             )
         for position in positions:
-            yield _Source(index, reader.raw(position), lacks_maps)
+            yield _Source(index, reader.records(position), complete)
+
+
+def _with_metas(
+    records: Iterator[list[bytes]], rows: list[dict[str, Any]]
+) -> Iterator[list[bytes]]:
+    for own, row in zip(records, rows, strict=True):
+        yield [meta_record(row), *own[1:]]
 
 
 def _completed(
-    sources: Iterator[_Source],
-    rows: list[dict[str, Any]],
-    settings: RoiSettings,
-    counts: dict[int, dict[str, np.ndarray]],
+    sources: Iterator[_Source], completion: Completion | None, sums: dict[int, _Sums]
 ) -> Iterator[list[bytes]]:
-    """The records of every vertebra as stored, the missing maps made in batches across scans.
+    """Final records of every row, completed in batches across items.
 
-    At most a batch of vertebrae is held. counts: scan -> map -> histogram; is filled for the scans
-    whose maps are made here.
+    At most a batch of rows is held. sums: item -> histograms; is filled for the items that are
+    completed here.
     """
-    metas = iter(rows)
     batch: list[_Source] = []
-    size = batch_size(settings)
+    size = completion.batch_size() if completion else 1
     for source in sources:
         batch.append(source)
         if len(batch) == size:
-            for records in _with_maps(batch, settings, counts):
-                yield [meta_record(next(metas)), *records[1:]]
+            yield from _complete(batch, completion, sums)
             batch = []
-    for records in _with_maps(batch, settings, counts):
-        yield [meta_record(next(metas)), *records[1:]]
+    yield from _complete(batch, completion, sums)
 
 
-def _with_maps(
-    batch: list[_Source], settings: RoiSettings, counts: dict[int, dict[str, np.ndarray]]
+def _complete(
+    batch: list[_Source], completion: Completion | None, sums: dict[int, _Sums]
 ) -> list[list[bytes]]:
-    """The records of a batch, with maps where they lacked."""
+    """Final records of a batch."""
     records = [source.records for source in batch]
-    lacking = [i for i, source in enumerate(batch) if source.lacks_maps]
-    if not lacking:
+    incomplete = [i for i, source in enumerate(batch) if not source.complete]
+    if not incomplete:
         return records
-    shape = (settings.size,) * 3
-    images = np.stack([np.frombuffer(records[i][1], np.uint8).reshape(shape) for i in lacking])
-    planes = np.stack([decode_mask(records[i][-1], settings.size) for i in lacking])
-    codes = {"image": images} | map_codes(images, planes[:, 0], settings)
-    for k, i in enumerate(lacking):
-        own = counts.setdefault(batch[i].scan_index, {n: np.zeros(CODES, np.int64) for n in POOL})
-        for name in POOL:
-            own[name] += histogram(codes[name][k])
-        kept = {name: codes[name][k] for name in POOL if name in settings.stored}
-        records[i] = encode_vertebra(kept, *planes[k])
+    if completion is None:
+        raise UserError("a part of the work is damaged. Prepare into a new folder.")
+    completed = completion.complete([records[i] for i in incomplete])
+    for i, (final, histograms) in zip(incomplete, completed, strict=True):
+        records[i] = final
+        own = sums.setdefault(batch[i].index, {})
+        for name, counts in histograms.items():
+            own[name] = own.get(name, 0) + counts
     return records

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 from osteojax.errors import UserError
 
 LOST_SECONDS = 600.0
-"""How long a run waits for a worker to come back once the last one is gone: a queue may start
-another."""
+"""How long a run waits for another worker once the last one is gone: a cluster's queue may start
+one."""
 ASK_SECONDS = 1.0
-"""How often it is asked whether there are workers, while nothing finishes."""
+"""How often `run_tasks` asks whether there are workers, while nothing finishes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Task:
     Attributes:
       name: for messages.
       function, arguments: both cross to the worker.
-      texture: makes maps, so it belongs where an accelerator is, if there is one.
+      accelerated: belongs where an accelerator is, if there is one.
     """
 
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    texture: bool = False
+    accelerated: bool = False
 
 
 class WorkerDied(Exception):
@@ -57,7 +57,7 @@ class Place(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Crew:
-    """Who does the work. accelerator: makes the maps; None where those who read the CTs do."""
+    """Who does the work. accelerator: for accelerated tasks; None where `workers` do them too."""
 
     workers: Place
     accelerator: Place | None = None
@@ -79,7 +79,7 @@ class Here:
 
 
 class Beside:
-    """A thread of this process, for maps on its accelerator while others read CTs."""
+    """A thread of this process, for tasks on its accelerator while other processes read files."""
 
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         self._executor = executor
@@ -94,7 +94,7 @@ class Beside:
 @contextlib.contextmanager
 def beside() -> Iterator[Beside]:
     """A `Beside`, ended with the block."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="texture")
+    executor = ThreadPoolExecutor(1, thread_name_prefix="accelerator")
     try:
         yield Beside(executor)
     finally:
@@ -103,10 +103,10 @@ def beside() -> Iterator[Beside]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C counts at the end of the block, and never for processes that are started in it.
+    """Delays Ctrl-C to the end of the block, and hides it from processes started in the block.
 
-    A terminal sends it to every process, but it is this one that ends its workers; and half-begun
-    imports and clusters swallow it.
+    A terminal sends Ctrl-C to every process, but workers are ended by this one; and an import or a
+    cluster that is interrupted halfway may swallow it.
     """
     pressed = []
     multiprocessing.resource_tracker.ensure_running()  # it unblocks the signal when it starts
@@ -124,12 +124,11 @@ def uninterrupted() -> Iterator[None]:
 def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
     """Runs tasks and yields each with its result, in the order they finish.
 
-    The caller may add to `tasks` while it consumes. No more tasks are in flight than workers (and
-    two for the accelerator), so memory is bounded and a death accuses few.
+    The caller may add to `tasks` between results. No more tasks are in flight than workers (and
+    two for the accelerator), so memory is bounded, and few tasks are suspected when a worker dies.
 
-    A task whose worker died is tried once more after all others, alone, so that it is neither
-    blamed for another's death nor short of memory for the others' sake. Where its worker dies
-    again the result is the `WorkerDied`.
+    A task whose worker died is tried once more after all others, alone: no other task can then kill
+    its worker or take its memory. If its worker dies again, the result is the `WorkerDied`.
 
     Raises:
       UserError: no worker is left.
@@ -175,8 +174,15 @@ def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
             yield task, result
 
 
+def accelerator_here() -> bool:
+    """Whether this process computes on something faster than its CPU."""
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
 def _place(task: Task, crew: Crew) -> Place:
-    return crew.accelerator if task.texture and crew.accelerator else crew.workers
+    return crew.accelerator if task.accelerated and crew.accelerator else crew.workers
 
 
 def _has_room(task: Task, pending: dict[Future[Any], tuple[Task, Place]], crew: Crew) -> bool:

@@ -56,7 +56,10 @@ def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if verb in argv[:1]:
-            importlib.import_module(f"launch.{verb}").add_arguments(sub)
+            module = importlib.import_module(f"launch.{verb}")
+            module.add_arguments(sub)
+            if hasattr(module, "add_kind_arguments"):  # options that depend on other options
+                module.add_kind_arguments(sub, argv[1:])
     return parser
 
 

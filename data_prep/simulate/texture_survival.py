@@ -12,6 +12,7 @@ import dataclasses
 
 import numpy as np
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from data_prep.simulate.anatomy import Vertebra, body_distance, place_spine
@@ -25,7 +26,6 @@ from data_prep.simulate.soft_tissue import MUSCLE
 from data_prep.vertebrae import roi
 from data_prep.vertebrae.texture import TextureSettings, texture_pools
 from osteojax.data.vertebrae import image_spec, level_class
-from osteojax.evaluation.statistics.metrics import auroc
 
 LEVEL = "L2"
 SCANNER = "scanner1"
@@ -105,7 +105,7 @@ def effect(coarse: np.ndarray, fine: np.ndarray) -> dict[str, float]:
     )
     low, high = sampled.confidence_interval
     labels = np.repeat([1, 0], [len(coarse), len(fine)])
-    area = auroc(labels, np.concatenate([coarse, fine]))
+    area = float(roc_auc_score(labels, np.concatenate([coarse, fine])))
     return {
         "d": d,
         "d_low": float(low),

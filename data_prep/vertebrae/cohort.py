@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from data_prep.csv_input import Row, read_table, refuse_duplicates
+from data_prep.recipe import Cohort
 from data_prep.split import DEFAULT_FRACTIONS, SplitPatient, assign_splits
 from data_prep.vertebrae.dxa import DxaResult, DxaTable, read_dxa, results_for_ct
 from data_prep.vertebrae.label_schemes import find_scheme
@@ -48,24 +49,9 @@ class Scan:
     label_scheme: str
     dxa: dict[str, DxaResult]
 
-
-@dataclasses.dataclass(frozen=True)
-class Cohort:
-    """What the tables hold.
-
-    Attributes:
-      scans: usable rows, in the table's order.
-      failures: bad rows of either table.
-      excluded: (scan_id, patient_id, reason) of scans taken out.
-      notes: what the user should know: results dropped for their date, results without label.
-      digest: SHA-256 of both tables' bytes.
-    """
-
-    scans: list[Scan]
-    failures: list[CaseError]
-    excluded: list[tuple[str, str, str]]
-    notes: list[str]
-    digest: str
+    @property
+    def case(self) -> str:
+        return self.scan_id
 
 
 def read_cohort(
@@ -78,7 +64,7 @@ def read_cohort(
     seed: int = 0,
     include: frozenset[str] = frozenset(),
 ) -> Cohort:
-    """Reads both tables.
+    """Reads both tables; the items are `Scan`s.
 
     Args:
       label_scheme: of masks whose row names none.

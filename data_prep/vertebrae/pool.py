@@ -1,7 +1,8 @@
 """Vertebra ROIs -> the texture pool as it is stored: uint8 codes of the image and of its maps.
 
 Two halves, because they are done in different places. `image_codes` is image work, for any CPU
-worker. `map_codes` takes ROIs of any cases together, so that an accelerator is kept busy.
+worker. `map_codes` takes ROIs of any cases together, so that an accelerator is kept busy; where
+there is one, it is called through `LateMaps` once the scans of a shard are read.
 """
 
 from __future__ import annotations
@@ -10,10 +11,20 @@ import dataclasses
 
 import numpy as np
 
+from data_prep.records import row_records
 from data_prep.vertebrae.roi import Roi
 from data_prep.vertebrae.texture import MAPS, TextureSettings, texture_pools
+from data_prep.workers import accelerator_here
 from osteojax.data.codes import MapSpec
-from osteojax.data.vertebrae import HU_MAX, HU_MIN, POOL, image_spec, map_spec
+from osteojax.data.vertebrae import (
+    HU_MAX,
+    HU_MIN,
+    IMAGE_ONLY,
+    POOL,
+    fields,
+    image_spec,
+    map_spec,
+)
 from osteojax.errors import UserError
 
 FIELD_OF_VIEW_MM = 96.0
@@ -106,6 +117,42 @@ def map_codes(
     return codes
 
 
+def encode_vertebra(
+    codes: dict[str, np.ndarray], mask: np.ndarray, valid: np.ndarray
+) -> list[bytes]:
+    """The records of one vertebra, with an empty meta record.
+
+    Args:
+      codes: member of `POOL` -> uint8[D, H, W], for the members that are stored.
+      mask, valid: bool[D, H, W], the vertebra and the inside of the CT.
+    """
+    stored = [name for name in POOL if name in codes]
+    return row_records(fields(len(mask), stored), codes | {"mask": np.stack([mask, valid])})
+
+
+@dataclasses.dataclass(frozen=True)
+class LateMaps:
+    """Makes the maps of vertebrae whose image and mask are stored already (a `Completion`)."""
+
+    settings: RoiSettings
+
+    def batch_size(self) -> int:
+        return batch_size(self.settings)
+
+    def complete(self, batch: list[list[bytes]]) -> list[tuple[list[bytes], dict[str, np.ndarray]]]:
+        """Records as stored, and the histogram of each member of the pool."""
+        _, image, mask = fields(self.settings.size, IMAGE_ONLY)
+        images = np.stack([image.decode(records[1]) for records in batch])
+        planes = np.stack([mask.decode(records[-1]) for records in batch])
+        codes = {"image": images} | map_codes(images, planes[:, 0], self.settings)
+        completed = []
+        for i in range(len(batch)):
+            stored = {name: codes[name][i] for name in self.settings.stored}
+            histograms = {name: histogram(codes[name][i]) for name in POOL}
+            completed.append((encode_vertebra(stored, *planes[i]), histograms))
+        return completed
+
+
 def batch_size(settings: RoiSettings) -> int:
     """How many ROIs are worked on together."""
     place = "accelerator" if on_accelerator(settings) else "cpu"
@@ -114,9 +161,7 @@ def batch_size(settings: RoiSettings) -> int:
 
 def on_accelerator(settings: RoiSettings) -> bool:
     """Whether this process makes maps on something faster than its CPU."""
-    import jax
-
-    return settings.texture.engine == "jax" and jax.default_backend() != "cpu"
+    return settings.texture.engine == "jax" and accelerator_here()
 
 
 def histogram(codes: np.ndarray) -> np.ndarray:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.build import BuildSettings, build
+from data_prep.build import build
 from data_prep.records import write_records
 from data_prep.simulate.cohort_writer import simulate_cohort
 from data_prep.simulate.patients import Settings
 from data_prep.vertebrae.cohort import read_cohort
 from data_prep.vertebrae.pool import SIZES, RoiSettings
+from data_prep.vertebrae.recipe import Recipe
 from data_prep.vertebrae.scanners import read_devices
 from data_prep.vertebrae.texture import TextureSettings
 from osteojax.data.cohort import PreparedCohort
@@ -58,8 +59,8 @@ def _prepared(directory: Path, size: int) -> Path:
     devices = read_devices(None)
     all_train = (1.0, 0.0, 0.0)
     cohort = read_cohort(raw / "cohort.csv", raw / "dxa.csv", devices, "verse", fractions=all_train)
-    settings = BuildSettings(RoiSettings(size, True, TextureSettings()), devices, len(SITES), {})
-    built = build(cohort, settings, out, workers=1)
+    recipe = Recipe(RoiSettings(size, True, TextureSettings()), devices, {})
+    built = build(recipe, cohort, out, items_per_shard=len(SITES), workers=1)
     if not built.rows:
         raise UserError(f"{raw}: no simulated vertebra could be prepared: {built.failures}")
     return out

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from data_prep.records import ShardReader
 from launch.cli import main
+from osteojax.data.vertebrae import POOL, record_keys
 from tests.data_prep.phantom import spine, write_scan, write_table
 
 LEVELS = ("L1", "L2")
@@ -35,6 +39,26 @@ def arguments(folder: Path, out: Path, *options: str) -> list[str]:
 def prepare(folder: Path, out: Path, *options: str) -> int:
     """Runs the verb in this process; returns its exit status."""
     return main(arguments(folder, out, *options))
+
+
+def read_shard(path: Path, stored: tuple[str, ...] = POOL) -> ShardReader:
+    """A shard of a folder that stores these members of the pool."""
+    return ShardReader(path, len(record_keys(stored)))
+
+
+def volumes(
+    reader: ShardReader, position: int, size: int, stored: tuple[str, ...] = POOL
+) -> dict[str, np.ndarray]:
+    """A vertebra's codes uint8[size, size, size], and "mask" and "valid" bool[size, size, size],
+    read without the package's own decoders."""
+    _, *codes, planes = reader.records(position)
+    shape = (size,) * 3
+    arrays = {
+        name: np.frombuffer(record, np.uint8).reshape(shape)
+        for name, record in zip(stored, codes, strict=True)
+    }
+    bits = np.unpackbits(np.frombuffer(planes, np.uint8))[: 2 * size**3].astype(bool)
+    return arrays | dict(zip(("mask", "valid"), bits.reshape(2, *shape), strict=True))
 
 
 def contents(out: Path) -> dict[str, bytes]:

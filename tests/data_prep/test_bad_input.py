@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 
 import data_prep.build
-import data_prep.pipeline
+import data_prep.parts
 import data_prep.shards
 from osteojax.data.manifest import load_manifest
 from tests.data_prep.phantom import spine, write_scan, write_table
@@ -190,12 +190,12 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (data_prep.build, "prepare_scan", 3),
-        (data_prep.pipeline, "write_records", 2),  # a part is about to be written
-        (data_prep.pipeline, "write_text", 2),  # the part is there, its report is not
+        (data_prep.build, "prepare_item", 3),
+        (data_prep.parts, "write_records", 2),  # a part is about to be written
+        (data_prep.parts, "write_text", 2),  # the part is there, its report is not
         (data_prep.build, "merge_shard", 2),
         (data_prep.shards, "write_records", 1),
-        (data_prep.build, "_write_table", 2),  # everything but the tables
+        (data_prep.build, "write_table", 2),  # everything but the tables
     ],
 )
 def test_stopped_anywhere_the_rerun_gives_the_same_bytes(

@@ -21,7 +21,7 @@ from distributed import LocalCluster
 import data_prep.build
 from data_prep import cluster
 from data_prep.cluster import Conditions, cluster_crew, versions
-from data_prep.pipeline import prepare_scan
+from data_prep.parts import prepare_item
 from osteojax.errors import UserError
 from tests.data_prep.prepared import NUM_SCANS, contents, prepare
 
@@ -206,18 +206,18 @@ def test_no_workers_and_workers_with_threads_are_told(
         pass
 
 
-def dies_of_s1(scan, *arguments):
+def dies_of_s1(recipe, scan, *arguments):
     """A scan that takes its process with it."""
     if scan.scan_id == "s1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return prepare_scan(scan, *arguments)
+    return prepare_item(recipe, scan, *arguments)
 
 
 def test_a_scan_that_kills_its_worker_is_a_failure_and_the_others_go_on(
     cohort_folder, prepared, tmp_path, monkeypatch, capfd
 ):
     out = tmp_path / "out"
-    monkeypatch.setattr(data_prep.build, "prepare_scan", dies_of_s1)
+    monkeypatch.setattr(data_prep.build, "prepare_item", dies_of_s1)
     assert prepare(cohort_folder, out, "--workers", "2") == 1
     failures = pd.read_csv(out / "failures.csv")
     assert failures.case.tolist() == ["s1"]

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import FuncNorm
 
-from data_prep.records import ShardReader, write_records
+from data_prep.records import write_records
 from launch.cli import main
 from launch.inspection import contact_sheet, drawing, histograms, slices
 from launch.inspection.members import choose, named, pool_codes
@@ -19,12 +19,13 @@ from osteojax.data.cohort import PreparedCohort
 from osteojax.data.manifest import load_manifest
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL, about, fields, image_spec, map_spec
 from osteojax.errors import UserError
+from tests.data_prep.prepared import read_shard, volumes
 
 
 def stored_volumes(prepared, row) -> dict[str, np.ndarray]:
     """A vertebra's records, by the writer's own reader."""
-    reader = ShardReader(prepared / "shards" / row["shard"])
-    return reader.volumes(int(row["position"]), 32)
+    reader = read_shard(prepared / "shards" / row["shard"])
+    return volumes(reader, int(row["position"]), 32)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,8 @@ def image_only(prepared, tmp_path_factory):
     manifest = dataclasses.replace(load_manifest(prepared), fields=fields(32, IMAGE_ONLY))
     manifest.save(out)
     for shard in manifest.shards:
-        reader = ShardReader(prepared / "shards" / shard["name"])
-        kept = [[raw[0], raw[1], raw[-1]] for raw in map(reader.raw, range(shard["items"]))]
+        reader = read_shard(prepared / "shards" / shard["name"])
+        kept = [[raw[0], raw[1], raw[-1]] for raw in map(reader.records, range(shard["items"]))]
         write_records(out / "shards" / shard["name"], kept)
     return out
 

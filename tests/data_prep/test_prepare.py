@@ -13,13 +13,19 @@ import pytest
 import data_prep.build
 import data_prep.vertebrae.pool
 import data_prep.vertebrae.texture
-from data_prep.records import ShardReader
 from data_prep.vertebrae.pool import RoiSettings, map_codes
 from data_prep.vertebrae.texture import TextureSettings
 from osteojax.data.manifest import load_manifest
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS, about
 from osteojax.errors import UserError
-from tests.data_prep.prepared import LEVELS, NUM_SCANS, contents, prepare
+from tests.data_prep.prepared import (
+    LEVELS,
+    NUM_SCANS,
+    contents,
+    prepare,
+    read_shard,
+    volumes,
+)
 
 
 def test_tables_shards_and_manifest_agree(prepared):
@@ -32,8 +38,8 @@ def test_tables_shards_and_manifest_agree(prepared):
     ]
     number = 0
     for shard in manifest.shards:
-        reader = ShardReader(prepared / "shards" / shard["name"])
-        assert reader.num_vertebrae == shard["items"]
+        reader = read_shard(prepared / "shards" / shard["name"])
+        assert reader.num_rows == shard["items"]
         for position, meta in enumerate(reader.metas()):
             row = rows.iloc[number]
             assert tuple(meta) == VERTEBRA_COLUMNS
@@ -43,11 +49,8 @@ def test_tables_shards_and_manifest_agree(prepared):
             number += 1
     assert (rows["slice_mm"] == 3.0).all()
     assert about(manifest).devices == ("hologic", "ge_lunar", "medix", "unknown")
-    assert (about(manifest).size, about(manifest).spacing_mm, about(manifest).label_scheme) == (
-        32,
-        3.0,
-        "verse",
-    )
+    own = about(manifest)
+    assert (own.size, own.spacing_mm, own.label_scheme) == (32, 3.0, "verse")
     for split, counts in manifest.counts.items():
         own = rows[rows.split == split]
         assert counts == {
@@ -75,12 +78,12 @@ def test_statistics_are_those_of_the_training_vertebrae(prepared):
     values = {name: [] for name in POOL}
     bmd = []
     for shard in manifest.shards:
-        reader = ShardReader(prepared / "shards" / shard["name"])
+        reader = read_shard(prepared / "shards" / shard["name"])
         for position, meta in enumerate(reader.metas()):
             if meta["split"] == "train":
                 bmd.append(meta["bmd_g_cm2"])
                 for name in POOL:
-                    values[name].append(reader.volumes(position, about(manifest).size)[name])
+                    values[name].append(volumes(reader, position, about(manifest).size)[name])
     for spec in about(manifest).maps:
         t = spec.offset + spec.step * np.stack(values[spec.name]).astype(np.float64)
         assert spec.mean == pytest.approx(t.mean(), rel=1e-9)
@@ -96,7 +99,7 @@ def test_stored_image_is_the_roi_and_maps_are_its_texture(prepared, cohort_folde
     from data_prep.vertebrae.verify import load_case
 
     manifest = load_manifest(prepared)
-    stored = ShardReader(prepared / "shards" / manifest.shards[0]["name"]).volumes(1, 32)
+    stored = volumes(read_shard(prepared / "shards" / manifest.shards[0]["name"]), 1, 32)
     ct = load_case(cohort_folder / "s0_ct.nii.gz", cohort_folder / "s0_mask.nii.gz", "verse", "s0")
     roi = extract_rois(*ct, 32, 3.0, "s0")[1]
     image = about(manifest).maps[0].decode(stored["image"])
@@ -154,7 +157,7 @@ def test_another_cohort_is_refused(cohort_folder, prepared, tmp_path, capsys):
     rows.to_csv(tmp_path / "cohort.csv", index=False)
     (tmp_path / "dxa.csv").write_bytes((cohort_folder / "dxa.csv").read_bytes())
     assert prepare(tmp_path, prepared) == 1
-    assert "cohort.csv or dxa.csv has other contents" in capsys.readouterr().err
+    assert "the cohort's tables have other contents" in capsys.readouterr().err
 
 
 def test_a_folder_with_other_files_is_refused(cohort_folder, tmp_path, capsys):
@@ -167,11 +170,11 @@ def test_a_folder_with_other_files_is_refused(cohort_folder, tmp_path, capsys):
 def test_the_vertebra_domain_masks_every_member(cohort_folder, tmp_path):
     assert prepare(cohort_folder, tmp_path / "out", "--texture-domain", "vertebra") == 0
     manifest = load_manifest(tmp_path / "out")
-    reader = ShardReader(tmp_path / "out" / "shards" / manifest.shards[0]["name"])
-    volumes = reader.volumes(0, 32)
+    reader = read_shard(tmp_path / "out" / "shards" / manifest.shards[0]["name"])
+    arrays = volumes(reader, 0, 32)
     for name in POOL:
-        assert not volumes[name][~volumes["mask"]].any()
-        assert volumes[name][volumes["mask"]].any()
+        assert not arrays[name][~arrays["mask"]].any()
+        assert arrays[name][arrays["mask"]].any()
 
 
 def test_wrong_bin_width_and_include_are_told(cohort_folder, tmp_path, capsys):
@@ -226,7 +229,7 @@ def test_maps_made_by_shard_in_any_batch_are_those_made_with_the_scan(
         return data_prep.vertebrae.texture.texture_pools(images, masks, settings)
 
     monkeypatch.setattr(data_prep.vertebrae.pool, "texture_pools", counted)
-    monkeypatch.setattr(data_prep.build, "on_accelerator", lambda settings: True)
+    monkeypatch.setattr(data_prep.build, "accelerator_here", lambda: True)
     monkeypatch.setattr(data_prep.vertebrae.pool, "BATCH_VOXELS", {"cpu": batch * 32**3})
     assert prepare(cohort_folder, tmp_path / "out") == 0
     assert contents(tmp_path / "out") == contents(prepared)
@@ -266,23 +269,22 @@ def image_only(cohort_folder, tmp_path_factory):
 def test_an_image_only_folder_holds_the_same_but_the_maps(image_only, prepared):
     found, expected = load_manifest(image_only), load_manifest(prepared)
     assert (about(found).stored, about(expected).stored) == (IMAGE_ONLY, POOL)
-    assert (
-        about(found).maps == about(expected).maps
-    )  # statistics of maps that were made and not kept
+    # Statistics of maps that were made and not kept:
+    assert about(found).maps == about(expected).maps
     assert min(spec.std for spec in about(found).maps) > 0
     assert (image_only / "vertebrae.csv").read_bytes() == (prepared / "vertebrae.csv").read_bytes()
     for shard in found.shards:
         path = image_only / "shards" / shard["name"]
         small, whole = (
-            ShardReader(path, about(found).stored),
-            ShardReader(prepared / "shards" / path.name),
+            read_shard(path, about(found).stored),
+            read_shard(prepared / "shards" / path.name),
         )
         assert list(small.metas()) == list(whole.metas())
         for position in range(shard["items"]):
-            arrays = small.volumes(position, 32)
+            arrays = volumes(small, position, 32, about(found).stored)
             assert set(arrays) == {"image", "mask", "valid"}
             for name, values in arrays.items():
-                np.testing.assert_array_equal(values, whole.volumes(position, 32)[name])
+                np.testing.assert_array_equal(values, volumes(whole, position, 32)[name])
     ours, theirs = (
         sum(path.stat().st_size for path in (folder / "shards").iterdir())
         for folder in (image_only, prepared)
@@ -301,10 +303,8 @@ def test_an_image_only_folder_is_for_maps_that_training_can_make(texture):
 def test_patches_are_another_setting_of_the_folder(cohort_folder, prepared, tmp_path):
     assert prepare(cohort_folder, tmp_path / "out", "--patch-stride", "4") == 0
     dense, strided = (load_manifest(folder) for folder in (prepared, tmp_path / "out"))
-    assert (about(dense).texture["patch_stride"], about(strided).texture["patch_stride"]) == (
-        None,
-        4,
-    )
+    assert about(dense).texture["patch_stride"] is None
+    assert about(strided).texture["patch_stride"] == 4
     # Grey levels of their own: Autocorrelation falls, what differences make does not move far.
     means = [{spec.name: spec.mean for spec in about(m).maps} for m in (dense, strided)]
     assert means[1]["Autocorrelation"] < means[0]["Autocorrelation"] - 0.5
@@ -318,7 +318,7 @@ def test_an_image_only_folder_resumes_and_is_no_pool(
     assert prepare(cohort_folder, image_only) == 1
     assert 'store was "image", now "pool"' in capsys.readouterr().err
     assert contents(image_only) == before
-    monkeypatch.setattr(data_prep.build, "on_accelerator", lambda settings: True)
+    monkeypatch.setattr(data_prep.build, "accelerator_here", lambda: True)
     folder = tmp_path / "cohort"
     shutil.copytree(cohort_folder, folder)
     (folder / "s1_ct.nii.gz").write_bytes(b"broken")

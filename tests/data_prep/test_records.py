@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep.records import ShardReader, encode_vertebra, meta_record, write_records
+from data_prep.records import ShardReader, meta_record, write_records
+from data_prep.vertebrae.pool import encode_vertebra
 from osteojax.data.schema import record_position
 from osteojax.data.vertebrae import POOL, record_keys
 from osteojax.errors import UserError
+from tests.data_prep.prepared import read_shard, volumes
 
 SIZE = 9  # 9^3 is no multiple of 8: the bit planes are padded
 
@@ -34,12 +36,12 @@ def write_shard(path, count=3):
 
 
 def test_round_trip(tmp_path):
-    reader = ShardReader(write_shard(tmp_path / "shard.array_record"))
-    assert reader.num_vertebrae == 3
+    reader = read_shard(write_shard(tmp_path / "shard.array_record"))
+    assert reader.num_rows == 3
     assert list(reader.metas())[1] == {"scan_id": "s1", "age": None, "site": "Łódź"}
     for seed in (2, 0, 1):
         codes, mask, valid = vertebra(seed)
-        found = reader.volumes(seed, SIZE)
+        found = volumes(reader, seed, SIZE)
         for name in POOL:
             np.testing.assert_array_equal(found[name], codes[name])
         np.testing.assert_array_equal(found["mask"], mask)
@@ -76,10 +78,10 @@ def test_no_file_is_left_of_a_write_that_failed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def read_all(path, size=SIZE):
-    reader = ShardReader(path)
+def read_all(path):
+    reader = read_shard(path)
     list(reader.metas())
-    return [reader.volumes(i, size) for i in range(reader.num_vertebrae)]
+    return [volumes(reader, i, SIZE) for i in range(reader.num_rows)]
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.999])
@@ -102,15 +104,12 @@ def test_every_flipped_byte_of_a_record_is_noticed(tmp_path):
             read_all(path)
 
 
-def test_absent_and_foreign_shards_and_other_sizes(tmp_path):
+def test_absent_and_foreign_shards(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        ShardReader(tmp_path / "gone.array_record")
+        ShardReader(tmp_path / "gone.array_record", 7)
     write_records(tmp_path / "odd.array_record", [[b"one", b"two"]])
     with pytest.raises(UserError, match="2 records are no multiple of 7"):
-        ShardReader(tmp_path / "odd.array_record")
-    path = write_shard(tmp_path / "shard.array_record")
-    with pytest.raises(UserError, match="image of vertebra 0 has 729 bytes, not 512"):
-        read_all(path, size=8)
+        ShardReader(tmp_path / "odd.array_record", 7)
 
 
 def test_a_full_disk_is_an_os_error(tmp_path):

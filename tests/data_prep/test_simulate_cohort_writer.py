@@ -182,12 +182,12 @@ def test_a_written_split_is_what_prepare_reads(tmp_path, monkeypatch):
     cohort = read_cohort(*tables, DEFAULT_DEVICES, "verse", frozenset({"D"}))
     assert not cohort.failures
     excluded = {patient for _, patient, _ in cohort.excluded}
-    for scan in cohort.scans:
+    for scan in cohort.items:
         drawn = draw_patient(settings, int(scan.patient_id[1:]) - 1)
         assert scan.split == drawn.split
         if scan.split != "train":
             assert tuple(scan.dxa) == ("L1", "L2", "L3", "L4")
-    assert {scan.split for scan in cohort.scans} == {"train", "valid", "test", "external"}
+    assert {scan.split for scan in cohort.items} == {"train", "valid", "test", "external"}
     for number in range(80):
         patient = draw_patient(settings, number)
         unusual = patient.contrast or patient.fractured_level or patient.screwed_levels

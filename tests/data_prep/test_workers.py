@@ -74,7 +74,7 @@ def test_the_caller_may_add_tasks_while_it_consumes():
 
 
 def test_texture_goes_to_the_accelerator_where_there_is_one():
-    tasks = [Task("scan", abs, (-1,)), Task("maps", abs, (-2,), texture=True)]
+    tasks = [Task("scan", abs, (-1,)), Task("maps", abs, (-2,), accelerated=True)]
     cpu, accelerator = Puppets(2), Puppets(2)
     assert len(list(run_tasks(deque(tasks), Crew(cpu, accelerator)))) == 2
     assert (cpu.most, accelerator.most) == (1, 1)

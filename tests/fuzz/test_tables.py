@@ -73,7 +73,7 @@ def test_cohort_tables(cohort: bytes, dxa: bytes, both: bool) -> None:
         return
     for failure in read.failures:
         clean(failure)
-    for scan in read.scans:
+    for scan in read.items:
         assert scan.scan_id
         assert scan.age is None or 0 <= scan.age <= 120
         for result in scan.dxa.values():

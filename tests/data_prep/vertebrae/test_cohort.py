@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.vertebrae.cohort import Cohort, read_cohort
+from data_prep.recipe import Cohort
+from data_prep.vertebrae.cohort import read_cohort
 from data_prep.vertebrae.scanners import DEFAULT_DEVICES, read_devices, t_score
 from osteojax.errors import UserError
 from tests.data_prep.phantom import write_table
@@ -23,7 +24,7 @@ def read(folder: Path, scans: list[dict], results: list[dict] | None = None, **o
 
 def test_a_minimal_cohort_and_its_paths(tmp_path):
     cohort = read(tmp_path, [SCAN])
-    (scan,) = cohort.scans
+    (scan,) = cohort.items
     assert (scan.index, scan.patient_id, scan.site, scan.label_scheme) == (0, "p1", "A", "verse")
     assert scan.ct == str(tmp_path / "ct.nii")  # relative to the table, not to where we stand
     assert (scan.sex, scan.age, scan.dxa) == (None, None, {})
@@ -32,13 +33,13 @@ def test_a_minimal_cohort_and_its_paths(tmp_path):
 
 def test_ids_keep_their_leading_zeros(tmp_path):
     cohort = read(tmp_path, [SCAN | {"patient_id": "007"}], [RESULT | {"patient_id": "007"}])
-    assert cohort.scans[0].patient_id == "007"
-    assert "L1" in cohort.scans[0].dxa
+    assert cohort.items[0].patient_id == "007"
+    assert "L1" in cohort.items[0].dxa
 
 
 def test_optional_columns_are_converted(tmp_path):
     row = SCAN | {"sex": "female", "age": "61.5", "label_scheme": "totalsegmentator_v2"}
-    (scan,) = read(tmp_path, [row | {"split": "test"}]).scans
+    (scan,) = read(tmp_path, [row | {"split": "test"}]).items
     assert (scan.sex, scan.age, scan.split) == ("F", 61.5, "test")
     assert scan.label_scheme == "totalsegmentator_v2"
 
@@ -96,7 +97,7 @@ def test_a_table_without_rows_stops(tmp_path):
 def test_a_bad_row_fails_alone_and_says_where(tmp_path, field, value, remedy):
     good = SCAN | {"scan_id": "good"}
     cohort = read(tmp_path, [SCAN | {field: value}, good])
-    assert [scan.scan_id for scan in cohort.scans] == ["good"]
+    assert [scan.scan_id for scan in cohort.items] == ["good"]
     (failure,) = cohort.failures
     assert failure.case == "s1"
     assert remedy in failure.remedy
@@ -123,7 +124,7 @@ def test_a_bad_row_fails_alone_and_says_where(tmp_path, field, value, remedy):
 )
 def test_a_bad_dxa_row_fails_alone(tmp_path, fields, column, remedy):
     cohort = read(tmp_path, [SCAN], [RESULT | fields, RESULT | {"level": "L2"}])
-    assert list(cohort.scans[0].dxa) == ["L2"]
+    assert list(cohort.items[0].dxa) == ["L2"]
     (failure,) = cohort.failures
     assert failure.case.startswith("p1/")
     assert f"dxa.csv line 2: {column}" in failure.reason
@@ -156,7 +157,7 @@ def test_a_bad_dxa_row_fails_alone(tmp_path, fields, column, remedy):
 )
 def test_label_rule(tmp_path, fields, sex, label):
     cohort = read(tmp_path, [SCAN | {"sex": sex}], [RESULT | fields])
-    (result,) = cohort.scans[0].dxa.values()
+    (result,) = cohort.items[0].dxa.values()
     assert result.osteoporosis == label
     assert bool(cohort.notes) == (label is None)
 
@@ -169,7 +170,7 @@ def test_t_score_of_the_default_reference():
 
 def test_an_empty_device_is_unknown(tmp_path):
     cohort = read(tmp_path, [SCAN], [RESULT | {"device": ""}])
-    assert cohort.scans[0].dxa["L1"].device == "unknown"
+    assert cohort.items[0].dxa["L1"].device == "unknown"
 
 
 def test_the_result_nearest_to_the_ct_is_taken_and_old_ones_are_dropped(tmp_path):
@@ -183,7 +184,7 @@ def test_the_result_nearest_to_the_ct_is_taken_and_old_ones_are_dropped(tmp_path
         RESULT | {"level": "L4", "bmd_g_cm2": "1.1", "device": "medix"},  # no dates: the first
     ]
     cohort = read(tmp_path, [scan], results)
-    found = {level: result.bmd_g_cm2 for level, result in cohort.scans[0].dxa.items()}
+    found = {level: result.bmd_g_cm2 for level, result in cohort.items[0].dxa.items()}
     assert found == {"L1": 0.9, "L3": 0.9, "L4": 1.0}
     assert "1 DXA results more than six months" in cohort.notes[0]
 
@@ -196,7 +197,7 @@ def test_flagged_scans_are_excluded_unless_included(tmp_path):
         SCAN | {"scan_id": "s4", "poor_quality": "1", "contrast": "0"},
     ]
     cohort = read(tmp_path, scans)
-    assert [scan.scan_id for scan in cohort.scans] == ["s1"]
+    assert [scan.scan_id for scan in cohort.items] == ["s1"]
     assert [(case, reason) for case, _, reason in cohort.excluded] == [
         ("s2", "contrast"),
         ("s3", "contrast, fracture"),
@@ -204,8 +205,8 @@ def test_flagged_scans_are_excluded_unless_included(tmp_path):
     ]
     assert cohort.failures == []
     kept = read(tmp_path, scans, include=frozenset(["contrast"]))
-    assert [scan.scan_id for scan in kept.scans] == ["s1", "s2"]
-    assert [scan.index for scan in kept.scans] == [0, 1]
+    assert [scan.scan_id for scan in kept.items] == ["s1", "s2"]
+    assert [scan.index for scan in kept.items] == [0, 1]
 
 
 def test_a_patient_in_two_splits_stops(tmp_path):
@@ -216,7 +217,7 @@ def test_a_patient_in_two_splits_stops(tmp_path):
 
 def test_all_scans_of_a_patient_share_a_made_split(tmp_path):
     rows = [SCAN | {"patient_id": f"p{i // 3}", "scan_id": f"s{i}"} for i in range(60)]
-    scans = read(tmp_path, rows).scans
+    scans = read(tmp_path, rows).items
     for i in range(20):
         assert len({scan.split for scan in scans if scan.patient_id == f"p{i}"}) == 1
     assert {scan.split for scan in scans} == {"train", "valid", "test"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_prep.pipeline import slice_mm
+from data_prep.vertebrae.scan import slice_mm
 
 
 @pytest.mark.parametrize(("slice_axis", "tilt_degrees"), [(0, 0), (1, 0), (2, 0), (2, 20), (0, 30)])

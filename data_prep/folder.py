@@ -1,0 +1,101 @@
+"""The folder that `prepare` writes: whose it is, one run at a time, its text tables.
+
+settings.json     written first: what the folder is being made from
+.lock             held by the run at work; workers know the folder by what it says
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from osteojax.errors import UserError
+from osteojax.files import write_json, write_text
+
+
+def claim(out: Path, wanted: dict[str, Any]) -> None:
+    """Writes settings.json, or checks that the one there says the same.
+
+    Args:
+      wanted: all that decides the folder's bytes; "cohort" is the digest of the user's tables.
+
+    Raises:
+      UserError: the folder belongs to something else.
+    """
+    path = out / "settings.json"
+    if not path.exists():
+        foreign = sorted(entry.name for entry in out.glob("*") if not entry.name.startswith("."))
+        if foreign:
+            raise UserError(
+                f"{out} holds other files ({', '.join(foreign[:5])}). Name a new or empty folder."
+            )
+        write_json(path, wanted)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Name another folder.") from error
+    changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if changed:
+        named = "; ".join(
+            "the cohort's tables have other contents"
+            if key == "cohort"
+            else f"{key} was {_short(found.get(key))}, now {_short(wanted.get(key))}"
+            for key in changed
+        )
+        raise UserError(
+            f"{out} was begun with another cohort or other settings: {named}. Name another --out, "
+            "or delete the folder."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[str]:
+    """Keeps a second `prepare` out; the kernel releases it however this process ends.
+
+    Yields the run's random name, which the file holds meanwhile.
+    """
+    with (out / ".lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another `osteojax prepare` is at work here.") from None
+        run = uuid.uuid4().hex
+        stream.truncate(0)
+        stream.write(run)
+        stream.flush()
+        yield run
+        stream.truncate(0)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes half-written temporary files of a killed run."""
+    for folder in (out, out / "parts", out / "shards"):
+        for leftover in folder.glob(".tmp-*"):
+            leftover.unlink()
+
+
+def names(folder: Path) -> set[str]:
+    """What is in a folder; nothing where there is none."""
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a CSV, atomically. None is written as an empty field."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, stream.getvalue())

@@ -1,0 +1,105 @@
+"""One CT with its mask -> rows and records of its vertebrae: verify, ROI, codes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from data_prep.recipe import Report
+from data_prep.vertebrae.cohort import Scan
+from data_prep.vertebrae.pool import (
+    RoiSettings,
+    encode_vertebra,
+    histogram,
+    image_codes,
+    map_codes,
+)
+from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, measure_vertebrae
+from data_prep.vertebrae.verify import load_case
+from osteojax.data.vertebrae import POOL
+
+MIN_VOLUME_MM3 = 1000.0
+"""A smaller label is a stray fragment; the body of T1 alone has about 6,000 mm^3."""
+
+
+def prepare_scan(
+    scan: Scan, settings: RoiSettings, with_maps: bool
+) -> tuple[Report, list[list[bytes]]]:
+    """The report and the records of a scan's vertebrae, from T1 downwards.
+
+    Args:
+      with_maps: make the maps too; without, the records hold image and mask only.
+
+    Raises:
+      CaseError: the scan is unusable.
+    """
+    report = Report([], [], [])
+    rois: list[Roi] = []
+    ct_image, class_mask = load_case(scan.ct, scan.mask, scan.label_scheme, scan.scan_id)
+    for vertebra in measure_vertebrae(class_mask, scan.scan_id):
+        case = f"{scan.scan_id}/{vertebra.level}"
+        small = vertebra.mask_volume_mm3 < MIN_VOLUME_MM3
+        if vertebra.truncated and (small or not settings.keep_truncated):
+            report.excluded.append((case, scan.patient_id, "truncated by the CT's border"))
+            continue
+        if small:
+            reason = f"the label has {vertebra.mask_volume_mm3:.0f} mm^3, a stray fragment."
+            report.failures.append((case, reason, "Correct the mask or remove the label."))
+            continue
+        roi = extract_roi(ct_image, class_mask, vertebra, settings.size, settings.spacing_mm)
+        if not roi.mask.any():
+            reason = "no voxel of the label is in its own frame."
+            report.failures.append((case, reason, "Correct the mask: it lies in pieces."))
+            continue
+        rois.append(roi)
+        report.rows.append(vertebra_row(scan, vertebra, roi.mean_hu, slice_mm(ct_image)))
+    if not rois:
+        return report, []
+    codes = {"image": np.stack([image_codes(roi, settings) for roi in rois])}
+    if with_maps:
+        codes |= map_codes(codes["image"], np.stack([roi.mask for roi in rois]), settings)
+        report.histograms.update({name: histogram(codes[name]).tolist() for name in POOL})
+    else:
+        report = dataclasses.replace(report, complete=False)
+    kept = [name for name in codes if name in settings.stored]
+    return report, [
+        encode_vertebra({name: codes[name][i] for name in kept}, roi.mask, roi.valid)
+        for i, roi in enumerate(rois)
+    ]
+
+
+def slice_mm(ct_image: sitk.Image) -> float:
+    """Distance of the CT's slices: its spacing along the axis nearest to the patient's own.
+
+    Overlapping reconstructions are thicker than their distance; a NIfTI does not say so.
+    """
+    superior_of_axes = np.abs(np.array(ct_image.GetDirection()).reshape(3, 3)[2])
+    return float(ct_image.GetSpacing()[int(np.argmax(superior_of_axes))])
+
+
+def vertebra_row(scan: Scan, vertebra: Vertebra, mean_hu: float, slice_mm: float) -> dict[str, Any]:
+    """The row of `vertebrae.csv`, still without shard and position."""
+    result = scan.dxa.get(vertebra.level)
+    return {
+        "patient_id": scan.patient_id,
+        "scan_id": scan.scan_id,
+        "site": scan.site,
+        "split": scan.split,
+        "level": vertebra.level,
+        "level_class": vertebra.level_class,
+        "device": result.device if result else None,
+        "bmd_g_cm2": result.bmd_g_cm2 if result else None,
+        "t_score": result.t_score if result else None,
+        "osteoporosis": result.osteoporosis if result else None,
+        "sex": scan.sex,
+        "age": scan.age,
+        "truncated": int(vertebra.truncated),
+        "posterior_rule": vertebra.posterior_rule,
+        "axial_rule": vertebra.axial_rule,
+        "mean_hu": round(mean_hu, 3),
+        "mask_volume_mm3": round(vertebra.mask_volume_mm3, 1),
+        "slice_mm": round(slice_mm, 4),
+    }
