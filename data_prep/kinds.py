@@ -1,4 +1,4 @@
-"""Finds the recipe of a kind of data by its name."""
+"""Finds the recipe of a kind of data by the kind's name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+from osteojax.choices import chosen_module
 from osteojax.errors import UserError
 
 DEFAULT_KIND = "vertebrae"
@@ -17,19 +18,17 @@ def known_kinds() -> list[str]:
 
 
 def recipe_module(kind: str) -> ModuleType:
-    """The module `data_prep.<kind>.recipe`; of a dotted name `mylab.pictures`, the module
+    """The module `data_prep.<kind>.recipe`; for a dotted name `mylab.pictures`, the module
     `mylab.pictures.recipe`.
 
     Raises:
       UserError: there is no such module.
     """
-    name = f"{kind}.recipe" if "." in kind else f"data_prep.{kind}.recipe"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the recipe is there; it imports something that is not
+    if "." in kind:
+        return chosen_module("--kind", f"{kind}.recipe", __package__, "recipe")
+    if kind not in known_kinds():
         raise UserError(
-            f"--kind {kind}: no module {error.name}. Choose from {', '.join(known_kinds())}, or "
-            "give the dotted name of a package of your own that has a recipe.py."
-        ) from None
+            f"--kind {kind}: choose from {', '.join(known_kinds())}, or give the dotted name of a "
+            "package of your own that has a recipe.py."
+        )
+    return importlib.import_module(f"data_prep.{kind}.recipe")

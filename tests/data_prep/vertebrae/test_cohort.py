@@ -72,6 +72,13 @@ def test_a_broken_or_absent_table_stops(tmp_path, content):
         read_cohort(path, None, DEFAULT_DEVICES, "verse")
 
 
+def test_a_row_with_too_many_fields_is_told_in_one_line(tmp_path):
+    (tmp_path / "cohort.csv").write_text("a,b\n1,2\n1,2,3,4\n")
+    with pytest.raises(UserError, match=r"Expected 2 fields in line 3, saw 4") as caught:
+        read_cohort(tmp_path / "cohort.csv", None, DEFAULT_DEVICES, "verse")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_table_without_rows_stops(tmp_path):
     (tmp_path / "cohort.csv").write_text(",".join(SCAN) + "\n")
     with pytest.raises(UserError, match="no rows"):
