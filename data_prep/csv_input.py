@@ -103,8 +103,8 @@ def read_table(
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
-        line = " ".join(str(error).split())  # pandas may end a message with a line break
-        raise UserError(f"{path}: not a CSV table in UTF-8 ({line}). Export it again.") from error
+        reason = " ".join(str(error).split())  # pandas may end a message with a line break
+        raise UserError(f"{path}: not a CSV table in UTF-8 ({reason}). Export it again.") from error
     frame.columns = [str(column).strip() for column in frame.columns]
     missing = [column for column in required if column not in frame.columns]
     if missing:

@@ -24,7 +24,7 @@ def recipe_module(kind: str) -> ModuleType:
     Raises:
       UserError: there is no such module.
     """
-    if "." in kind:
+    if all(part.isidentifier() for part in kind.split(".")) and "." in kind:
         return chosen_module("--kind", f"{kind}.recipe", __package__, "recipe")
     if kind not in known_kinds():
         raise UserError(

@@ -35,7 +35,8 @@ def chosen_module(field: str, name: str, package: str, defines: str = "build") -
     Raises:
       UserError: there is no such module, or it does not define `defines`.
     """
-    if "." not in name:
+    dotted = "." in name and all(part.isidentifier() for part in name.split("."))
+    if not dotted:
         known = choices(package, defines)
         if name not in known:
             raise UserError(

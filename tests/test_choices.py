@@ -40,6 +40,8 @@ def test_plain_and_dotted_names() -> None:
     [
         ("swaw", r"objective.name is 'swaw'; choose one of multitask.*, swav"),
         ("embedding", "choose one of"),  # ours, and no objective
+        ("../swav", "choose one of"),
+        (".swav", "choose one of"),
         ("mylab.method", "no module mylab. Install it, or put the folder"),
         ("tests.no_such", r"no module tests\.no_such"),
         ("tests.small_runs", r"small_runs\.py defines no 'build'"),
