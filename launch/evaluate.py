@@ -98,18 +98,18 @@ class Evaluated:
         import jax
 
         from osteojax.evaluation.report.examples import Picture
-        from osteojax.export.programs import attention_function, flat_weights
+        from osteojax.objectives.diagnosis import attention_program
 
         manifest, spacing_mm = self.cohort.manifest, self.cohort.about.spacing_mm
         table = self.cohort.table.reset_index().set_index(["scan_id", "level"])["index"]
         rows = [int(table[key]) for key in zip(chosen["scan_id"], chosen["level"], strict=True)]
         codes = np.concatenate([self.cohort.members(row, ["image"]) for row in rows])
         hu = self.cohort.about.maps[0].decode(codes)
-        attention = jax.jit(attention_function(self.config, manifest))
-        weights = flat_weights(self.params, self.model_state["batch_stats"])
+        attention = jax.jit(attention_program(self.config, manifest))
+        variables = {"params": self.params, "batch_stats": self.model_state["batch_stats"]}
         device = self.cohort.labels.device[rows]
         heat = [
-            np.asarray(attention(weights, hu[[i]], device[[i]])["attention"])[0]
+            np.asarray(attention(variables, hu[[i]], device[[i]])["attention"])[0]
             for i in range(len(rows))  # one at a time: one compilation, little memory
         ]
         return [

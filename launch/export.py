@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with commas (default: %(default)s); weights.safetensors is written in any case",
     )  # fmt: skip
     parser.add_argument(
-        "--what", choices=("model", "encoder", "features"), default="model",
-        help="encoder: the embedding of a vertebra; features: that and the mean of every stage; "
-        "both from a pre-training run too (default: %(default)s)",
+        "--what", default="model",
+        help="model; encoder: the embedding of a vertebra; features: that and the mean of every "
+        "stage; the last two from a pre-training run too (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument(

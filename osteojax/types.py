@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -51,3 +53,26 @@ class TrainState:
     model_state: ModelState
     opt_state: Any
     ema_params: Params | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """One thing that `osteojax export --what` writes of a run, as its objective describes it.
+
+    Attributes:
+      programs: role -> function (variables, *inputs) -> outputs by name. "program" predicts;
+        others ("attention") take the same inputs. Variables are what `variables` gives.
+      variables: (params, model_state) -> the variables that are written, {"params": ..., ...}.
+      inputs: name -> description for model.json; objects with a "shape" (["b", 96, 96, 96]) and a
+        "dtype" are the programs' inputs, in this order.
+      describe: name of an output -> its description for model.json, without shape and dtype.
+      facts: further fields of model.json; `kind` among them, the kind of data.
+      decides: whether it carries what `osteojax evaluate` fitted on validation (thresholds).
+    """
+
+    programs: Mapping[str, Callable[..., dict[str, Array]]]
+    variables: Callable[[Params, ModelState], dict[str, Any]]
+    inputs: Mapping[str, Any]
+    describe: Callable[[str], dict[str, Any]]
+    facts: Mapping[str, Any]
+    decides: bool = False

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from osteojax.files import write_json
 
 FORMAT, FORMAT_VERSION = "osteojax-model", 2
 CARD = "model.json"
-PROGRAM = "program.jaxexport"
-ATTENTION = "attention.jaxexport"
+PROGRAM_SUFFIX = ".jaxexport"
+PROGRAM = f"program{PROGRAM_SUFFIX}"
+ATTENTION = f"attention{PROGRAM_SUFFIX}"
 WEIGHTS = "weights.safetensors"
 EMBEDDING = "embedding.safetensors"
-FILES = (PROGRAM, ATTENTION, WEIGHTS, EMBEDDING)
-"""All that a folder may hold beside the card. Names in a card are compared with these, so that none
-can lead out of the folder."""
 
-WHATS = ("model", "encoder", "features")
+VERTEBRAE = "vertebrae"
+"""The kind of data of a card that names none: those of 0.1."""
+
 FIELDS = (
     "what",
     "code_version",
@@ -36,15 +37,31 @@ FIELDS = (
     "checkpoint",
     "inputs",
     "outputs",
-    "devices",
-    "levels",
     "fitted",
     "config",
     "sha256",
 )
 """What a card must have."""
 
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+KIND = re.compile(r"[A-Za-z_]\w{0,39}(\.[A-Za-z_]\w{0,39}){0,5}", re.ASCII)
+DTYPES = ("float32", "int32", "uint8")
+MAX_AXES = 4
 MAX_EDGE = 1024
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether an exported folder may hold such a file beside its card: a plain name, so that none
+    can lead out of the folder."""
+    if name in (WEIGHTS, EMBEDDING):
+        return True
+    role = name.removesuffix(PROGRAM_SUFFIX) if isinstance(name, str) else ""
+    return role != name and NAME.fullmatch(role) is not None
+
+
+def input_entries(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those entries of a card's `inputs` that are a program's inputs, in order: with a shape."""
+    return {n: e for n, e in inputs.items() if isinstance(e, dict) and "shape" in e}
 
 
 def write_card(directory: Path, card: dict[str, Any]) -> dict[str, Any]:
@@ -126,39 +143,59 @@ def _check(card: Any) -> None:
             "export the model again; thresholds are changed by evaluating anew."
         )
     fields = {name: _member(card, "the card", name) for name in FIELDS}
-    _require(fields["what"] in WHATS, "what", fields["what"], f"one of {', '.join(WHATS)}")
+    for name, pattern, value in (
+        ("what", NAME, fields["what"]), ("kind", KIND, card.get("kind", VERTEBRAE)),
+    ):  # fmt: skip
+        known = isinstance(value, str) and pattern.fullmatch(value) is not None
+        _require(known, name, value, "a plain name")
     for name in ("code_version", "intended_use"):
         _require(isinstance(fields[name], str), name, fields[name], "text")
     simulated = fields["simulated_training_data"]
     _require(isinstance(simulated, bool), "simulated_training_data", simulated, "true or false")
     for name in ("checkpoint", "config"):
         _require(isinstance(fields[name], dict), name, fields[name], "an object")
-    for name in ("outputs", "devices", "levels"):
-        _check_names(fields[name], name)
+    _check_names(fields["outputs"], "outputs")
     _check_files(fields["sha256"])
-    _check_hu(_member(fields["inputs"], "inputs", "hu"))
-    _check_fitted(fields["fitted"])
+    _check_inputs(fields["inputs"])
+    if card.get("kind", VERTEBRAE) == VERTEBRAE:
+        for name in ("devices", "levels"):
+            _check_names(_member(card, "the card", name), name)
+        _check_hu(_member(fields["inputs"], "inputs", "hu"))
+        _check_fitted(fields["fitted"])
 
 
 def _check_files(hashes: Any) -> None:
     _require(isinstance(hashes, dict), "sha256", hashes, "an object")
     for name, value in hashes.items():
-        _require(name in FILES, "a file of sha256", name, f"one of {', '.join(FILES)}")
+        expected = f"{WEIGHTS}, {EMBEDDING} or a name with {PROGRAM_SUFFIX}"
+        _require(is_file_name(name), "a file of sha256", name, expected)
         known = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
         _require(known, f"sha256 of {name}", value, "64 hexadecimal digits")
     _require(WEIGHTS in hashes, "sha256", sorted(hashes), f"{WEIGHTS} among them")
 
 
+def _check_inputs(inputs: Any) -> None:
+    """Every input: a batch of anything of up to `MAX_AXES` axes, of a known dtype."""
+    _require(isinstance(inputs, dict), "inputs", inputs, "an object")
+    for name, entry in input_entries(inputs).items():
+        shape, dtype = entry["shape"], entry.get("dtype", "float32")
+        whole = (
+            isinstance(shape, list)
+            and 1 <= len(shape) <= 1 + MAX_AXES
+            and shape[0] == "b"
+            and all(type(edge) is int and 0 < edge <= MAX_EDGE for edge in shape[1:])
+        )
+        expected = f'["b"] and up to {MAX_AXES} numbers in 1..{MAX_EDGE}'
+        _require(whole, f"inputs.{name}.shape", shape, expected)
+        known = isinstance(dtype, str) and dtype in DTYPES
+        _require(known, f"inputs.{name}.dtype", dtype, f"one of {', '.join(DTYPES)}")
+
+
 def _check_hu(hu: Any) -> None:
+    """The input of a model of vertebrae: a cubic box, which is what `predict` cuts out."""
     shape = _member(hu, "inputs.hu", "shape")
-    whole = (
-        isinstance(shape, list)
-        and len(shape) == 4
-        and shape[0] == "b"
-        and all(type(edge) is int and 0 < edge <= MAX_EDGE for edge in shape[1:])
-        and len(set(shape[1:])) == 1
-    )
-    _require(whole, "inputs.hu.shape", shape, f'["b", n, n, n] with n in 1..{MAX_EDGE}')
+    cube = len(shape) == 4 and len(set(shape[1:])) == 1
+    _require(cube, "inputs.hu.shape", shape, f'["b", n, n, n] with n in 1..{MAX_EDGE}')
     spacing = _member(hu, "inputs.hu", "spacing_mm")
     _require(_is_number(spacing) and spacing > 0, "inputs.hu.spacing_mm", spacing, "a positive mm")
     outside = _member(hu, "inputs.hu", "outside_vertebra")

@@ -17,14 +17,23 @@ from safetensors import numpy as safetensors
 
 from osteojax.data.devices import device_name
 from osteojax.errors import UserError
-from osteojax.export.card import ATTENTION, EMBEDDING, PROGRAM, WEIGHTS, read_card
+from osteojax.export.card import (
+    ATTENTION,
+    EMBEDDING,
+    PROGRAM,
+    PROGRAM_SUFFIX,
+    VERTEBRAE,
+    WEIGHTS,
+    input_entries,
+    read_card,
+)
 
 BATCH = 8
-"""Vertebrae in one call of the program: one shape, compiled once."""
+"""Cases (vertebrae) in one call of the program: one shape, compiled once."""
 
 AGAIN = "Export the model again."
 
-MODEL_OUTPUTS = (
+VERTEBRA_OUTPUTS = (
     "probability",
     "bmd_g_cm2",
     "bmd_by_device_g_cm2",
@@ -39,6 +48,7 @@ class ExportedModel:
 
     Attributes:
       card: content of model.json.
+      kind: of the data that it takes, "vertebrae" for folders of 0.1.
       fingerprint: SHA-256 of model.json, which holds the hashes of all other files.
       ood: statistics of the training embeddings (`osteojax.evaluation.statistics.ood`), or None.
     """
@@ -47,6 +57,8 @@ class ExportedModel:
         """Raises UserError: see the module; and where the folder holds another `what`."""
         directory = Path(directory)
         self.card, self.fingerprint = read_card(directory)
+        self.kind = str(self.card.get("kind", VERTEBRAE))
+        self._inputs = input_entries(self.card["inputs"])
         if self.card["what"] != what:
             raise UserError(
                 f"{directory}: exported with --what {self.card['what']}, and --what {what} is "
@@ -60,8 +72,8 @@ class ExportedModel:
         weights = _weights(directory / WEIGHTS, files[WEIGHTS])
         self._programs = {
             name: self._lower(directory / name, files[name], weights)
-            for name in (PROGRAM, ATTENTION)
-            if name in files
+            for name in files
+            if name.endswith(PROGRAM_SUFFIX)
         }
         self._compiled: dict[str, Any] = {}
         self.ood = None
@@ -81,24 +93,35 @@ class ExportedModel:
         it, and it takes these weights and this input."""
         program, expected, inputs, outputs = _program(path, data, self.card.get("jax_version"))
         _check_weights(path, expected, weights)
-        if inputs[0].shape[1:] != (self.size,) * 3:
-            raise UserError(
-                f"{path} takes HU of {inputs[0].shape}, and model.json says {self.size}^3. {AGAIN}"
-            )
+        self._check_inputs(path, inputs)
         if path.name == PROGRAM:
-            wanted = MODEL_OUTPUTS if self.card["what"] == "model" else ("embedding",)
-            if absent := [name for name in wanted if name not in outputs]:
+            wanted = list(self.card["outputs"])
+            if self.kind == VERTEBRAE:
+                whole = self.card["what"] == "model"
+                wanted = [*(VERTEBRA_OUTPUTS if whole else ("embedding",)), *wanted]
+            if absent := [name for name in dict.fromkeys(wanted) if name not in outputs]:
                 raise UserError(f"{path} does not give {', '.join(absent)}. {AGAIN}")
-            self._features = outputs["embedding"].shape[1]
+            self._features = outputs["embedding"].shape[1] if "embedding" in outputs else None
         called_with = [jax.ShapeDtypeStruct((BATCH, *i.shape[1:]), i.dtype) for i in inputs]
         try:
             return jax.jit(program.call).lower(expected, *called_with)
         except Exception as error:  # whatever a damaged or a newer program makes jax raise
             raise UserError(f"{path}: {_unreadable(error)} {AGAIN}") from error
 
+    def _check_inputs(self, path: Path, inputs: list[Any]) -> None:
+        """UserError unless the program takes what the card says."""
+        stated = {
+            name: f"{entry.get('dtype', 'float32')} ({', '.join(map(str, entry['shape']))})"
+            for name, entry in self._inputs.items()
+        }
+        found = [f"{aval.dtype} ({', '.join(map(str, aval.shape))})" for aval in inputs]
+        if found != list(stated.values()):
+            said = ", ".join(f"{name} {what}" for name, what in stated.items())
+            raise UserError(f"{path} takes {', '.join(found)}; model.json says {said}. {AGAIN}")
+
     @property
     def size(self) -> int:
-        """Edge of the ROI in voxels."""
+        """Edge of a vertebra's cubic box, in voxels."""
         return int(self.card["inputs"]["hu"]["shape"][1])
 
     @property
@@ -120,37 +143,44 @@ class ExportedModel:
             raise UserError(f"--device {name!r}: the model knows {', '.join(self.devices)}.")
         return self.devices.index(key)
 
-    def predict(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs of model.json for HU in the frame that it describes.
+    def predict(self, *inputs: np.ndarray | int) -> dict[str, np.ndarray]:
+        """Outputs that model.json describes.
 
         Args:
-          hu_BDHW: f32[B, D, H, W].
-          device: index, or i32[B]: one for each vertebra.
+          inputs: those of model.json, in order, with a common first axis B. For vertebrae: HU
+            f32[B, D, H, W] in the frame that it describes, and the index of the DXA device, one for
+            all or i32[B].
         """
-        return self._run(PROGRAM, hu_BDHW, device)
+        return self._run(PROGRAM, inputs)
 
-    def embed(self, hu_BDHW: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs of an encoder, exported with --what encoder or features."""
-        return self._run(PROGRAM, hu_BDHW, None)
+    def embed(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of an encoder, exported with --what encoder or features; `predict`, by the name
+        that says what comes out."""
+        return self._run(PROGRAM, inputs)
 
     def attention(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> np.ndarray:
         """Grad-CAM: f32[B, D, H, W] >= 0, not normalised ([B, D, H] for a model of rank 2)."""
         if not self.has_attention:
             raise ValueError("the folder holds no attention program; look at has_attention")
-        return self._run(ATTENTION, hu_BDHW, device)["attention"]
+        return self._run(ATTENTION, (hu_BDHW, device))["attention"]
 
-    def _run(self, name: str, hu_BDHW: np.ndarray, device: Any) -> dict[str, np.ndarray]:
+    def _run(self, name: str, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+        if len(inputs) != len(self._inputs):
+            raise ValueError(f"takes {', '.join(self._inputs)}; {len(inputs)} inputs are given")
         if name not in self._compiled:
             self._compiled[name] = self._programs[name].compile()
-        total = len(hu_BDHW)
-        devices = None if device is None else np.broadcast_to(np.asarray(device, np.int32), total)
+        total = len(inputs[0])
+        arrays = []
+        for value, entry in zip(inputs, self._inputs.values(), strict=True):
+            array = np.asarray(value)
+            one_for_all = array.ndim < len(entry["shape"])
+            arrays.append(np.broadcast_to(array, (total, *array.shape)) if one_for_all else array)
+        dtypes = [entry.get("dtype", "float32") for entry in self._inputs.values()]
         parts = []
         for start in range(0, total, BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), total - 1)  # the last one fills up
-            inputs: list[Any] = [hu_BDHW[rows].astype(np.float32)]
-            if devices is not None:
-                inputs.append(devices[rows])
-            outputs = self._compiled[name](self._weights, *inputs)
+            batch = [array[rows].astype(t) for array, t in zip(arrays, dtypes, strict=True)]
+            outputs = self._compiled[name](self._weights, *batch)
             kept = min(BATCH, total - start)
             parts.append({name: np.asarray(out)[:kept] for name, out in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

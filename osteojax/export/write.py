@@ -20,41 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from osteojax import __version__
+from osteojax import __version__, objectives
 from osteojax.checkpoints import load_variables
 from osteojax.data.manifest import load_manifest
 from osteojax.data.schema import Manifest
-from osteojax.data.vertebrae import HU_MAX, HU_MIN, LEVELS, about
 from osteojax.errors import UserError
 from osteojax.export.card import (
-    ATTENTION,
     CARD,
     EMBEDDING,
-    FILES,
     FORMAT,
     FORMAT_VERSION,
-    PROGRAM,
+    PROGRAM_SUFFIX,
     WEIGHTS,
-    WHATS,
     write_card,
 )
-from osteojax.export.programs import (
-    PLATFORMS,
-    Function,
-    arguments,
-    attention_function,
-    encoder_function,
-    flat_weights,
-    output_shapes,
-    predict_function,
-    serialise,
-)
+from osteojax.export.programs import PLATFORMS, arguments, flat_weights, output_shapes, serialise
 from osteojax.files import atomic_path
+from osteojax.types import Export
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +77,8 @@ def export_model(
       which: "best" or "last" checkpoint.
       formats: of `FORMATS`. The program takes its weights from weights.safetensors, which is
         written in either case.
-      what: "model"; "encoder", the embedding alone; or "features", and the mean of every stage.
+      what: a name of the objective's `exports()`: "model"; "encoder", the embedding alone; or
+        "features", and the mean of every stage.
       weights: "averaged" (EMA), "raw" (as the optimiser left them), or "auto": averaged where the
         run kept them, which is what `evaluate` evaluates.
 
@@ -99,34 +86,32 @@ def export_model(
       the content of model.json.
 
     Raises:
-      UserError: the workdir has no such checkpoint, or is not a fine-tuning run's and a whole model
-        is wanted; ONNX; averaged weights that the run did not keep.
+      UserError: the workdir has no such checkpoint; the run has no such `what`; ONNX; averaged
+        weights that the run did not keep.
     """
     workdir, out = Path(workdir), Path(out)
-    _check_choices(formats, what, weights)
+    _check_choices(formats, weights)
     config, manifest = load_run(workdir)
-    known = about(manifest)
-    if what == "model" and config.objective.name != "multitask":
-        raise UserError(
-            f"{workdir} is a {config.objective.name} run: it has no heads to predict with. Export "
-            "its encoder with --what encoder, or give the workdir of a fine-tuning run."
-        )
+    export = _export(workdir, config, manifest, what)
     step, variables = load_variables(workdir, which)
     params, averaged = _choose(workdir, variables, weights)
-    tensors = _tensors(params, variables["model_state"], what)
-    functions = _functions(config, manifest, what)
+    tensors = flat_weights(export.variables(params, variables["model_state"]))
     out.mkdir(parents=True, exist_ok=True)
-    for name in (CARD, *FILES):  # the card first: a folder half written has none
-        (out / name).unlink(missing_ok=True)
+    (out / CARD).unlink(missing_ok=True)  # the card first: a folder half written has none
+    for path in [*out.glob(f"*{PROGRAM_SUFFIX}"), out / WEIGHTS, out / EMBEDDING]:
+        path.unlink(missing_ok=True)
     with atomic_path(out / WEIGHTS) as temporary:
         save_file(tensors, str(temporary))
-    for name, function in functions.items() if "stablehlo" in formats else ():
-        with atomic_path(out / name) as temporary:
-            temporary.write_bytes(serialise(function, tensors, known.size, what == "model"))
+    files = [WEIGHTS]
+    for role, function in export.programs.items() if "stablehlo" in formats else ():
+        files.append(f"{role}{PROGRAM_SUFFIX}")
+        with atomic_path(out / files[-1]) as temporary:
+            temporary.write_bytes(serialise(function, tensors, export.inputs))
     # `evaluate` evaluates what "auto" exports.
     evaluated = averaged == (variables["ema_params"] is not None)
-    fitted = _fitted(workdir, out, step, evaluated) if what == "model" else None
-    called_with = arguments(tensors, known.size, 1, what == "model")
+    fitted = _fitted(workdir, out, step, evaluated) if export.decides else None
+    files += [EMBEDDING] if (out / EMBEDDING).is_file() else []
+    shapes = output_shapes(export.programs["program"], arguments(tensors, export.inputs, 1))
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -138,15 +123,33 @@ def export_model(
         "intended_use": INTENDED_USE,
         "simulated_training_data": bool(manifest.settings.get("simulated", False)),
         "checkpoint": {"which": which, "step": step, "averaged_parameters": averaged},
-        "inputs": _inputs(manifest, what),
-        "outputs": _outputs(manifest, output_shapes(functions[PROGRAM], called_with)),
-        "devices": list(known.devices),
-        "levels": list(LEVELS),
+        "inputs": {
+            "weights": {"file": WEIGHTS, "what": "all tensors of the file, as a dict by name"},
+            **export.inputs,
+        },
+        "outputs": {name: {**shape, **export.describe(name)} for name, shape in shapes.items()},
+        **export.facts,
         "fitted": fitted,
         "config": json.loads(config.to_json()),
-        "sha256": {name: _sha256(out / name) for name in FILES if (out / name).is_file()},
+        "sha256": {name: _sha256(out / name) for name in files},
     }
     return write_card(out, card)
+
+
+def _export(workdir: Path, config: ConfigDict, manifest: Manifest, what: str) -> Export:
+    """What the run's objective says of `what`. Raises UserError where it has no such thing."""
+    exports = objectives.load(config, objectives.Described(manifest, workdir)).exports()
+    if what in exports:
+        return exports[what]
+    if what == "model" and "encoder" in exports:
+        raise UserError(
+            f"{workdir} is a {config.objective.name} run: it has no heads to predict with. Export "
+            "its encoder with --what encoder, or give the workdir of a fine-tuning run."
+        )
+    raise UserError(
+        f"--what is {what!r}; {workdir} is a {config.objective.name} run and has "
+        f"{', '.join(exports)}."
+    )
 
 
 def load_run(workdir: Path) -> tuple[ConfigDict, Manifest]:
@@ -161,12 +164,11 @@ def load_run(workdir: Path) -> tuple[ConfigDict, Manifest]:
     return config, load_manifest(workdir)
 
 
-def _check_choices(formats: Sequence[str], what: str, weights: str) -> None:
+def _check_choices(formats: Sequence[str], weights: str) -> None:
     if "onnx" in formats:
         raise UserError(NO_ONNX)
     for name, value, choices in (
         *(("--format", value, FORMATS) for value in formats),
-        ("--what", what, WHATS),
         ("--weights", weights, WEIGHT_CHOICES),
     ):
         if value not in choices:
@@ -185,86 +187,6 @@ def _choose(workdir: Path, variables: dict[str, Any], weights: str) -> tuple[Any
         )
     averaged = kept and weights != "raw"
     return variables["ema_params" if averaged else "params"], averaged
-
-
-def _tensors(params: Any, model_state: Any, what: str) -> dict[str, np.ndarray]:
-    """By name; the encoder alone unless the whole model is wanted."""
-    # Pre-training normalises by statistics of all maps; the encoder will see images.
-    statistics = model_state.get("image_batch_stats", model_state.get("batch_stats", {}))
-    if what != "model":
-        params = {"backbone": params["backbone"]}
-        statistics = {name: statistics[name] for name in statistics if name == "backbone"}
-    return flat_weights(params, statistics)
-
-
-def _functions(config: ConfigDict, manifest: Manifest, what: str) -> dict[str, Function]:
-    """The programs of the folder, by file name."""
-    if what == "model":
-        return {
-            PROGRAM: predict_function(config, manifest),
-            ATTENTION: attention_function(config, manifest),
-        }
-    return {PROGRAM: encoder_function(config, manifest, stages=what == "features")}
-
-
-def _inputs(manifest: Manifest, what: str) -> dict[str, Any]:
-    known = about(manifest)
-    edge, image = known.size, known.maps[0]
-    scale, shift = (float(value) for value in known.map_affine()[0])
-    device = {"shape": ["b"], "dtype": "int32", "what": "index into `devices`"}
-    return {
-        "weights": {"file": WEIGHTS, "what": "all tensors of the file, as a dict by name"},
-        "hu": {
-            "shape": ["b", edge, edge, edge],
-            "dtype": "float32",
-            "unit": "HU",
-            "window": [HU_MIN, HU_MAX],
-            "spacing_mm": known.spacing_mm,
-            "outside_ct": -1000.0,
-            "outside_vertebra": HU_MIN if known.texture.get("domain") == "vertebra" else None,
-            "axes": ["inferior to superior", "anterior to posterior", "right to left"],
-            "frame": "centred on the vertebral body, along the vertebra's own axes",
-        },
-        **({"device": device} if what == "model" else {}),
-        "network_input": {
-            "what": "made by the program: scale * clip(floor((hu - offset) / step + 0.5), 0, "
-            "codes - 1) + shift; the mid-sagittal slice of it for a model of rank 2",
-            "offset_hu": image.offset,
-            "step_hu": image.step,
-            "codes": image.codes,
-            "scale": scale,
-            "shift": shift,
-        },
-        "label_scheme_of_training_masks": known.label_scheme,
-    }
-
-
-def _outputs(manifest: Manifest, shapes: dict[str, list[Any]]) -> dict[str, Any]:
-    """Shape, dtype and meaning of every output."""
-    known = about(manifest)
-    grams = {"unit": "g/cm^2", "mean": known.bmd_mean, "std": known.bmd_std}
-    meanings: dict[str, dict[str, Any]] = {
-        "probability": {
-            "what": "of osteoporosis. Positive where it reaches fitted.vertebra.threshold; "
-            "calibrated: sigmoid(logit(p) / fitted.vertebra.temperature)",
-        },
-        "bmd_g_cm2": {
-            "what": "areal BMD on the given device: mean + std * the head's output",
-            **grams,
-        },
-        "bmd_by_device_g_cm2": {"what": "the same on each of `devices`", **grams},
-        "level_probabilities": {"what": "by `levels`"},
-        "gate": {"what": "weights of the experts"},
-        "embedding": {"what": "pooled features of the encoder's last stage"},
-    }
-    return {
-        name: {
-            "shape": shape,
-            "dtype": "float32",
-            **meanings.get(name, {"what": f"mean over space of the encoder's {name}"}),
-        }
-        for name, shape in shapes.items()
-    }
 
 
 def _fitted(workdir: Path, out: Path, step: int, evaluated: bool) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from osteojax.data.cohort import PreparedCohort
     from osteojax.data.schema import Manifest
     from osteojax.data.views import View
-    from osteojax.types import Batch, Metrics, ModelState, Params, TrainState
+    from osteojax.types import Batch, Export, Metrics, ModelState, Params, TrainState
 
 
 class Objective(Protocol):
@@ -73,7 +73,7 @@ class Objective(Protocol):
         """The smoothed loss above which a run has diverged, from the mean loss of its first steps
         (`osteojax.train.health`)."""
 
-    def exports(self) -> Mapping[str, Any]:
+    def exports(self) -> Mapping[str, Export]:
         """What `osteojax export --what` can write of a run, by that name."""
 
 

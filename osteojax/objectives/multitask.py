@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,39 +15,17 @@ from jax import Array, lax
 from osteojax.data import vertebrae
 from osteojax.data.augment import augment, network_input
 from osteojax.data.views import Supervised, ToldDevice
-from osteojax.models import build_backbone
-from osteojax.models.device_heads import build_decoder
 from osteojax.objectives import ten_times
+from osteojax.objectives.diagnosis import build_model, model_export
 from osteojax.objectives.embedding import run_over
-from osteojax.types import AXIS, Batch, Metrics, ModelState, Params, TrainState
+from osteojax.objectives.encoder import encoder_exports
+from osteojax.types import AXIS, Batch, Export, Metrics, ModelState, Params, TrainState
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from osteojax.data.cohort import PreparedCohort
     from osteojax.objectives import Devices
-
-
-class DiagnosisModel(nn.Module):
-    """Backbone -> mixture of experts. The one model that is exported."""
-
-    backbone: nn.Module
-    experts: nn.Module
-
-    def __call__(self, x: Array, device_B: Array, *, train: bool) -> dict[str, Array]:
-        """f32[B, *space, 1], i32[B] -> logits f32[B, 2], bmd f32[B] (z-scored), level_logits
-        f32[B, 18], gate f32[B, N], embedding f32[B, F]."""
-        image_maps = jnp.zeros(x.shape[0], jnp.int32)
-        embedding = self.backbone(x, train=train, map_id=image_maps)["pooled"]
-        return {**self.experts(embedding, device_B), "embedding": embedding}
-
-
-def build_model(config: ConfigDict, num_scanners: int, axis_name: str | None) -> DiagnosisModel:
-    """The model that `config` describes, for `num_scanners` DXA scanners, "unknown" included."""
-    return DiagnosisModel(
-        backbone=build_backbone(config.model, axis_name),
-        experts=build_decoder(config.moe, num_scanners),
-    )
 
 
 def masked_mean(values_B: Array, valid_B: Array, axis_name: str | None) -> Array:
@@ -242,6 +219,12 @@ class Multitask:
             self.config.batch_size,
             "predicting",
         )
+
+    def exports(self) -> dict[str, Export]:
+        """The whole model, and the encoder alone."""
+        manifest = self.cohort.manifest
+        model = {"model": model_export(self.config, manifest)}
+        return {**model, **encoder_exports(self.config, manifest)}
 
     def _forward(self, variables: Any, batch: Batch) -> dict[str, Array]:
         x = self._input(batch["codes"][:, 0])

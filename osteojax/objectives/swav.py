@@ -26,8 +26,9 @@ from osteojax.models import build_backbone
 from osteojax.models.heads import Projector, Prototypes, l2_normalise
 from osteojax.objectives import ten_times
 from osteojax.objectives.embedding import image_batch_statistics, run_over
+from osteojax.objectives.encoder import encoder_exports
 from osteojax.ops.sinkhorn import sinkhorn
-from osteojax.types import AXIS, Batch, Metrics, ModelState, Params, TrainState
+from osteojax.types import AXIS, Batch, Export, Metrics, ModelState, Params, TrainState
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -290,6 +291,10 @@ class SwAV:
         if np.isnan(initial) and "hu_probe_r2" in metrics:
             model_state["initial_hu_probe"] = jnp.float32(metrics["hu_probe_r2"])
         return devices.replicate(model_state), metrics
+
+    def exports(self) -> dict[str, Export]:
+        """The encoder alone: there are no heads."""
+        return encoder_exports(self.config, self.cohort.manifest)
 
     def _run(self, params: Params, statistics: Any, view: Callable, devices: Devices):
         """(train rows, their embeddings, validation rows, their embeddings), image member."""

@@ -144,7 +144,7 @@ def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int) -> Non
     variables = jax.tree_util.tree_map_with_path(drawn, start)
     expected = jax.jit(lambda v, x: model.apply(v, x, train=False)["pooled"])(variables, x)
     inner = {part: {"backbone": tree} for part, tree in variables.items()}
-    weights = flat_weights(inner["params"], inner.get("batch_stats", {}))
+    weights = flat_weights(inner)
     network = example.ResNet((3, 4, 6, 3), 8, rank, norm)
     state = {n.removeprefix("backbone."): t for n, t in example.state_dict(weights).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)

@@ -7,12 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from osteojax.errors import UserError
-from osteojax.export.card import CARD, FILES, card_sha256, read_card, write_card
+from osteojax.export.card import (
+    CARD,
+    VERTEBRAE,
+    card_sha256,
+    input_entries,
+    is_file_name,
+    read_card,
+    write_card,
+)
 from osteojax.export.load import ExportedModel
 
 UNIT = {"n": 9, "threshold": 0.25, "temperature": 1.5, "notes": {}}
@@ -79,10 +88,17 @@ def use(card: dict[str, Any]) -> None:
     """Everything that the loader and `predict` take from a card without looking again."""
     model = ExportedModel.__new__(ExportedModel)
     model.card = card
+    for entry in input_entries(card["inputs"]).values():
+        assert np.prod([1, *entry["shape"][1:]]) > 0
+        assert np.dtype(entry.get("dtype", "float32")).itemsize <= 4
+    for name in card["sha256"]:
+        assert is_file_name(name)
+        assert Path(name).name == name
+    if card.get("kind", VERTEBRAE) != VERTEBRAE:
+        return
     assert model.size > 0
     assert 0 < model.spacing_mm < float("inf")
     assert [model.devices.index(name) for name in model.devices] == list(range(len(model.devices)))
-    assert set(card["sha256"]) <= set(FILES)
     assert all(isinstance(level, str) for level in card["levels"])
     outside = card["inputs"]["hu"]["outside_vertebra"]
     assert outside is None or abs(float(outside)) >= 0
@@ -151,7 +167,17 @@ def test_bytes_changed_or_cut_off(tmp_path: Path, data: st.DataObject) -> None:
     [
         ({"format": "other"}, "format is 'other', expected 'osteojax-model'"),
         ({"format_version": 1}, "format_version is 1, expected 2"),
-        ({"what": "heads"}, "what is 'heads', expected one of model, encoder, features"),
+        ({"what": "../heads"}, r"what is '\.\./heads', expected a plain name"),
+        ({"kind": "a..b"}, r"kind is 'a\.\.b', expected a plain name"),
+        ({"kind": "../pictures"}, "expected a plain name"),
+        ({"kind": ["x"]}, "expected a plain name"),
+        (
+            {"kind": "p", "inputs": {"i": {"shape": ["b", 0, 8]}}},
+            r"inputs\.i\.shape is \['b', 0, 8\]",
+        ),
+        ({"kind": "p", "inputs": {"i": {"shape": ["b", 10**9]}}}, r"inputs\.i\.shape"),
+        ({"kind": "p", "inputs": {"i": {"shape": ["b"], "dtype": "object"}}}, r"inputs\.i\.dtype"),
+        ({"inputs": {"hu": {"shape": ["b", 8, 8, 9]}}}, r"inputs\.hu\.shape"),
         ({"devices": []}, r"devices is \[\]"),
         ({"devices": ["a", "a"]}, "expected different names"),
         ({"sha256": {"../weights.safetensors": "0" * 64}}, r"a file of sha256 is '\.\./weights"),

@@ -21,6 +21,7 @@ from osteojax.errors import UserError
 from osteojax.evaluation.statistics import ood
 from osteojax.export.card import write_card
 from osteojax.export.load import ExportedModel
+from osteojax.export.programs import serialise
 from osteojax.export.write import export_model
 from tests.stored import unpack
 
@@ -136,7 +137,7 @@ KERNEL = "params.backbone.stem.kernel"
          "does not give probability, bmd_g_cm2"),
         (lambda m: sign(m, inputs={"hu": {"shape": ["b", 9, 9, 9], "spacing_mm": 1.0,
                                           "outside_vertebra": None}}),
-         r"takes HU of \(b, 8, 8, 8\), and model.json says 9\^3"),
+         r"takes float32 \(b, 8, 8, 8\), int32 \(b\); model.json says hu float32 \(b, 9, 9, 9\)"),
         (lambda m: sign(m, what="encoder"), "exported with --what encoder"),
         (lambda m: ((m / ood.FILE).write_bytes(b"x" * 9), sign(m)), "damaged"),
         (lambda m: (ood.save(m / ood.FILE, ood.fit(*np.random.default_rng(0).normal(
@@ -209,3 +210,40 @@ def test_devices_go_by_name(whole: Path) -> None:
     assert device_name("GE Lunar") == "ge_lunar"
     with pytest.raises(UserError, match="hologic, ge_lunar, medix, unknown"):
         loaded.device_index("Norland")
+
+
+def test_other_kinds_take_what_their_card_says(whole: Path, tmp_path: Path) -> None:
+    """2D pictures that are no squares, and one number for all of them."""
+
+    def program(variables, picture, shift):
+        return {"score": (picture * variables["params"]["w"]).sum((1, 2)) + shift}
+
+    w = np.arange(6, dtype=np.float32).reshape(2, 3)
+    inputs = {
+        "picture": {"shape": ["b", 2, 3], "dtype": "float32"},
+        "shift": {"shape": ["b"], "dtype": "int32"},
+        "made_of": {"what": "not an input of the program"},
+    }
+    save_file({"params.w": w}, str(tmp_path / WEIGHTS))
+    (tmp_path / PROGRAM).write_bytes(serialise(program, {"params.w": w}, inputs))
+    card = json.loads((whole / "model.json").read_text())
+    own = {
+        "kind": "mylab.pictures", "inputs": inputs, "outputs": {"score": {"shape": ["b"]}},
+        "fitted": None,
+    }  # fmt: skip
+    kept = {key: value for key, value in card.items() if key not in ("devices", "levels")}
+    (tmp_path / "model.json").write_text(json.dumps({**kept, **own}))
+    sign(tmp_path)
+    model = ExportedModel(tmp_path)
+    assert model.kind == "mylab.pictures"
+    pictures = np.random.default_rng(0).normal(size=(11, 2, 3))
+    expected = (pictures * w).sum((1, 2))
+    np.testing.assert_allclose(model.predict(pictures, 3)["score"], expected + 3, rtol=1e-5)
+    shifts = np.arange(11)
+    np.testing.assert_allclose(
+        model.predict(pictures, shifts)["score"], expected + shifts, rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="takes picture, shift; 1 inputs are given"):
+        model.predict(pictures)
+    sign(tmp_path, inputs={**inputs, "picture": {"shape": ["b", 3, 2], "dtype": "float32"}})
+    refused(tmp_path, r"takes float32 \(b, 2, 3\), .* says picture float32 \(b, 3, 2\)")

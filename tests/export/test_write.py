@@ -196,7 +196,9 @@ def test_best_last_averaged_and_raw(stored: Path, tmp_path: Path) -> None:
             assert card["checkpoint"] == {
                 "which": which, "step": step, "averaged_parameters": weights == "averaged"
             }  # fmt: skip
-            expected = flat_weights(variables[kind], variables["model_state"]["batch_stats"])
+            expected = flat_weights(
+                {"params": variables[kind], "batch_stats": variables["model_state"]["batch_stats"]}
+            )
             got = load_file(tmp_path / "weights.safetensors")
             assert set(got) == set(expected)
             assert all(np.array_equal(got[name], expected[name]) for name in got)
@@ -268,6 +270,10 @@ def test_only_fine_tuned_runs_give_a_model(tiny_pool: Path, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"is a swav run.*--what encoder"):
         export_model(tmp_path, tmp_path / "model")
+    with pytest.raises(
+        UserError, match=r"--what is 'heads'; .* swav run and has encoder, features"
+    ):
+        export_model(tmp_path, tmp_path / "model", what="heads")
 
 
 @pytest.mark.parametrize(
