@@ -38,7 +38,7 @@ def gradcam(model: Any, variables: Any, x: Array, device_B: Array) -> Array:
     it explains neither bone nor a single case's error.
 
     Args:
-      model: `osteojax.objectives.multitask.DiagnosisModel`, without an axis name.
+      model: `osteojax.objectives.diagnosis.DiagnosisModel`, without an axis name.
       variables: {"params", "batch_stats"}.
       x: f[B, *space, 1] network input.
       device_B: i32[B].

@@ -13,7 +13,7 @@ from scipy.interpolate import RegularGridInterpolator
 from osteojax.models.gradcam import chosen_stage, gradcam
 from osteojax.models.moe import MixtureOfExperts
 from osteojax.models.resnet import BasicBlock, ResNet
-from osteojax.objectives.multitask import DiagnosisModel
+from osteojax.objectives.diagnosis import DiagnosisModel
 
 SIZE, WIDTH = 16, 3
 
