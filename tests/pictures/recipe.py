@@ -90,9 +90,8 @@ class Recipe:
         except RuntimeError:
             raise CaseError(item.case, "no picture can be read.", "Export it as PNG.") from None
         if picture.shape != (self.edge, self.edge):
-            raise CaseError(
-                item.case, f"the picture is {picture.shape}.", "Crop it, or see --edge."
-            )
+            reason = f"the picture is {picture.shape}, expected {self.edge} x {self.edge}."
+            raise CaseError(item.case, reason, "Crop it, or give --edge.")
         records = row_records(self.fields, {"picture": picture.astype(np.uint8)})
         counts = np.bincount(picture.ravel(), minlength=256).tolist()
         return Report([item.row], [], [], {"picture": counts}), [records]
