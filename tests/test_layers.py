@@ -23,7 +23,6 @@ CIRCLES_TO_OPEN = {
     frozenset(f"osteojax.data.{name}" for name in ("cohort", "kinds", "manifest", "vertebrae"))
 }
 TO_QUIETEN = {
-    "launch.benchmarks.experiment",
     "launch.studies.cohorts",
 }
 """Modules of `LIBRARIES` that still print or know argparse. This list may shrink, not grow."""

@@ -5,7 +5,6 @@ Everything here runs with jax, flax, optax and orbax alone.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from launch.benchmarks.plain_config import CONFIGS, shipped_config
+from launch.benchmarks.plain_config import shipped_config
 from osteojax import objectives
 from osteojax.data import vertebrae as vertebrae_data
-from osteojax.data.online import TEXTURES
 from osteojax.data.vertebrae import POOL, image_spec, map_spec
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
 from osteojax.train.optim import adamw_direction
-from osteojax.train.parallel import ENGINES, DataParallel
+from osteojax.train.parallel import DataParallel
 from osteojax.train.step import make_step, make_steps
 from osteojax.types import TrainState
 
@@ -33,32 +31,7 @@ DEVICES = ("hologic", "ge_lunar", "medix", "unknown")
 RUN_KEY = 1
 
 
-def add_step_arguments(
-    parser: argparse.ArgumentParser, *, size: int, batch: int, width: int
-) -> None:
-    """What describes a step on the command line; the defaults are the benchmark's own."""
-    parser.add_argument(
-        "--objective", choices=tuple(CONFIGS), default="swav", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--textures", choices=TEXTURES, default="offline", help="of swav (default: %(default)s)"
-    )
-    parser.add_argument("--size", type=int, help=f"edge of a volume in voxels (default: {size})")
-    parser.add_argument(
-        "--batch", type=int, default=batch, help="vertebrae a step, global (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--width", type=int, default=width, help="of the first stage (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of compute (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help="(default: %(default)s)"
-    )
-
-
-def check_numbers(args: argparse.Namespace, *names: str) -> None:
+def check_numbers(args: Any, *names: str) -> None:
     """Raises UserError for a number below 1."""
     for name in names:
         value = getattr(args, name)
@@ -67,7 +40,7 @@ def check_numbers(args: argparse.Namespace, *names: str) -> None:
             raise UserError(f"--{option} {value}: a number from 1 is needed.")
 
 
-def config_of(args: argparse.Namespace) -> Any:
+def config_of(args: Any) -> Any:
     """The shipped config of `--objective` with the size of the step that `args` describe."""
     config = shipped_config(args.objective)
     config.batch_size, config.engine = args.batch, args.engine

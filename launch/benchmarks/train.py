@@ -25,15 +25,18 @@ from typing import Any
 
 from launch.benchmarks import feeding, measure, peaks
 from launch.benchmarks.experiment import (
+    DTYPES,
     Experiment,
-    add_step_arguments,
     check_numbers,
     config_of,
     stand_in_cohort,
 )
 from launch.benchmarks.floor import Rates, floor_rows, floor_seconds, floor_table
+from launch.benchmarks.plain_config import CONFIGS
+from osteojax.data.online import TEXTURES
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost
+from osteojax.train.parallel import ENGINES
 from osteojax.train.timing import device_memory
 
 DATA = ("synthetic", "disk", "resident")
@@ -46,7 +49,7 @@ RESIDENT_BATCHES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=DATA, default=DATA[0], help="(default: %(default)s)")
-    add_step_arguments(parser, size=SIZE, batch=8, width=16)
+    _add_step_arguments(parser)
     parser.add_argument("--devices", type=int, help="the first so many (default: all)")
     parser.add_argument(
         "--steps-per-dispatch", type=int, default=1, help="of --data resident (default: 1)"
@@ -59,6 +62,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed windows (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="writes environment and rows")
+
+
+def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """What describes a step."""
+    parser.add_argument(
+        "--objective", choices=tuple(CONFIGS), default="swav", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--textures", choices=TEXTURES, default="offline", help="of swav (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=int, help=f"edge of a volume in voxels (default: {SIZE})")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="vertebrae a step, global (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=16, help="of the first stage (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of compute (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="(default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
