@@ -6,13 +6,9 @@ A name with dots is a kind outside this package: "mylab.pictures" is the module
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
-from osteojax import data
-from osteojax.errors import UserError
+from osteojax.choices import chosen_module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,27 +35,7 @@ class Kind(Protocol):
 
 def find_kind(name: str) -> Kind:
     """The module of a kind. Raises UserError that lists the choices."""
-    module = f"{name}.data" if "." in name else f"osteojax.data.{name}"
-    if _exists(module):
-        found: Any = importlib.import_module(module)
-        if hasattr(found, "ITEMS"):
-            return found
-    raise UserError(
-        f"{name!r} is no kind of data; choose one of {', '.join(_choices())}, or install the "
-        "package that a name with dots belongs to."
+    module: Any = chosen_module(
+        "kind", f"{name}.data" if "." in name else name, __package__, "about"
     )
-
-
-def _exists(module: str) -> bool:
-    parts = module.split(".")
-    if not all(part.isidentifier() for part in parts):
-        return False
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a parent
-        return False
-
-
-def _choices() -> list[str]:
-    names = [module.name for module in pkgutil.iter_modules(data.__path__)]
-    return [n for n in names if hasattr(importlib.import_module(f"osteojax.data.{n}"), "ITEMS")]
+    return module

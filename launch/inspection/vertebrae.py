@@ -1,0 +1,108 @@
+"""What `osteojax inspect` shows of vertebrae: their texture pool, and pictures of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from launch.inspection.contact_sheet import draw_contact_sheet
+from launch.inspection.histograms import Histograms, count_codes, draw_histograms, ends
+from launch.inspection.members import choose, named, stores_maps
+from launch.inspection.slices import draw_slices, slices_path
+from osteojax.data.cohort import PreparedCohort
+from osteojax.data.vertebrae import About
+
+
+def facts(cohort: PreparedCohort) -> list[tuple[str, str]]:
+    """Geometry, texture and scanners, as (name, value)."""
+    about: About = cohort.about
+    return [
+        ("ROI", f"{about.size}^3 voxels of {about.spacing_mm:g} mm"),
+        ("stored", _stored(about)),
+        ("texture", ", ".join(f"{key} {value}" for key, value in about.texture.items())),
+        ("label scheme", about.label_scheme),
+        ("devices", ", ".join(about.devices)),
+    ]
+
+
+def _stored(about: About) -> str:
+    if stores_maps(about):
+        return "image and maps"
+    return f"{', '.join(about.stored)} only: training makes the maps (data.textures=online)"
+
+
+def tables(cohort: PreparedCohort) -> list[Table]:
+    """The texture pool."""
+    return [maps_table(cohort.about)]
+
+
+def pictures(
+    cohort: PreparedCohort, count: int, wanted: str, sheet: Path, folder: Path
+) -> Iterator[tuple[str, Path | Table]]:
+    """Draws; yields what was written, or a table that belongs to it, as it is done.
+
+    Args:
+      count: vertebrae of the contact sheet.
+      wanted: vertebrae whose slices are drawn: a number, or SCAN_ID/LEVEL names with commas.
+      sheet: file of the contact sheet.
+      folder: of the other pictures.
+
+    Raises:
+      UserError: a name that the folder does not have.
+    """
+    sliced = _sliced(cohort.table, wanted)
+    draw_contact_sheet(cohort, choose(cohort.table, count), sheet)
+    yield "contact sheet", sheet
+    histograms = count_codes(cohort)
+    draw_histograms(cohort, histograms, folder / "histograms.png")
+    yield "", ends_table(cohort.about, histograms)
+    yield "histograms", folder / "histograms.png"
+    for number, row in sliced.iterrows():
+        draw_slices(cohort, int(str(number)), slices_path(folder, row))
+        yield "slices", slices_path(folder, row)
+
+
+def _sliced(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+    """The rows that `wanted` asks for."""
+    if not wanted.isdecimal():
+        return named(rows, wanted.split(","))
+    return choose(rows, int(wanted)) if int(wanted) else rows.head(0)
+
+
+def maps_table(about: About) -> Table:
+    """Storage and statistics of each member of the pool."""
+    table = Table(title="texture pool")
+    table.add_column("map", no_wrap=True)
+    for head in ("unit", "stored as", "range", "step", "mean", "std"):
+        table.add_column(head)
+    for spec in about.maps:
+        low, high = spec.decode(np.array([0, spec.codes - 1], np.uint8))
+        table.add_row(
+            spec.name,
+            spec.unit,
+            spec.transform,
+            f"{low:g} to {high:g}",
+            f"{spec.step:.4g}",
+            f"{spec.mean:.4g}",
+            f"{spec.std:.4g}",
+        )
+    table.caption = "step, mean and std of the transformed value"
+    return table
+
+
+def ends_table(about: About, found: Histograms) -> Table:
+    """Share of voxels at either end of each map's stored range."""
+    table = Table(title=f"codes of {len(found.rows)} vertebrae")
+    table.add_column("map", no_wrap=True)
+    for region in found.counts:
+        for end in ("lowest", "highest"):
+            table.add_column(f"{region},\n{end}", justify="right")
+    for member, spec in enumerate(about.maps):
+        shares = [s for counts in found.counts.values() for s in ends(counts[member], spec)]
+        table.add_row(spec.name, *(f"{share:.3%}" for share in shares))
+    table.caption = "share of voxels in the lowest and in the highest code of the stored range"
+    return table
