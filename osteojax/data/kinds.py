@@ -13,8 +13,7 @@ from osteojax.choices import chosen_module
 if TYPE_CHECKING:
     import pandas as pd
 
-    from osteojax.data.cohort import PreparedCohort
-    from osteojax.data.schema import Manifest
+    from osteojax.data.schema import Manifest, Rows
 
 
 class Kind(Protocol):
@@ -29,7 +28,7 @@ class Kind(Protocol):
     def table_fault(self, table: pd.DataFrame) -> str | None:
         """What the columns' own rules cannot find wrong with the table, with its line, or None."""
 
-    def labels(self, cohort: PreparedCohort) -> Any:
+    def labels(self, rows: Rows) -> Any:
         """What an objective wants to know of every row, as arrays with names."""
 
 

@@ -21,7 +21,7 @@ import dataclasses
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -220,3 +220,14 @@ def _tuple_or_none(values: list[int] | None) -> tuple[int, ...] | None:
 def record_position(item_position: int, key: str, keys: tuple[str, ...]) -> int:
     """The index in the shard of one record of an item; keys: the manifest's `record_keys`."""
     return item_position * len(keys) + keys.index(key)
+
+
+class Rows(Protocol):
+    """The rows of an opened folder, as its kind looks at them
+    (`osteojax.data.cohort.PreparedCohort`)."""
+
+    manifest: Manifest
+    targets: dict[str, np.ndarray]
+
+    def choices(self, column: str) -> np.ndarray:
+        """i32[N]: position of every row's text among the column's choices, -1 where empty."""

@@ -22,12 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osteojax.data.codes import MapSpec, spec_fault
-from osteojax.data.schema import META, SPLITS, Column, Field, Manifest, Target
+from osteojax.data.schema import META, SPLITS, Column, Field, Manifest, Rows, Target
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from osteojax.data.cohort import PreparedCohort
 
 KIND = "vertebrae"
 ITEMS = "vertebrae"
@@ -304,10 +302,10 @@ class Labels:
     device: np.ndarray
 
 
-def labels(cohort: PreparedCohort) -> Labels:
+def labels(rows: Rows) -> Labels:
     """Of every row of an opened folder."""
-    device, unknown = cohort.choices("device"), len(cohort.about.devices) - 1
-    found = cohort.targets
+    device, unknown = rows.choices("device"), len(rows.manifest.column("device").choices) - 1
+    found = rows.targets
     return Labels(
         osteoporosis=found["osteoporosis"],
         bmd_g_cm2=found["bmd"],

@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from osteojax.data.cohort import PreparedCohort
-from osteojax.data.schema import META, SPLITS, Column, Field, Manifest, Target
+from osteojax.data.schema import META, SPLITS, Column, Field, Manifest, Rows, Target
 
 ITEMS = "pictures"
 DIRECTIONS = ("across", "along")
@@ -46,5 +45,5 @@ def table_fault(table: pd.DataFrame) -> str | None:
     return None
 
 
-def labels(cohort: PreparedCohort) -> Any:
-    return cohort.targets
+def labels(rows: Rows) -> Any:
+    return rows.targets
