@@ -51,7 +51,7 @@ class Health:
             "smoothed_loss": self._smoothed,
         }
 
-    def look(self, step: int, metrics: Mapping[str, float]) -> str | None:
+    def verdict(self, step: int, metrics: Mapping[str, float]) -> str | None:
         """What is wrong after `step`, in words; None if nothing is.
 
         Args:

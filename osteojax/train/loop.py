@@ -1,9 +1,9 @@
-"""The training loop: read, step, look, save. Rerunning a run resumes it.
+"""The training loop: read, step, fetch metrics, validate, save. Rerunning a run resumes it.
 
 Order of a resume: config checked -> data opened -> model initialised -> warm start -> newest
 checkpoint over it -> data stream set to the steps done. Order of an iteration: step n is
 dispatched, then the metrics of step n - 1 are fetched, so that the device never waits for a log.
-With resident data a dispatch may be several steps; whatever comes after a step comes after its end.
+With resident data a dispatch may be several steps; logs, validations and saves come after it.
 
 With several processes all of them run this; only the first one writes anything but checkpoints.
 """
@@ -83,7 +83,7 @@ def train(
 
 
 class _Run:
-    """State of one run: what `train` would otherwise pass around."""
+    """State of one run."""
 
     def __init__(self, config: ConfigDict, workdir: Path, cohort: PreparedCohort) -> None:
         self.config, self.cohort = config, cohort
@@ -110,7 +110,7 @@ class _Run:
         self.position: dict[str, float] = {}
         self.pending: tuple[int, Any, np.ndarray] | None = None
         self.state = self._initial_state(self.optimizer)
-        # After the state: what is free is what it leaves.
+        # After the state was placed: the rest of the memory is free for data.
         self.placement = choose_placement(
             config,
             Layout.of(self.rows, self.objective.view, cohort.manifest, self.devices.num_devices),
@@ -125,7 +125,7 @@ class _Run:
     def _initial_state(self, optimizer: optax.GradientTransformation) -> TrainState:
         if not self.checkpoints.started:
             return self.devices.replicate(self._new_state(optimizer, self.config.get("init_from")))
-        # Shapes are enough to restore into; nothing is compiled or drawn to be thrown away.
+        # Shapes are enough to restore into: no parameters are initialised only to be replaced.
         shapes = jax.eval_shape(lambda: self._new_state(optimizer, None))
         restored = self.checkpoints.restore(self.devices.replicated_like(shapes))
         state, self.position = restored
@@ -177,7 +177,7 @@ class _Run:
                     self._tell_first_step(start, metrics)
                 if profile.after(step, metrics):
                     _say(f"wrote a trace to {self.workdir / 'profile'}")
-                self._look()
+                self._fetch_metrics()
                 self.pending = step, metrics, rows
                 self.watch.tick(waited, count)
                 self.progress.update(count)
@@ -223,19 +223,19 @@ class _Run:
         )
 
     def _save_or_stop(self, step: int, signal: Signals | None) -> None:
-        """What comes after a step: looking and saving when it is time, leaving when told to."""
+        """Validates, saves or stops, if due after this step."""
         last = step == self.total_steps
-        # Not just before the last one, which comes anyway.
-        look = last or (
+        # The last step is validated anyway: not shortly before it as well.
+        validate = last or (
             step % self.eval_steps == 0 and self.total_steps - step >= self.eval_steps / 2
         )
         stop = signal is not None and not last
-        if not (look or stop or step % self.save_steps == 0):
+        if not (validate or stop or step % self.save_steps == 0):
             return
-        self._look()
+        self._fetch_metrics()
         with self.watch.pause():
-            # Whoever sent the signal will not wait for a validation: the restart makes it.
-            if look and not stop:
+            # A cluster that stops a job does not wait for a validation: the next run does it.
+            if validate and not stop:
                 self._validate(step)
             hours = (time.perf_counter() - self.began) / 3600
             self.checkpoints.save(
@@ -243,7 +243,7 @@ class _Run:
                 {
                     "batches_seen": step,
                     "hours": self.position.get("hours", 0.0) + hours,
-                    "owes_validation": int(look and stop),
+                    "owes_validation": int(validate and stop),
                     **self.health.to_save(),
                 },
             )
@@ -251,8 +251,8 @@ class _Run:
             self.checkpoints.wait()
             raise Stopped(step, signal)
 
-    def _look(self) -> None:
-        """Fetches the metrics that are pending; stops a run that is not well; logs."""
+    def _fetch_metrics(self) -> None:
+        """Fetches the metrics of the last dispatch, stops a run that has diverged, and logs."""
         if self.pending is None:
             return
         last, metrics, rows = self.pending
@@ -260,7 +260,7 @@ class _Run:
         fetched = {name: np.atleast_1d(v) for name, v in jax.device_get(metrics).items()}
         for place, step in enumerate(range(last - len(rows) + 1, last + 1)):
             values = {name: float(steps[place]) for name, steps in fetched.items()}
-            if verdict := self.health.look(step, values):
+            if verdict := self.health.verdict(step, values):
                 self.writer.write(step, "train", values)
                 raise UserError(self._give_up(step, verdict, rows[place]))
             if step % self.config.log_every_steps == 0 or step == self.total_steps:
@@ -268,7 +268,7 @@ class _Run:
                 self.progress.set_postfix(loss=f"{values['loss']:.3f}")
 
     def _give_up(self, step: int, verdict: str, rows: np.ndarray) -> str:
-        """Keeps the evidence; the message for the user."""
+        """Writes the evidence; returns the message for the user."""
         last = self.checkpoints.last_step
         good = f"The last good checkpoint is step {last}" if last else "No step was saved before it"
         evidence = self.workdir / "evidence" / f"step-{step}.json"
@@ -300,8 +300,8 @@ class _Run:
             self.checkpoints.save_best(self.state, finite)
 
     def close(self, failed: bool = False) -> None:
-        """`failed`: by an exception, which the other processes may not have met; waiting for them
-        could take for ever."""
+        """failed: this process ended by an exception. The others may not have met it: waiting for
+        them could take for ever."""
         self.writer.close()
         if not failed or jax.process_count() == 1:
             self.checkpoints.close()
@@ -313,10 +313,11 @@ def _say(text: str) -> None:
 
 
 def _of_first_process(metrics: dict[str, float]) -> dict[str, float]:
-    """Process 0's numbers on all: a last bit that differs could make one save and another not."""
+    """Process 0's numbers on all processes. A difference in the last bit could make one process
+    save the best step and another not."""
     if jax.process_count() == 1:
         return metrics
-    # As bits: jax would round them to 32.
+    # Sent as bits: jax would round the numbers to float32.
     bits = np.array(list(metrics.values()), np.float64).view(np.uint32)
     same = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
     return dict(zip(metrics, same.tolist(), strict=True))

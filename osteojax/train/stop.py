@@ -52,7 +52,7 @@ class StopSignals:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python takes signals in the main thread only; elsewhere they stay whosever they were.
+        # Python handles signals in the main thread only: from another one nothing is installed.
         if threading.current_thread() is threading.main_thread():
             wanted = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
             for number in wanted:
@@ -65,7 +65,7 @@ class StopSignals:
         self._before.clear()
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        self.__exit__()  # the second signal meets whoever was there before
+        self.__exit__()  # a second signal goes to the handlers that were there before
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
@@ -75,7 +75,8 @@ class StopSignals:
         """The signal to stop for now; None to go on. Equal on all processes."""
         self._asked += 1
         if self._several:
-            # Questions are counted, not steps: none may be left out, and a dispatch can be several.
+            # Calls are counted, not steps: a dispatch can be several steps, and every process makes
+            # every call.
             reached = multihost_utils.reached_preemption_sync_point(self._asked)
             return signal.SIGTERM if reached else None
         return self._received

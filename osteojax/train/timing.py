@@ -1,4 +1,4 @@
-"""Throughput of training alone: compilation, validation and saving are not in it. And what comes
+"""Throughput of training alone: compilation, validation and saving are not in it. Also the time
 before the first step."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time in here is somebody else's."""
+        """Time inside the block does not count as training."""
         start = time.perf_counter()
         yield
         self._last = time.perf_counter()
@@ -49,7 +49,7 @@ class Stopwatch:
             self._paused += self._last - start
 
     def report(self) -> dict[str, float]:
-        """Rates since the last report; call it when the last step's results have arrived."""
+        """Rates since the last report. Call it when the last step's results are on the host."""
         if self._start is None or self._steps == 0:
             return {}
         elapsed = time.perf_counter() - self._start - self._paused

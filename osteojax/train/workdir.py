@@ -19,8 +19,8 @@ from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
 from osteojax.files import write_json, write_text
 
-FREE = ("data.placement", "steps_per_dispatch")
-"""Fields that change no number of a run: it may go on with other values, on another machine."""
+MAY_DIFFER = ("data.placement", "steps_per_dispatch")
+"""Settings that may differ on resume; they do not affect results."""
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +90,12 @@ def _read_claim(workdir: Path) -> tuple[dict[str, Any], str]:
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     """Fields that differ, in words. A field that the earlier start did not know yet is not one, nor
-    is one of `FREE`."""
+    is one of `MAY_DIFFER`."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         parts = []
         for key in sorted({*found, *wanted}):
             inner = f"{name}.{key}".lstrip(".")
-            if inner in FREE:
+            if inner in MAY_DIFFER:
                 continue
             if key not in found:
                 log.warning("%s = %r is new since this run began", inner, wanted[key])

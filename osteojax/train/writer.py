@@ -25,7 +25,7 @@ class Writer:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
 
     def _forget_after(self, step: int) -> None:
-        """Lines past the restored step will be written again."""
+        """Removes the lines past the restored step: they will be written again."""
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line, default=step + 1) <= step]

@@ -17,7 +17,7 @@ def watch(losses, health: Health | None = None) -> tuple[int, str] | None:
     """First step that is not well, from 1, with the verdict."""
     health = health or Health(ten_times)
     for step, loss in enumerate(losses, start=1):
-        if verdict := health.look(step, {"loss": float(loss), "gradient_norm": 1.0}):
+        if verdict := health.verdict(step, {"loss": float(loss), "gradient_norm": 1.0}):
             return step, verdict
     return None
 
@@ -25,7 +25,7 @@ def watch(losses, health: Health | None = None) -> tuple[int, str] | None:
 def test_what_is_not_finite_is_seen_at_once() -> None:
     step, verdict = watch([2.0, 2.0, np.nan])
     assert (step, "nan at step 3" in verdict) == (3, True)
-    assert "inf" in Health(ten_times).look(7, {"loss": 1.0, "gradient_norm": float("inf")})
+    assert "inf" in Health(ten_times).verdict(7, {"loss": 1.0, "gradient_norm": float("inf")})
 
 
 def test_noise_is_not_divergence() -> None:
@@ -57,8 +57,8 @@ def test_the_evidence_counts_what_is_not_finite(tmp_path) -> None:
     params = {"dense": {"kernel": jnp.array([1.0, jnp.nan, jnp.inf]), "bias": jnp.zeros(2)}}
     state = TrainState(jnp.int32(3), params, {}, (jnp.zeros(1),))
     health = Health(ten_times)
-    health.look(2, {"loss": 1.0, "gradient_norm": 1.0})
-    health.look(3, {"loss": float("inf"), "gradient_norm": float("nan")})
+    health.verdict(2, {"loss": 1.0, "gradient_norm": 1.0})
+    health.verdict(3, {"loss": float("inf"), "gradient_norm": float("nan")})
     path = tmp_path / "new" / "step-3.json"
     keep_evidence(path, 3, "it broke", health, state, np.array([4, 7], np.int32))
     found = json.loads(path.read_text())
