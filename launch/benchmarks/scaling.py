@@ -157,7 +157,7 @@ def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict
     devices, batch = experiment.devices, experiment.synthetic_batch()
     state, compiled = compiled_step(experiment, batch)
     collectives = compiled_collectives(compiled.as_text(), num_devices)
-    expected = expected_bytes(experiment.objective, state.params, state.model_state)
+    expected = expected_bytes(experiment.objective, state.params, state.model_state, num_devices)
     row: dict[str, Any] = {
         "measurement": "step",
         "num_devices": num_devices,

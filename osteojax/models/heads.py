@@ -19,21 +19,28 @@ def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:
 class Projector(nn.Module):
     """MLP from embedding to the unit sphere of the prototypes (Caron et al. 2020, section 4).
 
-    512-512-128 by default; the paper gives no sizes. [B, F] -> f32[B, output_dim], unit rows.
+    512-512-128 by default; the paper gives no sizes. [B, F] -> f32[B, output_dim].
+
+    Attributes:
+      hidden_dim, output_dim: of its two layers.
+      axis_name: mapped axis that the batch is spread over, for the statistics.
+      unit: rows of length 1.
     """
 
     hidden_dim: int = 512
     output_dim: int = 128
     axis_name: str | None = None
+    unit: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        # No bias: the normalisation would take it away again.
+        # No bias: batch normalisation would take it away again.
         x = nn.Dense(self.hidden_dim, use_bias=False, name="hidden")(x.astype(jnp.float32))
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
         )(x)
-        return l2_normalise(nn.Dense(self.output_dim, name="output")(nn.relu(x)))
+        x = nn.Dense(self.output_dim, name="output")(nn.relu(x))
+        return l2_normalise(x) if self.unit else x
 
 
 class Prototypes(nn.Module):

@@ -65,9 +65,9 @@ class Objective(Protocol):
     def validate(self, state: TrainState, devices: Devices) -> tuple[ModelState, dict[str, float]]:
         """(the state with fresh running statistics, metrics by name) on the split "valid"."""
 
-    def exchanged_bytes(self) -> dict[str, int]:
-        """Bytes that each device gives to the method's own collectives in a step, by purpose;
-        gradients and batch statistics are not among them (`osteojax.train.collectives`)."""
+    def exchanged_bytes(self, num_devices: int) -> dict[str, int]:
+        """Bytes that each of `num_devices` gives to the method's own collectives in a step, by
+        purpose; gradients and batch statistics are not among them (`train/collectives.py`)."""
 
     def diverges_above(self, reference_loss: float) -> float:
         """The smoothed loss above which a run has diverged, from the mean loss of its first steps

@@ -154,7 +154,7 @@ class Multitask:
     def check_devices(self, num_devices: int) -> None:
         """Any number will do."""
 
-    def exchanged_bytes(self) -> dict[str, int]:
+    def exchanged_bytes(self, num_devices: int) -> dict[str, int]:
         """Sum and count of three masked losses; entropy and importance of the gate."""
         return {"losses": 3 * 2 * 4 + 4 + 4 * self.config.moe.num_experts}
 

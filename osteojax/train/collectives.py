@@ -114,7 +114,9 @@ def _array_bytes(dtype: str, bits: str, shape: str) -> int:
     return itemsize * math.prod(int(size) for size in shape.split(",") if size)
 
 
-def expected_bytes(objective: Objective, params: Any, model_state: Any) -> dict[str, int]:
+def expected_bytes(
+    objective: Objective, params: Any, model_state: Any, num_devices: int
+) -> dict[str, int]:
     """Operand bytes of a training step's collectives on each device, by what the method needs.
 
     - gradients: of every parameter once, in float32 whatever the dtype of the computation.
@@ -124,11 +126,12 @@ def expected_bytes(objective: Objective, params: Any, model_state: Any) -> dict[
 
     Args:
       params, model_state: of the objective; arrays, or their shapes and dtypes.
+      num_devices: that share the batch, two or more.
     """
     return {
         "gradients": 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         "batch_statistics": _statistics_bytes(model_state["batch_stats"]),
-        **objective.exchanged_bytes(),
+        **objective.exchanged_bytes(num_devices),
     }
 
 

@@ -1,0 +1,211 @@
+"""Self-supervision from several members of a vertebra's texture pool: all but the method.
+
+A method is a model and a loss (`Method`). What is the same for all of them stands here: which
+vertebrae train, how their members are read or made and augmented, one pass of the network for all
+views, running statistics of the image member, frozen probes and warnings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from osteojax.data import vertebrae
+from osteojax.data.augment import augment, network_input
+from osteojax.data.online import online_texture
+from osteojax.data.views import Supervised, View, pair_view
+from osteojax.models import build_backbone
+from osteojax.objectives import ten_times
+from osteojax.objectives.embedding import image_batch_statistics, run_over
+from osteojax.objectives.encoder import encoder_exports
+from osteojax.types import AXIS, Batch, Export, Metrics, ModelState, Params, TrainState
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from osteojax.data.cohort import PreparedCohort
+    from osteojax.objectives import Devices
+
+Outputs = dict[str, Array]
+"""Of a method's model: "embedding" f32[..., F] and what its loss needs, by name."""
+
+NUM_VIEWS = 2
+"""V, the members that `pair_view` draws. Nothing below it depends on its value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a method brings.
+
+    Attributes:
+      model: (backbone, axis name) -> module, whose call (x f32[N, *space, 1], map_ids i32[N], *,
+        train) gives `Outputs` [N, ...].
+      loss: (params, carried, outputs [B, V, ...]) -> (loss f32[], carried, metrics), of one
+        device's share of the batch and equal on all devices (`Objective.loss`).
+      exchanged_bytes: as of `Objective`.
+      carried: what the method keeps from step to step beside the model, at the first step.
+      optimizer: wraps the update direction, which all parameters follow by default.
+      check_devices: as of `Objective`; any number will do by default.
+      diagnose: (cohort, {"rows" i64[N], "map_ids" i32[N, V], outputs [N, V, ...]}) -> metrics of
+        the split "valid".
+    """
+
+    model: Callable[[nn.Module, str | None], nn.Module]
+    loss: Callable[[Params, Outputs, Outputs], tuple[Array, Outputs, Metrics]]
+    exchanged_bytes: Callable[[int], dict[str, int]]
+    carried: Callable[[], Outputs] = dict
+    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = (
+        lambda direction: direction
+    )
+    check_devices: Callable[[int], None] = lambda num_devices: None
+    diagnose: Callable[[PreparedCohort, dict[str, np.ndarray]], dict[str, float]] = (
+        lambda cohort, pairs: {}
+    )
+
+
+class ProjectedModel(nn.Module):
+    """Backbone -> projector: the model of a method that compares projections."""
+
+    backbone: nn.Module
+    projector: nn.Module
+
+    def __call__(self, x: Array, map_ids: Array, *, train: bool) -> Outputs:
+        """f32[N, *space, 1], i32[N] -> embedding f32[N, F], projection f32[N, D]."""
+        embedding = self.backbone(x, train=train, map_id=map_ids)["pooled"]
+        return {"embedding": embedding, "projection": self.projector(embedding, train=train)}
+
+
+class PairObjective:
+    """The `osteojax.objectives.Objective` of a `Method`."""
+
+    diverges_above = staticmethod(ten_times)
+
+    def __init__(self, config: ConfigDict, cohort: PreparedCohort, method: Method) -> None:
+        self.config, self.cohort, self.method = config, cohort, method
+        self._online = online_texture(config.data.textures, cohort)
+        self.view: View = pair_view(config.data.pairs, self._online is not None)
+        self.model = method.model(build_backbone(config.model, AXIS), AXIS)
+        self.check_devices, self.exchanged_bytes = method.check_devices, method.exchanged_bytes
+        self._map_affine = jnp.asarray(vertebrae.about(cohort.manifest).map_affine())
+        self._warned: set[str] = set()
+
+    def training_rows(self) -> np.ndarray:
+        """Vertebrae of training patients; those with a label only where `data.labelled_too`."""
+        labelled = None if self.config.data.labelled_too else False
+        return self.cohort.rows("train", labelled=labelled)
+
+    def init(self, key: Array, batch: Batch) -> tuple[Params, ModelState]:
+        """Parameters and state for batches shaped like `batch` (its values are not used)."""
+        model = self.method.model(build_backbone(self.config.model, None), None)
+        space = jax.eval_shape(self._members, batch).shape[2:]
+        x = self._input(jnp.zeros((2, *space), jnp.uint8), jnp.zeros(2, jnp.int32))
+        variables = jax.jit(partial(model.init, train=False))(key, x, jnp.zeros(2, jnp.int32))
+        batch_stats = variables.get("batch_stats", {})
+        return variables["params"], {
+            "batch_stats": batch_stats,
+            # Statistics of the image member, for whoever takes the encoder from here.
+            "image_batch_stats": batch_stats,
+            "initial_hu_probe": jnp.float32(jnp.nan),
+            **self.method.carried(),
+        }
+
+    def loss(
+        self, params: Params, model_state: ModelState, batch: Batch, key: Array, step: Array
+    ) -> tuple[Array, tuple[ModelState, Metrics]]:
+        """The method's, of the augmented members that a batch shows."""
+        members = augment(self._members(batch), batch["index"], key, self.config.data.augment)
+        variables = {"params": params, "batch_stats": model_state["batch_stats"]}
+        outputs, batch_stats = self._forward(variables, members, batch["map_ids"], train=True)
+        value, carried, metrics = self.method.loss(params, model_state, outputs)
+        return value, ({**model_state, "batch_stats": batch_stats, **carried}, metrics)
+
+    def optimizer(
+        self, direction: optax.GradientTransformation, schedule: optax.Schedule
+    ) -> optax.GradientTransformation:
+        wrapped = self.method.optimizer(direction)
+        return optax.chain(wrapped, optax.scale_by_learning_rate(schedule))
+
+    def validate(self, state: TrainState, devices: Devices) -> tuple[ModelState, dict[str, float]]:
+        """The method's diagnostics of pairs, and frozen probes on the image member's embedding.
+
+        Returns:
+          (model state with fresh `image_batch_stats`, metrics).
+        """
+        from osteojax.objectives import diagnostics
+
+        if not hasattr(self, "_outputs_of"):
+            self._outputs_of = devices.map_forward(self._evaluated)
+            self._statistics_of = devices.map_reduce(self._updated_statistics)
+        params, stats = state.params, state.model_state["batch_stats"]
+        image_stats = image_batch_statistics(
+            self._statistics_of, params, stats, self.cohort, self.cohort.rows("train"),
+            Supervised(), devices, self.config.batch_size,
+        )  # fmt: skip
+        pairs = self._outputs(params, stats, self.view, self.cohort.rows("valid"), devices)
+        metrics = self.method.diagnose(self.cohort, pairs)
+        images = []
+        for split in ("train", "valid"):
+            rows = self.cohort.rows(split, labelled=True)
+            outputs = self._outputs(params, image_stats, Supervised(), rows, devices)
+            images += [rows, outputs["embedding"][:, 0]]
+        metrics |= diagnostics.probe_metrics(self.cohort, *images)
+        initial = float(state.model_state["initial_hu_probe"])
+        diagnostics.warn(metrics, initial, self._warned)
+        model_state = {**state.model_state, "image_batch_stats": image_stats}
+        if np.isnan(initial) and "hu_probe_r2" in metrics:
+            model_state["initial_hu_probe"] = jnp.float32(metrics["hu_probe_r2"])
+        return devices.replicate(model_state), metrics
+
+    def exports(self) -> dict[str, Export]:
+        """The encoder alone: there are no heads."""
+        return encoder_exports(self.config, self.cohort.manifest)
+
+    def _outputs(
+        self, params: Params, stats: Any, view: View, rows: np.ndarray, devices: Devices
+    ) -> dict[str, np.ndarray]:
+        """The model's outputs [N, V, ...] for some rows, with these rows and their map ids."""
+        variables, size = {"params": params, "batch_stats": stats}, self.config.batch_size
+        found = run_over(
+            self.cohort, rows, view, self._outputs_of, variables, devices, size, "validation"
+        )
+        return {"rows": rows, **found}
+
+    def _members(self, batch: Batch) -> Array:
+        """uint8[B, V, D, H, W]: the members of the pool that a batch shows, as read or as made."""
+        if self._online and "image" in batch:
+            return self._online.members(batch["image"], batch["map_ids"])
+        return batch["codes"]
+
+    def _input(self, codes: Array, map_ids: Array) -> Array:
+        return network_input(codes, map_ids, self._map_affine, self.config.model.rank)
+
+    def _forward(
+        self, variables: Any, codes_BVDHW: Array, map_ids_BV: Array, *, train: bool
+    ) -> tuple[Outputs, Any]:
+        """(outputs [B, V, ...], running statistics). All views go through the network at once: one
+        set of batch statistics, one large matrix product."""
+        map_ids = map_ids_BV.reshape(-1)
+        x = self._input(codes_BVDHW.reshape(-1, *codes_BVDHW.shape[2:]), map_ids)
+        mutable = ["batch_stats"] if train else False
+        found: Any = self.model.apply(variables, x, map_ids, train=train, mutable=mutable)
+        outputs, updated = found if train else (found, variables)
+        views = map_ids_BV.shape
+        shaped = {name: out.reshape(*views, *out.shape[1:]) for name, out in outputs.items()}
+        return shaped, updated.get("batch_stats", {})
+
+    def _evaluated(self, variables: Any, batch: Batch) -> Outputs:
+        map_ids = batch["map_ids"]
+        outputs, _ = self._forward(variables, self._members(batch), map_ids, train=False)
+        return {**outputs, "map_ids": map_ids}
+
+    def _updated_statistics(self, variables: Any, batch: Batch) -> Any:
+        return self._forward(variables, batch["codes"], batch["map_ids"], train=True)[1]
