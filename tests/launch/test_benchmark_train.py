@@ -299,7 +299,7 @@ def test_pytorch_takes_the_same_step() -> None:
     peer = peer_pytorch.SwAV(one.config, affine)
     assert sum(p.numel() for p in peer.parameters()) == cost.num_parameters
     state = one.new_state(batch)
-    queue = np.random.default_rng(0).standard_normal((one.objective.queue_size, 2, 128), np.float32)
+    queue = np.random.default_rng(0).standard_normal(state.model_state["queue"].shape, np.float32)
     queue /= np.linalg.norm(queue, axis=-1, keepdims=True)
     model_state = state.model_state | {
         "queue": jnp.asarray(queue),

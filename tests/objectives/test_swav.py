@@ -10,7 +10,7 @@ import pytest
 
 from osteojax import objectives
 from osteojax.data.cohort import PreparedCohort
-from osteojax.objectives.swav import prototype_diversity, swapped_prediction
+from osteojax.objectives.swav import SwAV, prototype_diversity, swapped_prediction
 from osteojax.train.optim import adamw_direction
 from osteojax.train.parallel import DataParallel
 from tests.small_runs import pretraining
@@ -22,17 +22,20 @@ def cohort(tmp_path_factory) -> PreparedCohort:
     return PreparedCohort(write_tiny_cohort(tmp_path_factory.mktemp("cohort") / "pool"))
 
 
-def test_swapped_prediction_is_equation_1() -> None:
+@pytest.mark.parametrize("num_views", [2, 3])
+def test_swapped_prediction_is_equation_1(num_views: int) -> None:
+    """Of two views; of more, the mean over pairs of them."""
     rng = np.random.default_rng(0)
-    scores = rng.uniform(-1, 1, (5, 2, 7))
-    targets = rng.dirichlet(np.ones(7), (5, 2))
+    scores = rng.uniform(-1, 1, (5, num_views, 7))
+    targets = rng.dirichlet(np.ones(7), (5, num_views))
+    pairs = [(s, t) for s in range(num_views) for t in range(num_views) if s != t]
     total = 0.0
     for b in range(5):
-        for s, t in ((0, 1), (1, 0)):
+        for s, t in pairs:
             p = np.exp(scores[b, t] / 0.1) / np.exp(scores[b, t] / 0.1).sum()
             total -= (targets[b, s] * np.log(p)).sum()
     got = swapped_prediction(jnp.asarray(scores, jnp.float32), jnp.asarray(targets), 0.1)
-    assert float(got) == pytest.approx(total / 5, rel=1e-5)
+    assert float(got) == pytest.approx(total / 5 / (len(pairs) / 2), rel=1e-5)
 
 
 def test_nothing_learnt_is_twice_ln_k() -> None:
@@ -72,14 +75,14 @@ def test_prototypes_stand_still_then_move_as_if_new(cohort: PreparedCohort) -> N
             np.testing.assert_allclose(moved, expected["vectors"], rtol=1e-6)
 
 
-def test_the_queue_is_first_in_first_out_and_off_for_large_batches(cohort) -> None:
-    objective = objectives.load(pretraining(), cohort)
-    assert objective.queue_size == 16
-    large = objectives.load(pretraining("--config.batch_size=64"), cohort)
-    assert large.queue_size == 0  # 64 >= 8 * 8 prototypes
+def test_the_queue_is_first_in_first_out_and_off_for_large_batches() -> None:
+    settings = pretraining().objective
+    swav = SwAV(settings, batch_size=8)
+    assert swav.queue_size == 16
+    assert SwAV(settings, batch_size=64).queue_size == 0  # 64 >= 8 * 8 prototypes
     state = {"queue": jnp.arange(32.0).reshape(16, 2, 1), "queue_filled": jnp.int32(10)}
     new = -jnp.arange(1.0, 17.0).reshape(8, 2, 1)
-    push = DataParallel.create(num_devices=4).map_reduce(objective._push)
+    push = DataParallel.create(num_devices=4).map_reduce(swav.push)
     pushed = push(state, new)
     np.testing.assert_array_equal(pushed["queue"][:8], new)
     np.testing.assert_array_equal(pushed["queue"][8:], state["queue"][:8])

@@ -71,6 +71,8 @@ CASES = {
     "swav without queue": (pretraining, ("--config.objective.queue_size=0",)),
     "swav, statistics per map": (pretraining, ("--config.model.norm=per_map",)),
     "swav, group norm": (pretraining, ("--config.model.norm=group",)),
+    "simclr": (partial(shipped, "simclr"), ()),
+    "vicreg": (partial(shipped, "vicreg"), ()),
     "multitask, bfloat16": (fine_tuning, ("--config.model.dtype=bfloat16",)),
 }
 
@@ -83,7 +85,7 @@ def test_the_expected_bytes_are_those_of_the_traced_step(case: str) -> None:
     batch = experiment.synthetic_batch()
     step, state = traceable_step(experiment, batch)
     traced = jax.make_jaxpr(step)(state, batch, experiment.key)
-    expected = expected_bytes(experiment.objective, state.params, state.model_state)
+    expected = expected_bytes(experiment.objective, state.params, state.model_state, 2)
     assert sum(traced_bytes(traced.jaxpr)) == sum(expected.values())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert expected["gradients"] == 4 * parameters
@@ -92,7 +94,7 @@ def test_the_expected_bytes_are_those_of_the_traced_step(case: str) -> None:
 def traced_bytes(jaxpr: Any) -> Iterator[int]:
     """Operand bytes of every collective of a traced program."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("psum", "psum_invariant", "pmax"):
+        if equation.primitive.name in ("psum", "psum_invariant", "pmax", "all_gather", "reduce_scatter"):
             for variable in equation.invars:
                 yield variable.aval.size * np.dtype(variable.aval.dtype).itemsize
         for value in equation.params.values():

@@ -245,7 +245,7 @@ def test_what_cannot_run_says_why(pool: Path, tmp_path: Path) -> None:
         "queue_size 4 is below": (None, ("--config.objective.queue_size=4",)),
         "before the run": (None, ("--config.optim.warmup_steps=9",)),
         "multiple of 8": (None, ("--config.batch_size=12",)),
-        "multitask, swav": (None, ("--config.objective.name=simclr",)),
+        "multitask, simclr, swav": (None, ("--config.objective.name=simcrl",)),
     }
     for number, (message, (special, overrides)) in enumerate(cases.items()):
         data = pool
