@@ -22,13 +22,16 @@ SMALL = (
 )
 
 
+def small(name: str, *overrides: str) -> ConfigDict:
+    """The shipped config of a name, as "simclr_resnet34"."""
+    return load_config(f"{CONFIGS / name}.py:smoke", [*SMALL, *overrides])
+
+
 def pretraining(*overrides: str) -> ConfigDict:
     own = ("--config.objective.queue_size=16", "--config.objective.num_prototypes=8")
     freeze = "--config.objective.freeze_prototypes_steps=2"
-    path = f"{CONFIGS / 'tp_swav_resnet34.py'}:smoke"
-    return load_config(path, [*SMALL, *own, freeze, *overrides])
+    return small("tp_swav_resnet34", *own, freeze, *overrides)
 
 
 def fine_tuning(*overrides: str) -> ConfigDict:
-    path = f"{CONFIGS / 'moe_multitask_resnet34.py'}:smoke"
-    return load_config(path, [*SMALL, *overrides])
+    return small("moe_multitask_resnet34", *overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from launch.benchmarks.experiment import Experiment, stand_in_cohort
 from launch.benchmarks.scaling import traceable_step
 from osteojax.train.collectives import Collective, compiled_collectives, expected_bytes
-from tests.small_runs import fine_tuning, pretraining
+from tests.small_runs import fine_tuning, pretraining, small
 
 HLO = """HloModule jit_step, num_partitions=4
 
@@ -71,8 +72,8 @@ CASES = {
     "swav without queue": (pretraining, ("--config.objective.queue_size=0",)),
     "swav, statistics per map": (pretraining, ("--config.model.norm=per_map",)),
     "swav, group norm": (pretraining, ("--config.model.norm=group",)),
-    "simclr": (partial(shipped, "simclr"), ()),
-    "vicreg": (partial(shipped, "vicreg"), ()),
+    "simclr": (partial(small, "simclr_resnet34"), ()),
+    "vicreg": (partial(small, "vicreg_resnet34"), ()),
     "multitask, bfloat16": (fine_tuning, ("--config.model.dtype=bfloat16",)),
 }
 
@@ -94,7 +95,13 @@ def test_the_expected_bytes_are_those_of_the_traced_step(case: str) -> None:
 def traced_bytes(jaxpr: Any) -> Iterator[int]:
     """Operand bytes of every collective of a traced program."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("psum", "psum_invariant", "pmax", "all_gather", "reduce_scatter"):
+        if equation.primitive.name in (
+            "psum",
+            "psum_invariant",
+            "pmax",
+            "all_gather",
+            "reduce_scatter",
+        ):
             for variable in equation.invars:
                 yield variable.aval.size * np.dtype(variable.aval.dtype).itemsize
         for value in equation.params.values():
