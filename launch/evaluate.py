@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from scipy.special import softmax
 
 from osteojax.errors import UserError
 
@@ -143,20 +142,16 @@ def predictions_table(
 
 
 def _table(cohort: Any, rows: np.ndarray, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
+    from osteojax.evaluation import predictions
+    from osteojax.objectives.diagnosis import in_units
+
     known = [
         "patient_id", "scan_id", "site", "split", "level", "level_class", "device", "sex", "age",
         "truncated", "osteoporosis", "bmd_g_cm2", "t_score", "slice_mm", "mean_hu",
     ]  # fmt: skip
     table = cohort.table.iloc[rows][known].reset_index(drop=True)
-    about = cohort.about
-    levels = softmax(outputs["level_logits"].astype(np.float64), axis=1)
-    table["probability"] = softmax(outputs["logits"].astype(np.float64), axis=1)[:, 1]
-    table["bmd_pred_g_cm2"] = outputs["bmd"] * about.bmd_std + about.bmd_mean
-    table["level_pred"] = levels.argmax(axis=1) + 1
-    table["level_probability"] = levels.max(axis=1)
-    for expert in range(outputs["gate"].shape[1]):
-        table[f"gate_{expert}"] = outputs["gate"][:, expert]
-    return table
+    answers = predictions.from_outputs(in_units(outputs, cohort.manifest))
+    return pd.concat([table, answers], axis=1)
 
 
 def _embedding_statistics(

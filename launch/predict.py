@@ -249,9 +249,9 @@ def _print_vertebrae(content: dict[str, Any]) -> None:
             row["level"] if row["decides"] else f"({row['level']})",
             f"{row['probability']:.3f}",
             *([f"{row['probability_calibrated']:.3f}"] if calibrated else []),
-            f"{row['bmd_g_cm2']:.3f}",
+            f"{row['bmd_pred_g_cm2']:.3f}",
             interval,
-            " ".join(f"{row[name]:.2f}" for name in row if name.startswith("gate_")),
+            " ".join(f"{row[name]:.2f}" for name in row if name.startswith("expert_")),
         ]
         shown.add_row(*cells)
     console = Console()
@@ -278,7 +278,7 @@ def _print_patients(answers: list[dict[str, Any]]) -> None:
             content["case"],
             content["device"],
             "" if probability is None else f"{probability:.3f}",
-            words[patient["osteoporosis"]],
+            words[patient["osteoporosis_pred"]],
             patient["caution"],
         )
     console = Console()
@@ -286,7 +286,7 @@ def _print_patients(answers: list[dict[str, Any]]) -> None:
     if len(answers) > SHOWN_PATIENTS:
         console.print(f"... and {len(answers) - SHOWN_PATIENTS} more", highlight=False)
     counts = {
-        word: sum(a["patient"]["osteoporosis"] is value for a in answers)
+        word: sum(a["patient"]["osteoporosis_pred"] is value for a in answers)
         for value, word in words.items()
     }
     console.print(

@@ -10,7 +10,8 @@ import pandas as pd
 from launch.prediction.batches import Outputs
 from launch.prediction.flags import Flag, doubts, joined
 from launch.prediction.loading import LoadedCase
-from osteojax.data.vertebrae import UNKNOWN_DEVICE
+from osteojax.data.vertebrae import LEVELS, UNKNOWN_DEVICE
+from osteojax.evaluation.predictions import from_outputs
 from osteojax.evaluation.statistics import ood
 from osteojax.evaluation.statistics.calibration import apply_temperature
 from osteojax.export.load import ExportedModel
@@ -27,45 +28,43 @@ def vertebra_table(
 ) -> tuple[pd.DataFrame, list[list[Flag]]]:
     """One row per vertebra from above, and its flags.
 
-    Columns: level, level_class, probability (what thresholds are for), probability_calibrated
-    (NaN without a fitted temperature), bmd_g_cm2, bmd_low, bmd_high (90% of validation residuals;
-    for an unknown device widened to the spread over the devices), level_pred, level_probability,
-    gate_*, ood_distance, ood_percentile (NaN without statistics), core_hu, slice_index (of
-    the CT, from 0), truncated, decides,
-    flags (text), doubtful (any flag that is more than a remark).
+    Columns: level, level_class; the model's own (`predictions.from_outputs`), with
+    probability_calibrated (NaN without a fitted temperature; thresholds are of the other one) and
+    bmd_low, bmd_high (90% of validation residuals; for an unknown device widened to the spread over
+    the devices); ood_distance, ood_percentile (NaN without statistics), core_hu, slice_index (of
+    the CT, from 0), truncated (1 or 0), decides, flags (text), doubtful (any flag that is more than
+    a remark).
     """
     table = pd.DataFrame({"level": [vertebra.level for vertebra in loaded.vertebrae]})
     table["level_class"] = [vertebra.level_class for vertebra in loaded.vertebrae]
-    table["probability"] = outputs["probability"].astype(np.float64)
+    answers = from_outputs(outputs)
+    table["probability"] = answers.pop("probability")
     temperature = _fitted(model, "vertebra").get("temperature")
     table["probability_calibrated"] = (
         apply_temperature(table["probability"].to_numpy(), float(temperature))
         if temperature
         else np.nan
     )
-    table["bmd_g_cm2"] = outputs["bmd_g_cm2"].astype(np.float64)
+    bmd = table["bmd_pred_g_cm2"] = answers.pop("bmd_pred_g_cm2")
     low, high = _residuals(model)
-    table["bmd_low"], table["bmd_high"] = table["bmd_g_cm2"] + low, table["bmd_g_cm2"] + high
+    table["bmd_low"], table["bmd_high"] = bmd + low, bmd + high
     if loaded.case.device == UNKNOWN_DEVICE:
         known = outputs["bmd_by_device_g_cm2"][:, :-1].astype(np.float64)
         table["bmd_low"] = np.fmin(table["bmd_low"], known.min(axis=1))
         table["bmd_high"] = np.fmax(table["bmd_high"], known.max(axis=1))
-    levels = outputs["level_probabilities"]
     table["bmd_low"] = table["bmd_low"].clip(lower=0.0)
-    table["level_pred"] = [model.card["levels"][i] for i in levels.argmax(1)]
-    table["level_probability"] = levels.max(1).astype(np.float64)
-    for expert in range(outputs["gate"].shape[1]):
-        table[f"gate_{expert + 1}"] = outputs["gate"][:, expert].astype(np.float64)
+    table = pd.concat([table, answers], axis=1)
     distance, percentile, unlike = _unlike_training(model, outputs["embedding"])
     table["ood_distance"], table["ood_percentile"] = distance, percentile
     table["core_hu"] = loaded.core_hu
     table["slice_index"] = loaded.slices
-    table["truncated"] = [vertebra.truncated for vertebra in loaded.vertebrae]
+    table["truncated"] = [int(vertebra.truncated) for vertebra in loaded.vertebrae]
     table["decides"] = table["level"].isin(DECIDING_LEVELS)
     flags = [list(found) for found in loaded.flags]
     for i, row in enumerate(table.to_dict("records")):
-        if row["level_pred"] != row["level"] and row["level_probability"] >= SURE_OF_LEVEL:
-            flags[i].append(Flag("other_level", f"looks like {row['level_pred']} to the model"))
+        if row["level_pred"] != row["level_class"] and row["level_probability"] >= SURE_OF_LEVEL:
+            name = LEVELS[row["level_pred"] - 1]
+            flags[i].append(Flag("other_level", f"looks like {name} to the model"))
         if unlike[i]:
             text = f"unlike the training data ({_farther(percentile[i])} of validation)"
             flags[i].append(Flag("unlike_training", text))
@@ -116,7 +115,7 @@ def decide(
       case_flags: of the whole CT.
 
     Returns:
-      osteoporosis (None where nothing decides), probability, threshold_vertebra,
+      osteoporosis_pred (None where nothing decides), probability, threshold_vertebra,
       threshold_patient, verdict, caution (why to doubt it; empty where nothing says so), text
       (both), flags (names of all doubts), notes.
     """
@@ -139,7 +138,7 @@ def decide(
     }  # fmt: skip
     if deciding.empty:
         verdict = "undecided, no vertebra of L1-L4 in the mask"
-        found: dict[str, Any] = {"osteoporosis": None, "probability": None, "verdict": verdict}
+        found: dict[str, Any] = {"osteoporosis_pred": None, "probability": None, "verdict": verdict}
     else:
         row = table.loc[table.loc[deciding, "probability"].idxmax()]
         probability = float(row["probability"])
@@ -148,7 +147,9 @@ def decide(
             f"{'osteoporosis suspected' if positive else 'no osteoporosis suspected'} (highest of "
             f"L1-L4: {row['level']} {probability:.2f}, threshold {thresholds['patient']:.2f})"
         )
-        found = {"osteoporosis": positive, "probability": probability, "verdict": verdict}
+        found = {
+            "osteoporosis_pred": positive, "probability": probability, "verdict": verdict
+        }  # fmt: skip
     text = f"{verdict}. Caution: {caution}." if caution else f"{verdict}."
     return {**found, **answer, "text": text}
 

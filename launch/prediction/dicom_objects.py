@@ -194,7 +194,7 @@ def _patient_group(answer: Answer) -> sr.MeasurementsAndQualitativeEvaluations:
     values = []
     if patient["probability"] is not None:
         values.append(_measurement(PROBABILITY, patient["probability"], NO_UNIT))
-    verdict = sr.QualitativeEvaluation(VERDICT, VERDICTS[patient["osteoporosis"]])
+    verdict = sr.QualitativeEvaluation(VERDICT, VERDICTS[patient["osteoporosis_pred"]])
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(hd.UID(), "L1-L4"),
         finding_type=OSTEOPOROSIS,
@@ -211,7 +211,7 @@ def _vertebra_group(
     level = row["level"]
     site = getattr(codes.SCT, f"{level}Vertebra", codes.SCT.Vertebra)  # L6 has no code of its own
     values = [
-        _measurement(BMD, row["bmd_g_cm2"], G_CM2),
+        _measurement(BMD, row["bmd_pred_g_cm2"], G_CM2),
         _measurement(PROBABILITY, row["probability"], NO_UNIT),
     ]
     for derivation, column in ((LOWER, "bmd_low"), (UPPER, "bmd_high")):

@@ -146,7 +146,7 @@ def write_tables(
     _write_csv(out / PREDICTIONS, pd.DataFrame(vertebrae, columns=None if vertebrae else NAMING))
     table = pd.DataFrame(patients, columns=None if patients else NAMING)
     if patients:  # whole numbers also where some are undecided
-        table["osteoporosis"] = table["osteoporosis"].astype("Int64")
+        table["osteoporosis_pred"] = table["osteoporosis_pred"].astype("Int64")
     _write_csv(out / PATIENTS, table)
     _write_csv(out / FAILURES, pd.DataFrame(rows, columns=["case", "reason", "remedy"]))
     return answers
@@ -154,11 +154,11 @@ def write_tables(
 
 def _patient_row(content: dict[str, Any]) -> dict[str, Any]:
     patient, contrast = content["patient"], content["contrast"]
-    decision = {None: None, True: 1, False: 0}[patient["osteoporosis"]]
+    decision = {None: None, True: 1, False: 0}[patient["osteoporosis_pred"]]
     return {
         "scan_id": content["case"],
         "device": content["device"],
-        "osteoporosis": decision,
+        "osteoporosis_pred": decision,
         **{key: patient[key] for key in ("probability", "threshold_patient", "verdict", "caution")},
         "flags": "; ".join(patient["flags"]),
         "vessel_hu": contrast["vessel_hu"],

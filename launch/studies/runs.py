@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
-from scipy.special import softmax
 
 from launch.studies.ceilings import ceiling_predictions, true_values
 from launch.studies.cohorts import Cohorts
@@ -31,6 +30,7 @@ from launch.studies.plan import Row, Settings, Study, with_settings
 from launch.train import load_config
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.errors import UserError
+from osteojax.evaluation import predictions
 from osteojax.files import atomic_path, write_json
 
 SPLITS = ("valid", "test", "external")
@@ -284,15 +284,10 @@ def _known(cohort: Any, rows: np.ndarray) -> pd.DataFrame:
     return cohort.table.iloc[rows][list(KNOWN_COLUMNS)].reset_index(drop=True)
 
 
-def _answers(cohort: Any, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    about = cohort.about
-    gates = {f"gate_{i}": outputs["gate"][:, i] for i in range(outputs["gate"].shape[1])}
-    return {
-        "probability": softmax(outputs["logits"].astype(np.float64), axis=1)[:, 1],
-        "bmd_pred_g_cm2": outputs["bmd"] * about.bmd_std + about.bmd_mean,
-        "level_pred": outputs["level_logits"].argmax(axis=1) + 1,
-        **gates,
-    }
+def _answers(cohort: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
+    from osteojax.objectives.diagnosis import in_units
+
+    return predictions.from_outputs(in_units(outputs, cohort.manifest))
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from osteojax.evaluation import baselines, cautions, subgroups
+from osteojax.evaluation.columns import expert_columns
 from osteojax.evaluation.patients import cases_of
-from osteojax.evaluation.predictions import gate_columns
 from osteojax.evaluation.statistics import (
     bootstrap,
     calibration,
@@ -205,7 +205,7 @@ def auroc_interval(cases: pd.DataFrame) -> list[float]:
 
 def gate_usage(table: pd.DataFrame) -> dict[str, Any]:
     """Mean weight of each expert and mean entropy (nats; ln experts = all alike) by DXA device."""
-    gates = gate_columns(table)
+    gates = expert_columns(table)
     if not gates:
         return {"experts": 0, "devices": {}, "notes": {"gates": "the model has no experts"}}
     devices = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from osteojax.data.vertebrae import about
@@ -119,6 +120,21 @@ def attention_program(config: ConfigDict, manifest: Manifest) -> Callable[..., d
         return {"attention": gradcam(model, variables, see(hu), device)}
 
     return attention
+
+
+def in_units(outputs: Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
+    """Outputs of `DiagnosisModel` [N, ...] as the exported program gives them: probability f64[N]
+    of osteoporosis, bmd_g_cm2 f[N], level_probabilities f64[N, 18], gate, embedding."""
+    from scipy.special import softmax
+
+    known = about(manifest)
+    return {
+        "probability": softmax(outputs["logits"].astype(np.float64), axis=1)[:, 1],
+        "bmd_g_cm2": outputs["bmd"] * known.bmd_std + known.bmd_mean,
+        "level_probabilities": softmax(outputs["level_logits"].astype(np.float64), axis=1),
+        "gate": outputs["gate"],
+        "embedding": outputs["embedding"],
+    }
 
 
 def _describe_outputs(manifest: Manifest) -> dict[str, dict[str, Any]]:

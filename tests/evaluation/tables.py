@@ -56,9 +56,9 @@ def synthetic(
                     "bmd_pred_g_cm2": bmd - 0.02 + generator.normal(0, 0.05),
                     "level_pred": int(np.clip(true_class + off, 1, 18)),
                     "level_probability": generator.uniform(0.3, 1),
-                    "gate_0": gates[0],
-                    "gate_1": gates[1],
-                    "gate_2": gates[2],
+                    "expert_1": gates[0],
+                    "expert_2": gates[1],
+                    "expert_3": gates[2],
                     "slice_mm": SLICES_MM[site],
                     "mean_hu": 20 + 150 * bmd + hu_generator.normal(0, 30),
                 }

@@ -8,6 +8,7 @@ import pytest
 
 from osteojax.errors import UserError
 from osteojax.evaluation import predictions
+from osteojax.evaluation.columns import COLUMNS, expert_columns
 from tests.evaluation.tables import synthetic
 
 
@@ -20,7 +21,7 @@ def test_written_table_is_read_back_to_the_last_digit(tmp_path, table):
     path = tmp_path / "predictions.csv"
     predictions.write(path, table)
     pd.testing.assert_frame_equal(predictions.read(path), predictions.check(table))
-    assert list(predictions.read(path).columns) == list(predictions.COLUMNS)
+    assert list(predictions.read(path).columns) == list(COLUMNS)
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
 
 
@@ -42,13 +43,13 @@ def test_empty_cells_stay_empty_and_a_site_called_na_stays_a_site(tmp_path, tabl
     [
         ("probability", np.nan, "row 4 .*L2.*probability is nan.*earlier checkpoint"),
         ("bmd_pred_g_cm2", np.inf, "row 4 .*bmd_pred_g_cm2 is inf"),
-        ("gate_1", np.nan, "row 4 .*gate_1 is nan"),
+        ("expert_2", np.nan, "row 4 .*expert_2 is nan"),
         ("probability", 1.2, "row 4 .*probability is 1.2.*outside 0 to 1"),
         ("probability", -0.1, "probability is -0.1"),
         ("level_pred", 19, "level_pred is 19.*outside 1 to 18"),
         ("level_pred", 2.5, "level_pred is 2.5.*whole"),
         ("osteoporosis", 0.5, "osteoporosis is 0.5.*whole"),
-        ("gate_0", 0.0, "expert weights sum to"),
+        ("expert_1", 0.0, "expert weights sum to"),
         ("level", "L9", "level 'L9' with level_class"),
         ("level_class", 3, "level_class 3"),
         ("split", "testing", "split 'testing'; splits are"),
@@ -95,10 +96,10 @@ def test_a_refused_table_leaves_no_file(tmp_path, table):
 
 
 def test_any_number_of_experts(table):
-    without = table.drop(columns=["gate_0", "gate_1", "gate_2"])
-    assert predictions.gate_columns(predictions.check(without)) == []
-    with pytest.raises(UserError, match="number them from gate_0"):
-        predictions.check(table.rename(columns={"gate_0": "gate_7"}))
+    without = table.drop(columns=["expert_1", "expert_2", "expert_3"])
+    assert expert_columns(predictions.check(without)) == []
+    with pytest.raises(UserError, match="number them from expert_1"):
+        predictions.check(table.rename(columns={"expert_1": "expert_8"}))
 
 
 def test_columns_that_may_be_absent_are_there_and_empty(table):
@@ -112,14 +113,14 @@ def test_columns_that_may_be_absent_are_there_and_empty(table):
 def test_rows_that_cannot_be_evaluated_are_set_aside_with_their_reason(table):
     spoilt = table.copy()
     spoilt.loc[3, "probability"] = np.nan
-    spoilt.loc[5, "gate_1"] = np.inf
+    spoilt.loc[5, "expert_2"] = np.inf
     other = table.iloc[[7]].assign(probability=0.123)
     usable, left_out = predictions.set_aside(
         pd.concat([spoilt, other, table.iloc[[9]]], ignore_index=True), "p.csv"
     )
     assert left_out["reason"].tolist() == [
         "probability is nan",
-        "gate_1 is inf",
+        "expert_2 is inf",
         *["scan and level occur several times, with different values"] * 2,
         "a copy of another row",
     ]
@@ -151,3 +152,26 @@ def test_pairs_are_of_one_cohort(table):
         predictions.paired(table, relabelled)
     with pytest.raises(UserError, match="not of one cohort"):
         predictions.paired(table, synthetic(4, "valid", 0))
+
+
+def test_experts_of_0_1_were_numbered_from_0(table, tmp_path):
+    old = table.rename(columns={f"expert_{i + 1}": f"gate_{i}" for i in range(3)})
+    old.to_csv(tmp_path / "old.csv", index=False)
+    predictions.write(tmp_path / "new.csv", table)
+    pd.testing.assert_frame_equal(
+        predictions.read(tmp_path / "old.csv"), predictions.read(tmp_path / "new.csv")
+    )
+
+
+def test_the_models_columns_by_hand():
+    outputs = {
+        "probability": np.array([0.25, 0.5], np.float32),
+        "bmd_g_cm2": np.array([0.5, 1.0], np.float32),
+        "level_probabilities": np.array([[0.25, 0.75, 0], [0.5, 0.125, 0.375]], np.float32),
+        "gate": np.array([[0.75, 0.25], [0, 1]], np.float32),
+    }
+    expected = {
+        "probability": [0.25, 0.5], "bmd_pred_g_cm2": [0.5, 1.0], "level_pred": [2, 1],
+        "level_probability": [0.75, 0.5], "expert_1": [0.75, 0], "expert_2": [0.25, 1],
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(predictions.from_outputs(outputs), pd.DataFrame(expected))

@@ -100,12 +100,12 @@ def test_gate_usage_by_hand(tables):
     usage = summary.gate_usage(test)
     rows = test[test["device"] == "lunar"]
     assert usage["devices"]["lunar"]["mean"] == pytest.approx(
-        [rows[f"gate_{i}"].mean() for i in range(3)]
+        [rows[f"expert_{i + 1}"].mean() for i in range(3)]
     )
     assert sum(usage["devices"]["lunar"]["mean"]) == pytest.approx(1)
-    even = test.assign(gate_0=1 / 3, gate_1=1 / 3, gate_2=1 / 3)
+    even = test.assign(expert_1=1 / 3, expert_2=1 / 3, expert_3=1 / 3)
     assert summary.gate_usage(even)["devices"]["lunar"]["entropy"] == pytest.approx(np.log(3))
-    none = summary.gate_usage(test.drop(columns=["gate_0", "gate_1", "gate_2"]))
+    none = summary.gate_usage(test.drop(columns=["expert_1", "expert_2", "expert_3"]))
     assert none["experts"] == 0
     assert "no experts" in none["notes"]["gates"]
 

@@ -80,7 +80,7 @@ def compare(output: str, written: pd.DataFrame, tolerance: float) -> None:
     got = json.loads(output)
     np.testing.assert_allclose(got["probability"], written["probability"], atol=tolerance)
     np.testing.assert_allclose(got["bmd_g_cm2"], written["bmd_pred_g_cm2"], atol=tolerance)
-    gates = written[["gate_0", "gate_1", "gate_2"]].astype(float)
+    gates = written[["expert_1", "expert_2", "expert_3"]].astype(float)
     np.testing.assert_allclose(got["gate"], gates, atol=tolerance)
     levels = np.array(got["level_probabilities"])
     np.testing.assert_allclose(levels.max(1), written["level_probability"], atol=tolerance)

@@ -60,7 +60,7 @@ def test_predicts_what_evaluate_wrote(
     levels = outputs["level_probabilities"]
     np.testing.assert_array_equal(levels.argmax(1) + 1, written["level_pred"])
     np.testing.assert_allclose(levels.max(1), written["level_probability"], atol=1e-5)
-    gates = written[["gate_0", "gate_1", "gate_2"]].astype(float)
+    gates = written[["expert_1", "expert_2", "expert_3"]].astype(float)
     np.testing.assert_allclose(outputs["gate"], gates, atol=1e-5)
     # BMD on every device is what each device's own call gives.
     for index in range(len(exported.devices)):

@@ -33,7 +33,7 @@ def predict(model: Path, out: Path, ct: Path, mask: Path, scheme: str, *options:
     picture = matplotlib.image.imread(out / "prediction.png")
     assert picture.std() > 0.1
     assert min(picture.shape[:2]) > 500
-    assert np.isfinite(table[["probability", "bmd_g_cm2", "gate_1"]].to_numpy(float)).all()
+    assert np.isfinite(table[["probability", "bmd_pred_g_cm2", "expert_1"]].to_numpy(float)).all()
     assert len(pd.read_csv(out / "failures.csv")) == 0
     return table, answer
 
@@ -58,11 +58,11 @@ def test_torso_ct_with_both_label_files(
     assert cut.loc["T12", "truncated"]
     assert "cut by the border" in cut.loc["T12", "flags"]
     assert list(cut.loc[["L1", "L4", "L5"], "decides"]) == [True, True, False]
-    assert answer["patient"]["osteoporosis"] in (True, False)
+    assert answer["patient"]["osteoporosis_pred"] in (True, False)
     assert answer["patient"]["verdict"] in printed.replace("\n", " ")
     assert answer["contrast"]["suspected"] is False
     assert answer["device"] == "unknown"
-    assert (whole["bmd_low"] <= whole["bmd_g_cm2"]).all()  # the spread over the devices
+    assert (whole["bmd_low"] <= whole["bmd_pred_g_cm2"]).all()  # the spread over the devices
     assert any("unknown" in note for note in answer["patient"]["notes"])
 
 
@@ -76,7 +76,7 @@ def test_dicom_series_with_a_flipped_mask(
     )
     assert list(table["level"]) == ["T11", "T12"]
     assert table["truncated"].all()
-    assert answer["patient"]["osteoporosis"] is None
+    assert answer["patient"]["osteoporosis_pred"] is None
     assert "undecided" in answer["patient"]["text"]
     assert "Caution: contrast agent suspected" in answer["patient"]["text"]
     # The series' own identifiers stay in it.
@@ -165,9 +165,9 @@ def test_a_table_of_scans(exported_model: Path, scans: Path, many: Path, tmp_pat
     assert list(table.groupby("scan_id").size()) == [3, 1, 2]
     assert list(table.groupby("scan_id")["device"].first()) == ["ge_lunar", "hologic", "unknown"]
     patients = pd.read_csv(many / "patients.csv", dtype=str).set_index("scan_id")
-    assert patients.loc["s/0", "osteoporosis"] in ("0", "1")
+    assert patients.loc["s/0", "osteoporosis_pred"] in ("0", "1")
     assert "fracture, says the table" in patients.loc["s/0", "caution"]
-    assert pd.isna(patients.loc["s/1", "osteoporosis"])  # T12 only
+    assert pd.isna(patients.loc["s/1", "osteoporosis_pred"])  # T12 only
     for scan in ("s/0", "s/1", "s/2"):
         folder = many / folder_name(scan)
         assert json.loads((folder / "prediction.json").read_text())["case"] == scan
@@ -178,7 +178,7 @@ def test_a_table_of_scans(exported_model: Path, scans: Path, many: Path, tmp_pat
         "verse",
     )  # fmt: skip
     together = table[table["scan_id"] == "s/2"].reset_index(drop=True)
-    columns = ["probability", "bmd_g_cm2", "bmd_low", "bmd_high", "gate_1", "core_hu"]
+    columns = ["probability", "bmd_pred_g_cm2", "bmd_low", "bmd_high", "expert_1", "core_hu"]
     np.testing.assert_allclose(
         together[columns].to_numpy(float), alone[columns].to_numpy(float), rtol=1e-5, atol=1e-6
     )
@@ -266,7 +266,7 @@ def test_a_patient_is_decided_on_l1_to_l4(exported_model, probabilities, expecte
     model, table = ExportedModel(exported_model), deciding(probabilities)
     model.card["fitted"] = None  # 0.5
     answer = decide(model, table, "hologic", [[] for _ in probabilities], [])
-    assert answer["osteoporosis"] is expected
+    assert answer["osteoporosis_pred"] is expected
     assert answer["caution"] == ""
     assert answer["text"] == f"{answer['verdict']}."
 

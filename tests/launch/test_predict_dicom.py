@@ -105,7 +105,11 @@ def test_the_report_says_what_the_table_says(result: Path, series: tuple[Path, P
             (m.value, [d.value for d in _derivations(m)])
             for m in group.get_measurements(name=dicom_objects.BMD)
         ]
-        expected = [(row["bmd_g_cm2"], []), (row["bmd_low"], ["low"]), (row["bmd_high"], ["high"])]
+        expected = [
+            (row["bmd_pred_g_cm2"], []),
+            (row["bmd_low"], ["low"]),
+            (row["bmd_high"], ["high"]),
+        ]
         assert [d for _, d in bmd] == [d for _, d in expected]
         np.testing.assert_allclose([v for v, _ in bmd], [v for v, _ in expected], rtol=1e-5)
         (probability,) = group.get_measurements(name=dicom_objects.PROBABILITY)
@@ -118,7 +122,7 @@ def test_the_report_says_what_the_table_says(result: Path, series: tuple[Path, P
         assert header.ImagePositionPatient[2] == ordered[row["slice_index"]]
     verdict = groups[0].get_qualitative_evaluations(name=dicom_objects.VERDICT)
     patients = pd.read_csv(result / "patients.csv")
-    assert verdict[0].value == dicom_objects.VERDICTS[bool(patients["osteoporosis"][0])]
+    assert verdict[0].value == dicom_objects.VERDICTS[bool(patients["osteoporosis_pred"][0])]
 
 
 def _derivations(measurement) -> list:

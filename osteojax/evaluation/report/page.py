@@ -1,6 +1,6 @@
 """Writes what an evaluation leaves behind: predictions, metrics, tables, figures, one HTML report.
 
-predictions.csv     both splits, one row per vertebra (`predictions.COLUMNS`)
+predictions.csv     both splits, one row per vertebra (`columns.COLUMNS`)
 metrics.json        `summary.summarise` and the context
 tables/*.csv        the same numbers, one file per table
 roc.png, calibration.png, decision.png, bmd.png, levels.png, gates.png
@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from osteojax.errors import UserError
 from osteojax.evaluation import predictions, summary
+from osteojax.evaluation.columns import expert_columns
 from osteojax.evaluation.report import csv_tables, examples, plots, sentences, tables
 from osteojax.evaluation.statistics import bootstrap
 from osteojax.files import atomic_path, write_json, write_text
@@ -203,7 +204,7 @@ def render(
 
 def _require_one_model(test: pd.DataFrame, valid: pd.DataFrame) -> None:
     """Same experts, other patients."""
-    experts = [len(predictions.gate_columns(table)) for table in (test, valid)]
+    experts = [len(expert_columns(table)) for table in (test, valid)]
     if experts[0] != experts[1]:
         raise UserError(
             f"the test predictions have {experts[0]} experts, the validation predictions "

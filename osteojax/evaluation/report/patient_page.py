@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec, SubplotSpec
 
+from osteojax.evaluation.columns import expert_columns
 from osteojax.files import atomic_path
 
 PAGE_SPACING_MM = 1.5
@@ -99,8 +100,8 @@ def draw(
     Args:
       planes: of the CT.
       table: one row per vertebra from above: level, level_class, probability,
-        probability_calibrated (NaN where none was fitted), bmd_g_cm2, bmd_low, bmd_high (NaN where
-        no interval is known), gate_*, flags (text), doubtful (bool), decides (bool).
+        probability_calibrated (NaN where none was fitted), bmd_pred_g_cm2, bmd_low, bmd_high (NaN
+        where no interval is known), expert_*, flags (text), doubtful (bool), decides (bool).
       answer: of the patient: verdict, caution, notes, threshold_vertebra.
       title: the user's own name of the case; empty for a page without one.
       attention: of some vertebrae, for a row of slices.
@@ -233,7 +234,7 @@ def _probabilities(axis, table: pd.DataFrame, colours, threshold: float) -> None
 
 def _bmd(axis, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))
-    value = table["bmd_g_cm2"].to_numpy()
+    value = table["bmd_pred_g_cm2"].to_numpy()
     if table["bmd_low"].notna().all():
         errors = np.clip([value - table["bmd_low"], table["bmd_high"] - value], 0, None)
         axis.errorbar(value, rows, xerr=errors, fmt="o", color="#0072B2", capsize=3)
@@ -246,7 +247,7 @@ def _bmd(axis, table: pd.DataFrame) -> None:
 
 
 def _gates(axis, table: pd.DataFrame) -> None:
-    names = [name for name in table.columns if name.startswith("gate_")]
+    names = expert_columns(table)
     left = np.zeros(len(table))
     for i, name in enumerate(names):
         weight = table[name].to_numpy()

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from osteojax.data.vertebrae import LEVELS
+from osteojax.evaluation.columns import expert_columns
 from osteojax.evaluation.patients import cases_of
-from osteojax.evaluation.predictions import gate_columns
 from osteojax.evaluation.statistics import calibration
 from osteojax.evaluation.statistics.metrics import Undefined, auroc, bmd_regression
 from osteojax.evaluation.subgroups import device_names
@@ -197,7 +197,7 @@ def gates(table: pd.DataFrame) -> Figure:
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     axis.set(title="Mean expert weight by DXA device")
-    if not gate_columns(table):
+    if not expert_columns(table):
         _say(axis, "the model has no experts")
         return figure
     weights = np.array([usage["devices"][name]["mean"] for name in names])

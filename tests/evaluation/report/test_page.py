@@ -185,7 +185,7 @@ def unlabelled(table):
 
 
 def no_experts(table):
-    return table.drop(columns=["gate_0", "gate_1", "gate_2"])
+    return table.drop(columns=["expert_1", "expert_2", "expert_3"])
 
 
 @pytest.mark.parametrize(
