@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,26 +17,7 @@ import SimpleITK as sitk
 from launch.cli import main
 from osteojax.data.cohort import open_cohort
 from tests.data_prep.prepared import contents
-from tests.pictures.drawing import write_pictures
-
-
-def arguments(folder: Path, out: Path, workers: int = 1) -> list[str]:
-    options = ["--kind", "tests.pictures", "--scans-per-shard", "5", "--workers", str(workers)]
-    return ["prepare", "--pictures", str(folder / "pictures.csv"), "--out", str(out), *options]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prepared(folder, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("prepared") / "out"
-    assert main(arguments(folder, out)) == 0
-    return out
+from tests.pictures import commands
 
 
 def test_what_is_stored_is_what_was_brought(folder, prepared):
@@ -66,7 +46,7 @@ def test_a_bad_picture_is_a_failure_and_joins_once_it_is_repaired(
         (copy / "P01-left.png").write_bytes(b"no picture")
     else:
         sitk.WriteImage(sitk.Image(9, 9, sitk.sitkUInt8), str(copy / "P01-left.png"))
-    assert main(arguments(copy, out)) == 1
+    assert main(commands.prepare(copy, out)) == 1
     failures = pd.read_csv(out / "failures.csv")
     assert failures["case"].tolist() == ["P01-left"]
     assert failures["remedy"].notna().all()
@@ -74,7 +54,7 @@ def test_a_bad_picture_is_a_failure_and_joins_once_it_is_repaired(
     assert "failed: P01-left: " in told.err
     assert "23 pictures in 5 shards" in told.out
     shutil.copy(folder / "P01-left.png", copy)
-    assert main(arguments(copy, out)) == 0
+    assert main(commands.prepare(copy, out)) == 0
     assert contents(out) == contents(prepared)
 
 
@@ -84,7 +64,7 @@ def test_killed_the_rerun_gives_the_same_bytes(folder, prepared, tmp_path):
     shutil.copytree(folder, copy)
     (copy / "P05-left.png").unlink()
     os.mkfifo(copy / "P05-left.png")
-    command = [sys.executable, "-m", "launch.cli", *arguments(copy, out)]
+    command = [sys.executable, "-m", "launch.cli", *commands.prepare(copy, out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     try:
@@ -98,11 +78,11 @@ def test_killed_the_rerun_gives_the_same_bytes(folder, prepared, tmp_path):
     assert not (out / "manifest.json").exists()
     (copy / "P05-left.png").unlink()
     shutil.copy(folder / "P05-left.png", copy)
-    assert main(arguments(copy, out)) == 0
+    assert main(commands.prepare(copy, out)) == 0
     assert contents(out) == contents(prepared)
 
 
 @pytest.mark.slow  # starting workers takes most of it
 def test_two_workers_change_no_byte(folder, prepared, tmp_path):
-    assert main(arguments(folder, tmp_path / "out", workers=2)) == 0
+    assert main(commands.prepare(folder, tmp_path / "out", workers=2)) == 0
     assert contents(tmp_path / "out") == contents(prepared)
