@@ -1,1 +1,1 @@
-"""The offline pipeline: CT + vertebra masks + DXA table -> texture-pool shards."""
+"""Prepares data offline: shared machinery, a folder for each kind of data, and a simulator."""

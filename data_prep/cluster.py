@@ -37,7 +37,8 @@ WORKERS_SECONDS = 60.0
 
 START_WORKERS = "dask worker {address} --nthreads 1 --nworkers CORES"
 MALLOC = {-3: 32 << 20, -1: 64 << 20, -8: 1}
-"""M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, bytes, where glibc arrives by itself, and M_ARENA_MAX."""
+"""Options of `mallopt`: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD at the bytes that glibc adapts to when it
+is left alone, and M_ARENA_MAX."""
 LOCAL = {"distributed.worker.profile.enabled": False}
 
 
@@ -85,7 +86,7 @@ class Conditions:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions that decide the bytes or the protocol."""
+    """Versions of what decides the bytes that are written, or the protocol."""
     packages = ("osteojax", "jax", "numpy", "SimpleITK", "array-record", "distributed")
     found = {"Python": ".".join(platform.python_version_tuple()[:2])}
     return found | {name: importlib.metadata.version(name) for name in packages}
@@ -93,7 +94,7 @@ def versions() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a task."""
+    """The result of a task: a value, or the error that it raised."""
 
     value: Any = None
     error: Exception | None = None
@@ -118,7 +119,10 @@ def perform(
 
 @functools.cache
 def settle_worker() -> None:
-    """One thread, and no accelerator unless it is advertised; before JAX starts in the process."""
+    """Limits the process to one thread, and to the CPU unless its worker advertises an accelerator.
+
+    Must be called before JAX starts in the process.
+    """
     import jax
     import SimpleITK as sitk
     import threadpoolctl
@@ -134,8 +138,8 @@ def settle_worker() -> None:
 
 
 def _keep_pages() -> None:
-    """glibc's own habit of keeping freed pages, which Dask's nanny turns off by the environment:
-    fresh pages for every volume made `prepare` a third slower."""
+    """Makes glibc keep freed pages, as it does by default. Dask's nanny turns that off by environment
+    variables, and fetching pages anew for every volume made `prepare` a third slower."""
     if platform.system() == "Linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not in every libc
@@ -168,7 +172,7 @@ class Workers:
 
 
 def _hand_on(finished: Future[Any], future: Future[Any]) -> None:
-    """A Dask future's end as the task's own."""
+    """Passes result or error of a finished Dask future on to the task's own future."""
     if finished.cancelled():
         gone = "the scheduler is gone. Start it again, then rerun the same command; what is "
         future.set_exception(UserError(f"{gone}finished is kept."))
@@ -194,7 +198,7 @@ def _cannot_import(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """What Dask would log of a lost worker or scheduler is told in a line of our own."""
+    """Silences Dask's logs: a lost worker or scheduler is reported in one line of our own."""
     for name in [*logging.root.manager.loggerDict]:
         if name.split(".")[0] in ("distributed", "tornado"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -226,7 +230,7 @@ def local_crew(workers: int, conditions: Conditions) -> Iterator[Crew]:
 
 @contextlib.contextmanager
 def cluster_crew(address: str, conditions: Conditions) -> Iterator[Crew]:
-    """The workers of a running scheduler; they stay.
+    """The workers of a running scheduler; they keep running afterwards.
 
     Raises:
       UserError: no scheduler, no worker, or a worker that does not meet the conditions.
@@ -276,7 +280,7 @@ def _connect(address: str) -> Client:
 
 
 async def _answer(address: str) -> None:
-    """Returns once a scheduler answers; `Client` waits for ever for a port that says nothing."""
+    """Returns once a scheduler answers; `Client` would wait for ever on a port that never does."""
     security = Security().get_connection_args("client")
     async with rpc(address, connection_args=security) as scheduler:
         await scheduler.identity(n_workers=0)

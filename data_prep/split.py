@@ -18,7 +18,7 @@ DEFAULT_FRACTIONS = (0.6, 0.1, 0.3)
 
 @dataclasses.dataclass(frozen=True)
 class SplitPatient:
-    """What the split looks at.
+    """What the split of a patient depends on.
 
     Attributes:
       patient_id: the user's id.

@@ -1,9 +1,9 @@
 """Reads CTs and masks: NIfTI, NRRD, MHA and DICOM series, through SimpleITK.
 
-SimpleITK reads what is missing of a truncated NIfTI file, and NaN in it, as zeros, and leaves a
-damaged DICOM slice out, all without a word; so these are checked here first. Nothing but voxels and
-geometry is kept: every metadata field of the file (patient's name and the like) is dropped as soon
-as it is read.
+SimpleITK reads the missing part of a truncated NIfTI file as zeros, and NaN as zero, and leaves out a
+damaged DICOM slice, all without an error; so these are checked here first. Only voxels and geometry
+are kept: every metadata field of the file (patient's name and the like) is dropped as soon as it is
+read.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _check_geometry(image: sitk.Image, path: Path, case: str, what: str) -> None
 
 
 def said(error: Exception) -> str:
-    """What ITK says at the end of its paragraph, without its addresses and without paths: files of
+    """The end of ITK's error message, without memory addresses and without paths: files of
     a DICOM series are often named by their UIDs, which identify a patient's images."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OSError) and error.strerror:
@@ -117,7 +117,7 @@ def _check_nifti(path: Path, case: str, what: str) -> None:
             raise EOFError(f"{len(header)} bytes, less than a NIfTI header")
         order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
         if struct.unpack(order + "i", header[:4])[0] != 348:
-            return  # NIfTI-2 or Analyze: SimpleITK judges
+            return  # NIfTI-2 or Analyze: left to SimpleITK
         rank, *shape = struct.unpack(order + "8h", header[40:56])
         kind, bits = struct.unpack(order + "2h", header[70:74])
         (start,) = struct.unpack(order + "f", header[108:112])
@@ -148,7 +148,7 @@ def _check_nifti(path: Path, case: str, what: str) -> None:
 
 
 def nan_error(case: str, what: str, count: int) -> CaseError:
-    """What is said of an image with NaN or infinity."""
+    """The failure of an image with NaN or infinity."""
     return CaseError(
         case,
         f"the {what} holds {count:,} NaN or infinite voxels.",

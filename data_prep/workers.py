@@ -31,7 +31,7 @@ class Task:
 
     Attributes:
       name: for messages.
-      function, arguments: both cross to the worker.
+      function, arguments: sent to the worker, so they must be picklable.
       accelerated: belongs where an accelerator is, if there is one.
     """
 
@@ -49,7 +49,7 @@ class Place(Protocol):
     """Somewhere tasks run."""
 
     def capacity(self) -> int:
-        """How many tasks may be here at once; 0 while nobody is there to run one."""
+        """How many tasks may be here at once; 0 while there is no worker."""
 
     def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
         """Starts a task. The future raises what the task raises, or `WorkerDied`."""
@@ -160,7 +160,7 @@ def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
                 "then rerun the same command; what is finished is kept."
             )
         if not pending:
-            time.sleep(ASK_SECONDS)  # nobody to give a task to
+            time.sleep(ASK_SECONDS)  # no worker to give a task to
         for future in [known for known in pending if known in done]:
             task, _ = pending.pop(future)
             try:
@@ -196,7 +196,7 @@ def _somebody(
     pending: dict[Future[Any], tuple[Task, Place]],
     crew: Crew,
 ) -> bool:
-    """Whether every place that has something to do has someone to do it."""
+    """Whether every place that has tasks has a worker."""
     places = [place for _, place in pending.values()]
     places += [_place(queue[0], crew) for queue in (tasks, suspects) if queue]
     return all(place.capacity() > 0 for place in places)

@@ -12,6 +12,6 @@
     cohort_writer.py  files, tables, workers, resuming
     texture_survival.py  what a scanner leaves of the structure
 
-It is never clinical evidence: every number below is either a published one, named where it
-stands, or invented and called so.
+It is never clinical evidence: every number is either published, with its source beside it, or
+invented and marked as such.
 """

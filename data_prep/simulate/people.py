@@ -57,7 +57,7 @@ TEXTURE_WEIGHT = 0.8
 LEVEL_NOISE = 0.03
 """SD of a level's own BMD and HU about the patient's, relative (invented)."""
 REFERENCE_AGE, REFERENCE_SEX = 70.0, "F"
-"""Whose means stand for everyone's where neither is to tell of bone (HU signal 0)."""
+"""At HU signal 0 everyone has the means of this age and sex, so that neither tells of bone."""
 
 BONE_LEVELS = tuple(HU_LEVEL_FACTOR)
 UPPER_LEVELS = BONE_LEVELS[: BONE_LEVELS.index("T9")]

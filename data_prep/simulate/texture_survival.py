@@ -34,8 +34,8 @@ TRABECULAR_HU = 115.0
 STRUCTURE_Z = (-1.0, 1.0)
 """Coarse and fine, in SD of the population."""
 INTERIOR_MM = 6.0
-"""Depth below the surface of what is measured: a slice of 5 mm and its neighbour, interpolated,
-bring in nothing else."""
+"""Only voxels this deep below the body's surface are measured: even an interpolation between slices
+of 5 mm then reads nothing from outside."""
 FEATURES = ("Contrast", "DifferenceAverage", "hu_sd", "hu_mean")
 _BOX_MM = 60.0
 

@@ -96,7 +96,7 @@ class Roi:
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
-    """What the mask of one vertebra says on its own, before its neighbours are asked."""
+    """What the mask of one vertebra alone tells, without its neighbours."""
 
     level_class: int
     centre_mm: np.ndarray

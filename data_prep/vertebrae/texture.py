@@ -32,7 +32,7 @@ LOWEST_VALUE = {
     "Contrast": 0.0,
     "DifferenceAverage": 0.0,
 }
-"""The smallest value that each map can take: what stands where there is no texture."""
+"""The smallest value that each map can take; it is stored where there is no texture."""
 
 _NUM_CODES = round((HU_MAX - HU_MIN) / IMAGE_STEP_HU)
 
