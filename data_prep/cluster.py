@@ -37,8 +37,8 @@ WORKERS_SECONDS = 60.0
 
 START_WORKERS = "dask worker {address} --nthreads 1 --nworkers CORES"
 MALLOC = {-3: 32 << 20, -1: 64 << 20, -8: 1}
-"""Options of `mallopt`: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD at the bytes that glibc adapts to when it
-is left alone, and M_ARENA_MAX."""
+"""Options of `mallopt`: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD at the bytes that glibc adapts to by
+itself, and M_ARENA_MAX."""
 LOCAL = {"distributed.worker.profile.enabled": False}
 
 
@@ -138,8 +138,8 @@ def settle_worker() -> None:
 
 
 def _keep_pages() -> None:
-    """Makes glibc keep freed pages, as it does by default. Dask's nanny turns that off by environment
-    variables, and fetching pages anew for every volume made `prepare` a third slower."""
+    """Makes glibc keep freed pages, as it does by default. Dask's nanny turns that off through the
+    environment, and fetching pages anew for every volume made `prepare` a third slower."""
     if platform.system() == "Linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not in every libc

@@ -1,9 +1,9 @@
 """Reads CTs and masks: NIfTI, NRRD, MHA and DICOM series, through SimpleITK.
 
-SimpleITK reads the missing part of a truncated NIfTI file as zeros, and NaN as zero, and leaves out a
-damaged DICOM slice, all without an error; so these are checked here first. Only voxels and geometry
-are kept: every metadata field of the file (patient's name and the like) is dropped as soon as it is
-read.
+SimpleITK reads the missing part of a truncated NIfTI file as zeros, and NaN as zero, and leaves out
+a damaged DICOM slice, all without an error; so these are checked here first. Only voxels and
+geometry are kept: every metadata field of the file (patient's name and the like) is dropped as soon
+as it is read.
 """
 
 from __future__ import annotations
