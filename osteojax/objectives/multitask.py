@@ -16,7 +16,12 @@ from osteojax.data import vertebrae
 from osteojax.data.augment import augment, network_input
 from osteojax.data.views import Supervised, ToldDevice
 from osteojax.objectives import ten_times
-from osteojax.objectives.diagnosis import build_model, model_export
+from osteojax.objectives.diagnosis import (
+    attention_program,
+    build_model,
+    in_units,
+    model_export,
+)
 from osteojax.objectives.embedding import run_over
 from osteojax.objectives.encoder import encoder_exports
 from osteojax.types import AXIS, Batch, Export, Metrics, ModelState, Params, TrainState
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from osteojax.data.cohort import PreparedCohort
+    from osteojax.evaluation import Evaluation
     from osteojax.objectives import Devices
 
 
@@ -225,6 +231,18 @@ class Multitask:
         manifest = self.cohort.manifest
         model = {"model": model_export(self.config, manifest)}
         return {**model, **encoder_exports(self.config, manifest)}
+
+    def evaluation(self) -> Evaluation:
+        """Diagnosis, BMD and level, in the units of the exported model."""
+        from osteojax.evaluation.vertebrae import VertebraEvaluation
+
+        manifest = self.cohort.manifest
+
+        def predict(*where: Any) -> dict[str, np.ndarray]:
+            return in_units(self.predict(*where), manifest)
+
+        attention = attention_program(self.config, manifest)
+        return VertebraEvaluation(self.cohort, predict, attention)
 
     def _forward(self, variables: Any, batch: Batch) -> dict[str, Array]:
         x = self._input(batch["codes"][:, 0])

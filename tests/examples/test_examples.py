@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from launch.evaluate import predictions_table
+from launch.evaluation.run import predictions_table
 from osteojax.data.cohort import PreparedCohort
 from osteojax.evaluation import predictions
 

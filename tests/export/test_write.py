@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from launch import cli
-from launch.evaluate import predictions_table
+from launch.evaluation.run import predictions_table
 from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.manifest import load_manifest

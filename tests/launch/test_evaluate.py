@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from launch import cli
-from launch.evaluate import Evaluated, _volume
+from launch.evaluation.run import Run
 from osteojax.data.cohort import PreparedCohort
 from osteojax.evaluation import baselines, predictions
 from osteojax.evaluation.statistics import ood
+from osteojax.evaluation.vertebrae import in_volume
 from tests.tiny_cohort import write_tiny_cohort
 
 
@@ -54,7 +55,7 @@ def test_slices_reach_the_subgroups(evaluated, tiny_pool):
 
 def test_the_distance_from_training_is_stored_for_prediction(evaluated, fine_tuned, tiny_pool):
     stats = ood.load(evaluated / ood.FILE)
-    run = Evaluated.open(fine_tuned, tiny_pool, "best")
+    run = Run.open(fine_tuned, tiny_pool, "best")
     rows = run.cohort.rows("train", "valid", "test", labelled=True)
     split = run.cohort.table["split"].to_numpy()[rows]
     embeddings = run.predict(rows)["embedding"]
@@ -68,9 +69,11 @@ def test_the_distance_from_training_is_stored_for_prediction(evaluated, fine_tun
 
 
 def test_pictures_show_the_stored_volume_under_its_heat(fine_tuned, tiny_pool):
-    run = Evaluated.open(fine_tuned, tiny_pool, "best")
+    run = Run.open(fine_tuned, tiny_pool, "best")
     chosen = run.cohort.table.iloc[[7, 3]]
-    for picture, row in zip(run.pictures(chosen), (7, 3), strict=True):
+    pictures = run.evaluation.pictures
+    variables = {"params": run.params, **run.model_state}
+    for picture, row in zip(pictures(variables, chosen), (7, 3), strict=True):
         codes = run.cohort.members(row, ["image"])[0]
         np.testing.assert_array_equal(picture.hu, run.cohort.about.maps[0].decode(codes))
         np.testing.assert_array_equal(picture.mask, run.cohort.array(row, "mask")[0])
@@ -79,7 +82,7 @@ def test_pictures_show_the_stored_volume_under_its_heat(fine_tuned, tiny_pool):
 
 
 def test_the_heat_of_a_2d_model_lies_in_the_plane_it_saw():
-    volume = _volume(np.ones((4, 4), np.float32), np.zeros((4, 4, 4), np.float32))
+    volume = in_volume(np.ones((4, 4), np.float32), np.zeros((4, 4, 4), np.float32))
     assert volume[..., 2].all()
     assert volume.sum() == 16
 
@@ -107,4 +110,4 @@ def test_a_cohort_without_validation_labels_is_refused(fine_tuned, tiny_pool, tm
     table.loc[table["split"] == "valid", ["osteoporosis", "bmd_g_cm2", "device"]] = np.nan
     table.to_csv(pool / "vertebrae.csv", index=False)
     assert cli.main(["evaluate", "--workdir", str(fine_tuned), "--data", str(pool)]) == 1
-    assert "no labelled vertebra in valid to fit thresholds on" in capsys.readouterr().err
+    assert "no labelled vertebrae in valid to fit thresholds on" in capsys.readouterr().err

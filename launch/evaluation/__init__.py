@@ -1,0 +1,1 @@
+"""Evaluation of a training run, from its workdir: a library that prints nothing."""
