@@ -1,9 +1,9 @@
 """Numerical kernels: pure functions of arrays, each tested against an independent oracle.
 
-  conv3d            3D convolution, the best lowering of each platform (conv3d_cpu)
+  conv3d            2D and 3D convolution, lowered for each platform (on CPU by conv3d_cpu)
   sinkhorn          log-domain assignment, sharded
 
-Texture maps, from the door inwards:
+Texture maps, from the outermost function to the innermost:
 
   voxel_maps        PyRadiomics' settings and names -> maps of an image
   glcm              grey levels -> dense GLCM maps; chooses among
@@ -11,8 +11,9 @@ Texture maps, from the door inwards:
     masked_windows  a mask, packed uint32 words
     exact_windows   64-bit sums: central moments, other angles, weights, float64
   chosen_maps       one map per volume, chosen by data, inside a jitted step
-  patches           strided patches with grey levels of their own, whole regions (packed_patches)
-  first_order       first-order maps (window_statistics)
+  patches           strided patches, each with its own grey levels (packed_patches); whole regions
+  first_order       first-order maps, computed by window_statistics
   grey_levels       discretisation
-  pair_features     what each GLCM feature is; windows: what a window and a pair are
+  pair_features     definition of each GLCM feature
+  windows           definition of a window and of its pairs of voxels
 """

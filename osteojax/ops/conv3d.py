@@ -1,14 +1,15 @@
-"""Convolution of images and volumes, the best lowering of each platform behind one function.
+"""Convolution of images and volumes: one function, with a fast lowering for each platform.
 
-On GPU and TPU a channels-last `lax.conv_general_dilated`; a strided one of few channels (the stem)
-takes its strides as channels first (`space_to_depth`), because matrix units multiply 8 or more at a
-time. On CPU `conv3d_cpu`, because XLA's own 3D convolutions run there at 1-60 GFLOP/s where its
-matrix products reach 200; there all strides go into channels, so that only stride 1 is left.
+On GPU and TPU it is a channels-last `lax.conv_general_dilated`. A strided convolution of few
+channels (the stem) is first rewritten with stride 1 and more channels (`space_to_depth`), because
+matrix units multiply 8 or more channels at a time. On CPU it is `conv3d_cpu`, because XLA's own 3D
+convolutions run there at 1-60 GFLOP/s where its matrix products reach 200; every strided
+convolution is first rewritten with stride 1 there.
 
 The platform is chosen when the program is lowered (`lax.platform_dependent`), not when it is
-traced: one `jax.export` for cpu, cuda and tpu holds each platform's own form, and a computation put
-on the CPU of a GPU machine gets the CPU's. Each branch of a single-platform program is the only one
-that is compiled.
+traced: one `jax.export` for cpu, cuda and tpu holds the lowering of each, and a computation placed
+on the CPU of a GPU machine gets that of the CPU. A program for one platform compiles that
+platform's branch only.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 
 DIMENSION_NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 DEPTH_TO_CHANNELS_MAX_CHANNELS = 8
-"""On CPU: convolutions of at most this many channels (the stem's 8) take depth as channels."""
+"""On CPU, convolutions of at most this many channels (the stem's 8) move the kernel's depth taps
+into the channels."""
 FEW_CHANNELS = 8
-"""On GPU and TPU: strided convolutions of fewer channels take their strides as channels."""
+"""On GPU and TPU, strided convolutions of fewer channels go through `space_to_depth`."""
 LOWERINGS = ("auto", "xla", "cpu", "accelerator")
 
 
@@ -44,16 +46,16 @@ def conv(
     padding: Padding = "SAME",
     lowering: str = "auto",
 ) -> jax.Array:
-    """What `lax.conv_general_dilated` gives for channels-last input, at each platform's best.
+    """`lax.conv_general_dilated` of channels-last input, in the platform's fast lowering.
 
     Args:
       x: f[N, H, W, C] or f[N, D, H, W, C].
       kernel: f[*window, C, O], as `nn.Conv` keeps it; cast to the dtype of `x`.
-      strides: one for all axes, or one for each.
-      padding: "SAME", "VALID", or zeros at both ends of all axes (3), of each axis ((3, 3, 3)), or
-        (low, high) for each axis.
-      lowering: "auto" is "cpu" on CPU and "accelerator" elsewhere; or one of these by name on any
-        platform, or "xla", the plain `lax.conv_general_dilated` (tests, benchmarks).
+      strides: one number for all axes, or one for each axis.
+      padding: "SAME", "VALID", or the number of zeros at both ends: one for all axes (3), one for
+        each axis ((3, 3, 3)), or (low, high) for each axis.
+      lowering: "auto" is "cpu" on CPU and "accelerator" elsewhere. For tests and benchmarks,
+        either can be asked for on any platform, or "xla", the plain `lax.conv_general_dilated`.
 
     Returns:
       f[N, *space, O] in the dtype of `x`. Equal to `lax.conv_general_dilated` to rounding,
@@ -114,7 +116,8 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        # Before the cast, so that gradients are summed over the devices in the parameter's dtype.
+        # This precedes the cast, so that gradients are summed over the devices in the parameter's
+        # dtype.
         x, kernel = _same_varying_axes(x, kernel)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(x, kernel, strides=self.strides, padding=self.padding, lowering=self.lowering)
@@ -196,8 +199,8 @@ def _depth_to_channels(
 ) -> tuple[jax.Array, jax.Array, Pads]:
     """The same convolution with one depth tap: each plane takes its neighbours as channels.
 
-    A layer of few channels (the stem) is bound by writing its output, which a sum over depth taps
-    would do once for each of them.
+    The time of a layer of few channels (the stem) is that of writing its output, and a sum over
+    depth taps would write it once for each tap.
     """
     taps, depth = kernel.shape[0], x.shape[1] + sum(pads[0]) - kernel.shape[0] + 1
     config = [(0, 0, 0)] * x.ndim
@@ -211,7 +214,7 @@ def _depth_to_channels(
 def _without_dead_taps(
     kernel: jax.Array, space: Sequence[int], pads: Pads
 ) -> tuple[jax.Array, Pads]:
-    """Cuts off taps that meet nothing but padding (26 of 27 for a 3^3 window on one voxel)."""
+    """Cuts off taps that read nothing but padding (26 of 27 for a 3^3 window on one voxel)."""
     keep, kept_pads = [], []
     for size, taps, (low, high) in zip(space, kernel.shape, pads, strict=False):
         first = max(0, min(low - (size + low + high - taps), taps - 1))
@@ -255,9 +258,10 @@ _conv_platform.defvjp(_conv_platform_fwd, _conv_platform_bwd)
 def _same_varying_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Marks each array as varying over every mapped axis that any of them varies over.
 
-    Inside `shard_map(check_vma=True)` a replicated kernel meets a sharded x. A custom gradient must
-    return a cotangent that varies as its primal does; cast before the custom function, the cast's
-    own transpose sums the kernel's cotangent over the devices, as for any other operation.
+    Inside `shard_map(check_vma=True)` the kernel is replicated and x is sharded. A custom gradient
+    must return cotangents that vary over the same axes as the primals. Because the cast comes
+    before the custom function, its transpose sums the kernel's cotangent over the devices, as for
+    any other operation.
     """
     axes = frozenset().union(*(_varying_axes(array) for array in arrays))
     return tuple(
@@ -270,7 +274,7 @@ def _same_varying_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 def _varying_axes(array: jax.Array) -> frozenset[str]:
     aval = jax.typeof(array)
-    # jax 0.10 keeps them in manual_axis_type, other versions in vma; one of the two must be there.
+    # jax 0.10 keeps the axes in manual_axis_type, other versions in vma.
     kinds = getattr(aval, "manual_axis_type", None)
     return kinds.varying if kinds is not None else aval.vma
 

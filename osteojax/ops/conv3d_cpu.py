@@ -1,22 +1,22 @@
 """3D convolution of stride 1 on CPU: two-dimensional convolutions of depth planes.
 
-XLA's CPU backend has good matrix products and good two-dimensional convolutions, and shapes of
-three-dimensional convolution that run at a hundredth of either. So a 3D convolution is written here
+XLA's CPU backend is fast at matrix products and two-dimensional convolutions, and runs some shapes
+of three-dimensional convolution at a hundredth of their speed. So a 3D convolution is computed here
 in one of two ways.
 
   planes    The depth axis goes through Winograd's minimal filtering F(m, r): m outputs of an r-tap
             filter from m + r - 1 products instead of m * r. Each product is a 2D convolution of
             combined depth planes. For 3 taps and m = 4 this halves the arithmetic.
-  columns   The patches as a matrix (im2col), where so few positions would leave the 2D
-            convolutions idle. One depth tap is a 2D convolution as it is.
+  columns   im2col: patches as the rows of a matrix. Used for windows of one voxel and for outputs
+            of so few positions that 2D convolutions are slow.
 
 Every rearrangement (padding and combining planes, gathering patches) is a matrix product with a
 small constant matrix, and the products of a layer are one loop: XLA compiles a handful of kernels
 for a layer, not hundreds.
 
 The gradients are written out (`jax.custom_vjp`): the input gradient is this same convolution with
-the kernel mirrored, the kernel gradient has a form of its own for planes. Arithmetic is float32
-whatever the dtype of the input, and results are rounded to it once.
+the kernel mirrored, and the kernel gradient of `planes` has its own algorithm. Arithmetic is
+float32 whatever the dtype of the input, and results are rounded to that dtype once.
 
 References: Lavin & Gray 2016 (minimal filtering for convolutions); Toom-Cook construction with the
 points 0, +-3/4, +-3/2, infinity, whose rounding error (1.0e-6 r.m.s. with 64 channels, where a
@@ -39,7 +39,7 @@ Pads = tuple[tuple[int, int], ...]
 COLUMNS_MAX_POSITIONS = 27
 """Output positions of a sample up to which `columns` beats `planes` (measured: 3^3, not 4^3)."""
 POSITIONS_AT_ONCE = 2048
-"""Output positions whose columns a kernel gradient of planes makes at once (measured)."""
+"""Output positions whose columns the kernel gradient of planes builds at a time (measured)."""
 MAX_PRODUCTS = 6
 """Products of a Winograd tile; with more, rounding errors grow faster than arithmetic falls."""
 POINTS = {
@@ -48,7 +48,7 @@ POINTS = {
     5: (0.0, 0.75, -0.75, 1.5),
     6: (0.0, 0.75, -0.75, 1.5, -1.5),
 }
-"""Finite evaluation points of a tile with so many products; the last point is infinity."""
+"""Number of products of a tile -> its finite evaluation points; the last point is infinity."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -102,7 +102,7 @@ def _input_gradient(
     """f32[*shape]: the transpose of `_convolve`."""
     window, space = kernel.shape[:3], dy.shape[1:4]
     if max(window) > 1 and _as_columns(window, space):
-        # Not as a convolution with the mirrored kernel: writing that out costs more than the rest.
+        # For few positions, writing out the mirrored kernel would cost more than all of this.
         features = kernel.shape[4]
         dcolumns = jnp.dot(dy.reshape(-1, features), kernel.reshape(-1, features).T)
         dcolumns = dcolumns.reshape(shape[0], math.prod(space), math.prod(window), shape[4])
@@ -170,9 +170,9 @@ def _kernel_gradient_of_planes(
 ) -> jax.Array:
     """f32[kh, kw, C, O]: `_kernel_gradient_2d`, a few planes at a time.
 
-    The stem's columns of all planes are hundreds of megabytes, those of one plane stay in cache:
-    1.7 times the speed. As a gradient of XLA's convolution it would be slower still, and 20 times
-    slower inside a loop, which several steps a dispatch are.
+    The stem's columns of all planes are hundreds of megabytes, those of one plane stay in cache,
+    which is 1.7 times as fast. The gradient of XLA's convolution would be slower still, and 20
+    times slower inside a loop (training dispatches several steps as one loop).
     """
     count = planes.shape[0] * planes.shape[1]
     wanted = max(1, POSITIONS_AT_ONCE // (dy.shape[2] * dy.shape[3]))
@@ -182,7 +182,8 @@ def _kernel_gradient_of_planes(
     def add(total: jax.Array, part: list[jax.Array]) -> tuple[jax.Array, None]:
         return total + _kernel_gradient_2d(part[0], part[1], window, pads), None
 
-    # From the first part, not from zeros: inside shard_map a sum varies over devices as its terms.
+    # The scan starts from the first part, because inside shard_map its carry must vary over the
+    # same axes as the terms, and zeros would not.
     first = _kernel_gradient_2d(parts[0][0], parts[1][0], window, pads)
     return lax.scan(add, first, [part[1:] for part in parts])[0]
 

@@ -1,7 +1,7 @@
 """Balanced soft assignment by Sinkhorn iterations, in the log domain, over a sharded batch.
 
-Cuturi 2013; Caron et al. 2020 (SwAV), section 3.1: the transport polytope asks that the batch is
-spread evenly over the prototypes, with an entropic term epsilon.
+Cuturi 2013; Caron et al. 2020 (SwAV), section 3.1: assignments lie in the transport polytope, which
+spreads the batch evenly over the prototypes, and are regularised by an entropic term epsilon.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sinkhorn(
         float32 and the log domain whatever the input's dtype.
       num_iterations: alternations of prototype and sample normalisation. The last one normalises
         samples, so with few iterations prototype shares are only approximately equal.
-      axis_name: mesh axis the batch is sharded over; prototype sums are taken over all of it.
+      axis_name: mesh axis the batch is sharded over; prototype sums run over the global batch.
 
     Returns:
       f32[B, K]; each row sums to 1. No gradient flows through it.

@@ -1,14 +1,14 @@
-"""One texture map per volume, which one decided by the data: only what is chosen is computed.
+"""One texture map per volume of a batch; which map is data, and only that map is computed.
 
 Maps that are means over pairs (`pair_features.PAIR_MEANS`) of whole boxes share their windows and
-weights and differ in the function of the two grey levels alone. So a batch whose volumes want
+weights and differ only in the function of the two grey levels. So a batch whose volumes ask for
 different maps needs one run of the box filters, not one per map:
 
-  GPU, TPU  the whole batch at once; the pair function is a select on each volume's id, which costs
-            a few operations beside the passes it feeds.
-  CPU       one volume after the other, branching to its map's own program: 4 times the select,
-            which keeps these loops from vectorising, and buffers stay in the caches. It makes a
-            volume's map independent of what else is in the batch, to the bit.
+  GPU, TPU  the whole batch at once; the pair function selects by each volume's id, which costs
+            a few operations beside the passes that follow.
+  CPU       one volume after the other, branching to the program of its map: 4 times as fast as
+            the select, which keeps these loops from vectorising, and buffers stay in the caches.
+            It makes a volume's map independent of the rest of the batch, to the bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from osteojax.ops.texture.pair_features import PAIR_MEANS, PAIR_VALUES
 from osteojax.ops.texture.whole_box import whole_box_mean
 
 CHOICES = tuple(name for name, mean in PAIR_MEANS.items() if PAIR_VALUES[mean.value].integer)
-"""Features that can be chosen among: one integer accumulator serves them all."""
+"""Features that can be chosen: those whose sums all fit one integer accumulator."""
 LOWERINGS = ("auto", "batched", "one_by_one")
 
 
@@ -41,8 +41,8 @@ def chosen_maps(
 
     Args:
       levels: integer[B, D, H, W], grey levels 1..num_levels.
-      feature_ids: i32[B], positions in `features`; -1 wants no map and gives the levels back (on a
-        CPU at no cost).
+      feature_ids: i32[B], positions in `features`; -1 stands for no map and returns the levels (on
+        a CPU at no cost).
       features: names out of `pair_features.PAIR_MEANS` whose values are integers.
       kernel_radius: r in voxels, at least 1; the window is (2r + 1)^3, clipped at the border.
       num_levels: largest grey level; larger ones in `levels` give wrong maps.
@@ -54,7 +54,7 @@ def chosen_maps(
       to `glcm.texture_maps` without a mask to rounding (2e-6 relative).
 
     Raises:
-      ValueError: shape, dtype, radius or name that this cannot take.
+      ValueError: a shape, dtype, radius or name that is not supported.
     """
     if levels.ndim != 4 or not jnp.issubdtype(levels.dtype, jnp.integer):
         raise ValueError(f"levels are {levels.dtype}{levels.shape}; integer[B, D, H, W] is needed")

@@ -1,13 +1,13 @@
 """GLCM features from exact 64-bit window sums: central moments, other angles, float64 maps.
 
-A central moment made from raw moments cancels: on smooth bone E[s^4] is 10^8 times the fourth
-central moment. Here sums of powers are 64-bit integers, exact, and are re-centred at an integer
-beside the window's own mean, still in integers (modulo 2^64, where intermediate terms may wrap and
-the result may not); what is left for float64 is a shift by less than one level. Where angles are
+Computing a central moment from raw moments loses its digits to cancellation: on smooth bone E[s^4]
+is 10^8 times the fourth central moment. Here sums of powers are exact 64-bit integers, and are
+re-centred in integers at an integer next to the window's own mean (modulo 2^64: intermediate terms
+may wrap, the result fits); float64 only shifts the centre by less than one level. Where angles are
 pooled by weights, all angles of a window share one centre.
 
-One program serves all angles: it scans over them, with the angle as data. Windows of any distance
-compile in the same few seconds (62 angles unrolled took minutes).
+One program serves all angles: it scans over them, with the angle as data, so that windows of any
+distance compile in the same few seconds (62 angles unrolled took minutes).
 
 The same code serves dense maps (box sums) and whole patches (plain sums): `reduce` says which.
 """
@@ -65,8 +65,8 @@ def exact_maps(
 
 
 def angles_and_weights(window: Window, angles: tuple[Angle, ...]) -> tuple[Any, Any]:
-    """i64[A, 3] and, where angles are pooled, f64[A]: data of the programs, so that they are
-    compiled once for all spacings and norms."""
+    """Angles i64[A, 3] and, where angles are pooled, weights f64[A]. They are inputs of the
+    programs, which are thus compiled once for all spacings and norms."""
     weights = None if window.weighting_norm is None else jnp.array(window.weights(angles))
     return jnp.array(angles), weights
 
@@ -91,8 +91,8 @@ def _dense(levels, mask, angles, weights, num_levels, *, radii, reach, symmetric
 def _box_sums(image, angle, *, radii) -> jax.Array:
     """Sums over the pairs whose ends both lie within `radii` of each voxel.
 
-    A pair stands at its first end x; the second is x + angle. Along an axis x runs over offsets
-    -radius..radius of the window less the step, on the side that the step leaves by.
+    A pair is stored at its first end x; its second end is x + angle. Along each axis the sum takes
+    the offsets of x in -radius..radius for which offset + step is in that range too.
     """
     for axis, radius in zip((-3, -2, -1), radii, strict=True):
         step = angle[axis]
@@ -111,13 +111,13 @@ def _box_sums(image, angle, *, radii) -> jax.Array:
 
 
 class Pairs(NamedTuple):
-    """The pairs of an image, and how they are summed.
+    """The pairs of an image, and how they are summed over windows.
 
     Attributes:
       levels, mask: integer and bool[..., D, H, W].
-      num_levels: Ng of Idn and Idmn; a number or an array that broadcasts against `levels`.
+      num_levels: Ng in Idn and Idmn; a number or an array that broadcasts against `levels`.
       reach: largest step of an angle.
-      symmetrical: whether pairs count both ways.
+      symmetrical: whether each pair counts as (i, j) and as (j, i).
       reduce: sums over windows.
     """
 
@@ -129,7 +129,7 @@ class Pairs(NamedTuple):
     reduce: Reduce
 
     def sums(self, features, angle) -> Sums:
-        """Raw sums over the pairs of one angle, exact int64 (float64 for Id and its kin)."""
+        """Raw sums over the pairs of one angle: exact int64, float64 for real values as Id's."""
         i = self.levels.astype(jnp.int64)
         j = _shifted(i, angle, self.reach)
         images = {"n": jnp.ones_like(i), "s1": i + j}
@@ -160,7 +160,7 @@ class Pairs(NamedTuple):
 
 
 def _highest_power(name: str) -> int:
-    """Of i + j in a feature's sums."""
+    """The highest power of i + j in a feature's sums."""
     return {"ClusterProminence": 4, "ClusterShade": 3}.get(name, 2 if name in MOMENTS else 1)
 
 

@@ -1,8 +1,8 @@
 """Dense first-order maps: statistics of the grey values in the window around every voxel.
 
-PyRadiomics' voxel-based `RadiomicsFirstOrder` from window sums (`window_statistics`). This file
-says what is taken and what is refused: everything is 64 bits wide inside, whatever the caller's
-`jax_enable_x64`, and what does not fit is told from the data before anything runs.
+PyRadiomics' voxel-based `RadiomicsFirstOrder`, computed from window sums (`window_statistics`).
+This file checks the input. The arithmetic has 64 bits, whatever the caller's `jax_enable_x64`, and
+values whose results would not fit are refused before anything is computed.
 
 van Griethuysen et al., Cancer Res 77:e104, 2017 (PyRadiomics 3.0.1).
 """
@@ -29,11 +29,11 @@ OF_LEVELS = ("Entropy", "Uniformity")
 FEATURES = OF_VALUES + OF_LEVELS
 
 _LARGEST_INTEGER = 2**53
-"""Integers up to here are float64 numbers."""
+"""Integers up to this one are exact in float64."""
 
 
 class _Extent(NamedTuple):
-    """Smallest and largest value that windows count."""
+    """Smallest and largest value among the voxels that windows count."""
 
     low: float
     high: float
@@ -58,7 +58,7 @@ def first_order_maps(
 ) -> dict[str, jax.Array]:
     """Maps of first-order features over the (2 * kernel_radius + 1)^3 window of every voxel.
 
-    PyRadiomics' `RadiomicsFirstOrder(voxelBased=True)`, settings of the same meaning: windows are
+    As PyRadiomics' `RadiomicsFirstOrder(voxelBased=True)` with the same settings: windows are
     clipped at the array's border and count the voxels of the mask only. Differences:
 
     - Entropy is -sum p log2 p, exactly 0 in a flat window; PyRadiomics adds 2e-16 to each p inside
@@ -84,16 +84,17 @@ def first_order_maps(
       voxel_array_shift: whole number added to the image in Energy and RootMeanSquared.
       force_2d_axis: axis along which windows are one voxel thick (0 depth, 1 height, 2 width:
         `force2Ddimension`), or None for 3D.
-      init_value: value outside the mask. All of an empty mask is outside.
-      dtype: float32 or float64 of the maps. The arithmetic is the same; float64 shows 1e-12.
+      init_value: value outside the mask; with an empty mask, of every voxel.
+      dtype: of the maps, float32 or float64. The arithmetic is the same; float64 keeps its
+        relative accuracy of 1e-12.
 
     Returns:
       dtype[..., D, H, W] per feature: Mean, Minimum, Maximum, Range, RootMeanSquared in the
       image's unit, Variance and Energy in its square, Entropy in bits, Uniformity without a unit.
 
     Raises:
-      ValueError: a shape, dtype, name or setting that this cannot take; NaN or infinite values
-        where windows count (under a caller's `jit` they cannot be looked for, and give NaN or
+      ValueError: a shape, dtype, name or setting that is not supported; NaN or infinite values
+        where windows count (under a caller's `jit` values cannot be checked, and these give NaN or
         infinite windows); values whose features do not fit `dtype`; a caller's `jit` without
         `jax_enable_x64`.
     """
@@ -101,7 +102,7 @@ def first_order_maps(
     traced = any(isinstance(array, jax.core.Tracer) for array in arrays)
     if traced and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise ValueError(
-            "first_order_maps computes in 64 bits, which this jit is without: call it outside, or "
+            "first_order_maps computes in 64 bits, which this jit lacks: call it outside, or "
             "wrap the jitted call in `with jax.enable_x64(True):`."
         )
     _check_settings(kernel_radius, features, voxel_array_shift, force_2d_axis, dtype)
@@ -110,13 +111,13 @@ def first_order_maps(
         mask = None if mask is None else jnp.asarray(mask)
         levels = None if levels is None else jnp.asarray(levels)
         _check_arrays(image, mask, levels, features)
-        # A radius beyond the array sees the whole array: the same maps with fewer additions.
+        # A window wider than the array sums the whole array: clip it, for fewer additions.
         depth, height, width = (
             0 if axis == force_2d_axis else min(int(kernel_radius), max(size - 1, 0))
             for axis, size in enumerate(image.shape[-3:])
         )
         radii = (depth, height, width)
-        # One program whether there is a mask or not: a mask of ones is cheap to read.
+        # A mask of ones is cheap, and one program serves calls with and without a mask.
         everywhere = jnp.ones(image.shape, bool)
         mask = everywhere if mask is None else mask
         counted = mask if masked_kernel else everywhere
@@ -194,7 +195,7 @@ def _check_arrays(image, mask, levels, features) -> None:
 
 
 def _extent(image, counted) -> _Extent:
-    """Range of the values that windows count; (0, 0) if there are none."""
+    """The extent of an image of known values; (0, 0) if windows count no voxel."""
     if image.size == 0:
         return _Extent(0, 0)
     low, high, broken = (value.item() for value in counted_extent(image, counted))
@@ -218,7 +219,7 @@ def _checked_levels(levels, counted) -> jax.Array:
 
 
 def _dtype_extent(image) -> _Extent:
-    """Range that a traced image can have; of floats, one that the checks let pass."""
+    """The extent that a traced integer image can have; for floats, one that passes the checks."""
     if jnp.issubdtype(image.dtype, jnp.floating):
         return _Extent(0, 0)
     info = jnp.iinfo(image.dtype)
@@ -231,14 +232,15 @@ def _dtype_extent(image) -> _Extent:
 
 
 def _check_range(extent: _Extent, most: int, shift: int, features, dtype) -> None:
-    """Refuses what would wrap, overflow or lose integers."""
+    """Raises ValueError for values whose features would overflow or lose exactness."""
     if isinstance(extent.low, int) and extent.magnitude > _LARGEST_INTEGER:
         raise ValueError(
             f"the image runs from {extent.low} to {extent.high}: integers beyond 2^53 are not "
             "exact in float64; subtract an offset, or pass the image as float64."
         )
     size, shifted = float(extent.magnitude), float(extent.magnitude) + abs(shift)
-    # Products, since 1e200 ** 2 is an OverflowError in Python and 1e200 * 1e200 infinite.
+    # Squares are written as products: in Python 1e200 ** 2 raises OverflowError, 1e200 * 1e200 is
+    # infinite.
     largest = {"Range": 2 * size, "RootMeanSquared": shifted}
     largest |= {"Variance": size * size, "Energy": most * shifted * shifted}
     for name in features:

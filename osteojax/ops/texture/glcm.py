@@ -1,22 +1,23 @@
-"""Dense texture maps: GLCM features of the window around every voxel, without a GLCM.
+"""Dense texture maps: GLCM features of the window around every voxel, without building a GLCM.
 
-PyRadiomics' voxel-based extraction needs no co-occurrence matrix for features that are functions of
-the mean over the window's pairs (x, x + angle) of something about their two grey levels, as
-Contrast is of (i - j)^2 (`pair_features`). A pair belongs to the window of radius r around c when
-both ends are in it, so the sum is a box filter of the pair image, 2r + 1 voxels long where the
-angle does not move and 2r + 1 - |step| where it does.
+No co-occurrence matrix is needed for features that are the mean of a function of the two grey
+levels over the window's pairs (x, x + angle), as Contrast is the mean of (i - j)^2
+(`pair_features`). A pair belongs to the window of radius r around c when both ends are in it, so
+the sum is a box filter of the pair image, 2r + 1 voxels long along axes on which the angle has no
+step and 2r + 1 - |step| along the others.
 
-Three paths, by what is asked:
+Three paths, chosen by the arguments:
 
   whole_box        every voxel counts, neighbours at distance 1: 13 angles in 13 passes
   masked_windows   the same inside a mask: an angle at a time, sums packed into uint32 words
   exact_windows    the rest (central moments, other angles, weights, float64 maps): 64-bit sums
 
-The floor: one byte read and 4 written per map and voxel (17 for the paper's four). XLA's own count
-of its programs at radius 3, 96^3, per map and voxel: 377 bytes and 229 operations in the whole-box
-path, since every pass is written out; caches must absorb that. So on a CPU arrays are cut into
-slabs, and each whole-box map is a program of its own, whose buffers stay below 32 MiB, where malloc
-keeps pages from call to call: above it, fresh pages made the same program 2-5 times slower.
+The least memory traffic is one byte read and 4 written per map and voxel (17 for the paper's four).
+By XLA's own count the whole-box path at radius 3 and 96^3 moves 377 bytes and does 229 operations
+per map and voxel, since every pass is written out; caches must absorb that. So on a CPU arrays are
+cut into slabs, and each whole-box map is a separate program whose buffers stay below 32 MiB. Up to
+that size malloc keeps its pages from call to call; with larger buffers, the same program ran 2-5
+times slower on fresh pages.
 
 van Griethuysen et al., Cancer Res 77:e104, 2017 (PyRadiomics 3.0.1); Zwanenburg et al., IBSI
 reference manual, 2019.
@@ -44,7 +45,7 @@ from osteojax.ops.texture.whole_box import whole_box_mean, widest_bound
 from osteojax.ops.texture.windows import Window
 
 _SLAB_VOXELS = {"box": 1_000_000, "masked": 1_000_000, "exact": 500_000}
-"""Voxels of one CPU program."""
+"""Largest number of voxels that one CPU program handles."""
 _CROP_STEP = 16
 """ROIs are cut to multiples of this, so that few shapes are compiled."""
 
@@ -60,7 +61,7 @@ def texture_maps(
 ) -> dict[str, jax.Array]:
     """Maps of GLCM features over the (2 * kernel_radius + 1)^3 window of every voxel, in float32.
 
-    `window_maps` with 13 angles at distance 1, symmetric, averaged: see there.
+    See `window_maps`, here with 13 angles at distance 1, symmetric, averaged.
     """
     window = Window(kernel_radius)
     return window_maps(
@@ -106,7 +107,7 @@ def window_maps(
       dtype[..., D, H, W] per feature, in powers of grey levels.
 
     Raises:
-      ValueError: shape, dtype, level, radius or feature name that this cannot take; 64-bit sums
+      ValueError: a shape, dtype, level, radius or feature name that is not supported; 64-bit sums
         under a caller's `jit` without `jax.enable_x64`.
     """
     levels = jnp.asarray(levels)
@@ -161,7 +162,7 @@ def _on_cpu(array: jax.Array) -> bool:
 
 
 def _paths(features, mask, window: Window, dtype) -> dict[str, tuple[str, ...]]:
-    """Which features take which path."""
+    """Path -> the features that are computed on it."""
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"dtype is {dtype}; float32 or float64.")
@@ -196,8 +197,8 @@ def _run(levels, mask, *, path, window, features, num_levels) -> dict[str, jax.A
         return masked_maps(levels, mask, window, features, num_levels)
     if isinstance(levels, jax.core.Tracer) and not jax.config.read("jax_enable_x64"):
         raise ValueError(
-            f"{', '.join(features)}: made from 64-bit sums, which a program traced without them "
-            "cannot hold. Call outside jit, or trace inside jax.enable_x64(True)."
+            f"{', '.join(features)} need 64-bit sums, and this jit was traced without 64-bit "
+            "types. Call outside jit, or trace inside jax.enable_x64(True)."
         )
     with jax.enable_x64(True):
         maps = exact_maps(levels, mask, window, features, num_levels)
@@ -244,7 +245,8 @@ def _by_volume(run, levels, mask, path: str, window: Window) -> dict[str, jax.Ar
 
 
 def _bounding_box(mask) -> tuple[slice, ...]:
-    """Slices around the mask (no pair leaves it), lengthened to a multiple of `_CROP_STEP`."""
+    """Slices around the mask, which holds both ends of every pair, lengthened to a multiple of
+    `_CROP_STEP`."""
     if mask is None:
         return (slice(None),) * 3
     inside = np.asarray(mask)
@@ -259,7 +261,7 @@ def _bounding_box(mask) -> tuple[slice, ...]:
 
 
 def _place(image, cut: tuple[slice, ...], shape: tuple[int, ...]):
-    """An image back in its box, NaN around it."""
+    """Puts a cut image back into an array of `shape`, NaN around it."""
     if image.shape == shape:
         return image
     around = [(c.start, size - c.stop) for c, size in zip(cut, shape, strict=True)]
@@ -270,8 +272,8 @@ def _place(image, cut: tuple[slice, ...], shape: tuple[int, ...]):
 def _by_slabs(run, levels, mask, path: str, window: Window) -> dict[str, jax.Array]:
     """Maps of one volume in pieces that fit the caches and bound memory.
 
-    A slab is cut with `radius` slices more on either side: what is further than that from a cut
-    is as in the whole. All slabs have one shape, so one program serves them all.
+    A slab has `radius` more slices on either side than are kept, so that the kept voxels see their
+    whole window. All slabs have one shape, so one program serves them all.
     """
     depth, height, width = levels.shape
     radius = window.radii(levels.shape)[0]

@@ -1,7 +1,7 @@
 """Grey levels of an image: the discretisation that texture features are defined on.
 
-`discretise` runs on the device, for integer images and whole bin widths: what our own pools use.
-`radiomics_levels` runs on the host and takes every image and setting that PyRadiomics takes.
+`discretise` runs on the device, for integer images and whole bin widths; texture pools use it.
+`radiomics_levels` runs on the host and accepts every image and setting that PyRadiomics accepts.
 
 van Griethuysen et al., Cancer Res 77:e104, 2017 (PyRadiomics 3.0.1).
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MOST_LEVELS = 2**20
-"""More levels than this are taken for a mistake in the bin width."""
+"""More levels than this are refused: the bin width is probably a mistake."""
 
 
 def discretise(
@@ -68,20 +68,20 @@ def radiomics_levels(
     region of 4 bins is level 3). Integer images with whole widths are exact integer arithmetic.
     Others follow PyRadiomics' floating-point edges with their roundings:
 
-    - A smallest value on an edge can be taken for the one above, and be level 2 (-499.2 with width
-      0.3). Widths that are sums of powers of 2 (25, 2.5) have no such values.
+    - If the smallest value is on an edge, rounding can put it into level 2 (-499.2 with width
+      0.3). With widths that are sums of powers of 2 (25, 2.5) this does not happen.
     - In float32 images the edges are `float32(low + width) - low` apart: width 0.1 puts 0.5 into
-      level 5, and far from 0 the bins are not as wide as asked (0.09998 at 1,000). With
+      level 5, and far from 0 the bins are not exactly `bin_width` wide (0.09998 at 1,000). With
       `image.astype(np.float64)` they are.
 
-    It differs from PyRadiomics where that depends on what a type happens to hold:
+    It differs from PyRadiomics where PyRadiomics' result depends on the range of a dtype:
 
     - PyRadiomics adds `2 * binWidth` in the image's own type, which wraps in uint8 and int8 and
       near the end of wider ones: [10, 100, 200, 250] of uint8 is 1, 2, 2, 2 there, 1, 5, 9, 11
       here. In float32 its edges can end below the largest value, and share one level above.
     - With `binCount` it adds 1 to the last edge, which does nothing to float32 values from 2^24 on
       and puts the largest value into level binCount + 1; here it is in binCount.
-    - Its levels are 0 outside the mask; here they are what the values fall into.
+    - Its levels are 0 outside the mask; here they are the levels of the values there.
 
     Args:
       image: integer or float[...], in its own unit (HU).
@@ -90,7 +90,7 @@ def radiomics_levels(
       bin_count: number of levels; give this or `bin_width`.
 
     Returns:
-      int32[...] levels, from 1 inside the mask. Outside it what the value falls into: 0 below the
+      int32[...] levels, from 1 inside the mask. Outside it the level of the value: 0 below the
       first edge and for NaN, at most `bin_count` or `MOST_LEVELS`.
 
     Raises:
@@ -155,7 +155,7 @@ def _levels_by_whole_width(image, inside, width: int) -> np.ndarray:
     low, high = int(inside.min()), int(inside.max())
     first = low // width
     _check_number_of_levels(high // width - first + 1, low, high, width)
-    # What is cut off here is outside the mask, and in the last level or below the first already.
+    # Values that are clipped here lie outside the mask, and below the first or in the last level.
     bottom, top = (first - 1) * width, (first + MOST_LEVELS - 1) * width
     values = np.clip(image.astype(np.int64), max(bottom, limits.min), min(top, limits.max))
     return np.maximum(values // width - first + 1, 0)
@@ -167,7 +167,7 @@ def _levels_by_width(image, inside, width: float) -> np.ndarray:
         image, inside = image.astype(np.float64), inside.astype(np.float64)
     low, high = inside.min(), inside.max()
     start = low - low % width
-    step = float(start + width) - float(start)  # what np.arange steps by
+    step = float(start + width) - float(start)  # the step that np.arange takes
     if step <= 0:
         raise ValueError(
             f"edges {width} apart are not different {image.dtype} numbers at {start}: "

@@ -1,13 +1,14 @@
-"""Window means of pair values inside a mask: an angle at a time, in uint32.
+"""Window means of pair values inside a mask: one angle at a time, in uint32.
 
-Counts differ per angle and voxel, so every angle is summed, divided and added up by itself. The
-number of pairs and the sums of all asked values travel together in as few uint32 words as hold
-them (for the paper's four features, 48 levels and radius 3: 78 bits in 3 words), so that three box
-passes serve several sums. Whether they fit is known from `num_levels` and the window before
-anything runs; a sum that does not fit a word is carried in float32, which rounds and never wraps.
+The number of pairs differs per angle and voxel, so every angle is summed and divided by itself
+before angles are added. The number of pairs and the sums of all requested values are packed into as
+few uint32 words as hold them (for the paper's four features, 48 levels and radius 3: 78 bits in 3
+words), so that three box passes serve several sums. Whether they fit is known from `num_levels` and
+the window before anything runs; a sum that does not fit a word is kept in float32, which rounds but
+never wraps.
 
-Each angle is a program of its own: in one program for all, XLA fuses across passes and recomputes
-(2 times slower on a CPU).
+Each angle is a separate program: in one program for all angles, XLA fuses across passes and
+recomputes (2 times slower on a CPU).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from osteojax.ops.texture.pair_features import PAIR_VALUES, pair_mean
 from osteojax.ops.texture.windows import Angle, Window, pair_ends, pairs_in_window, window_sum
 
 PAIRS = "pairs"
-"""The field that counts pairs."""
+"""Name of the field that counts pairs."""
 
 
 class Field(NamedTuple):
-    """Where a sum travels: bits [shift, shift + bits) of a uint32 word, or a float32 word."""
+    """Where a sum is packed: bits [shift, shift + bits) of a uint32 word, or a float32 word."""
 
     name: str
     word: int
@@ -82,7 +83,7 @@ def angle_means(totals) -> tuple[jax.Array, ...]:
 
 
 def no_totals(shape: tuple[int, ...], number: int) -> tuple[jax.Array, ...]:
-    """Sums over no angle: uint8 angles with a pair, and f32 for each value."""
+    """The totals before the first angle: uint8 number of angles with a pair, f32 per value."""
     return jnp.zeros(shape, jnp.uint8), *(jnp.zeros(shape, jnp.float32) for _ in range(number))
 
 
@@ -90,7 +91,7 @@ def no_totals(shape: tuple[int, ...], number: int) -> tuple[jax.Array, ...]:
 def plan(
     window: Window, shape: tuple[int, ...], values: tuple[str, ...], num_levels: int
 ) -> tuple[tuple[Angle, tuple[Field, ...]], ...]:
-    """The angles and how the sums of each travel."""
+    """The angles, each with the fields that its sums are packed into."""
     radii = window.radii(shape)
     return tuple(
         (angle, layout(values, pairs_in_window(radii, angle), num_levels))
@@ -99,7 +100,7 @@ def plan(
 
 
 def round_up(num_levels: int) -> int:
-    """To 48 * 2^k: ROIs whose numbers of levels differ share their programs."""
+    """Rounds up to 48 * 2^k, so that ROIs of different numbers of levels share programs."""
     rounded = 48
     while rounded < num_levels:
         rounded *= 2
@@ -107,7 +108,7 @@ def round_up(num_levels: int) -> int:
 
 
 def layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[Field, ...]:
-    """Fields of the words, first fit; every sum of at most `most_pairs` pairs fits its field."""
+    """Packs fields into words, first fit; any sum of at most `most_pairs` pairs fits its field."""
     fields: list[Field] = []
     used: list[int] = []  # bits of each word; 32 where it is a float
     for name in (PAIRS, *values):
@@ -144,11 +145,11 @@ def pack(levels, mask, angle: Angle, fields: tuple[Field, ...], num_levels) -> l
 
 
 def unpack(word: jax.Array, field: Field) -> jax.Array:
-    """f32 sums of one field; exact integers until here."""
+    """f32 sums of one field, converted from exact integers."""
     if field.is_float:
         return word
     sums = unpack_integers(word, field)
-    # CPUs convert signed words to float at full width, unsigned ones not.
+    # CPUs convert signed words to float in full-width vectors, unsigned ones they do not.
     return (sums.astype(jnp.int32) if field.bits < 32 else sums).astype(jnp.float32)
 
 

@@ -1,8 +1,9 @@
-"""Strided patches by strided box sums: the paper's features of every patch, none cut out.
+"""Features of strided patches by strided box sums, without cutting out a patch.
 
-A patch's own grey levels are the image's less an offset o, its smallest level - 1, and sums over
-pairs follow by algebra, in integers: sum (i - o)(j - o) = sum ij - o sum (i + j) + o^2 pairs. So
-one pass of box sums, evaluated at the patch centres alone, serves all patches.
+A patch's own grey levels are the image's levels minus an offset o = (smallest level of the patch) -
+1, so its sums over pairs follow from the image's in exact integers: sum (i - o)(j - o) = sum ij -
+o sum (i + j) + o^2 pairs. One pass of box sums, evaluated only at the patch centres, serves all
+patches.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from osteojax.ops.texture.windows import Angle, Window
 
 
 def packs(window: Window, features: tuple[str, ...], num_levels: int, shape) -> bool:
-    """Whether patches of these settings fit: integer features, and sums of 31 bits."""
+    """Whether this path can serve the settings: integer features whose sums fit 31 bits."""
     most = (2 * window.kernel_radius + 1) ** 3
     return (
         window.plain
@@ -54,7 +55,7 @@ def packed_patch_grid(
     means = {name: PAIR_MEANS[name] for name in features}
     values = dict.fromkeys(mean.value for mean in means.values())
     if "product" in values:
-        values |= {"sum": None}  # the offset's algebra needs it
+        values |= {"sum": None}  # the offset is removed with it
     offset = _lowest(levels, mask, radius=window.kernel_radius, stride=stride) - 1
     totals = no_totals(offset.shape, len(values))
     for angle, fields in plan(window, levels.shape, tuple(values), round_up(num_levels)):
@@ -67,7 +68,7 @@ def packed_patch_grid(
 
 @partial(jax.jit, static_argnames=("radius", "stride"))
 def _lowest(levels, mask, *, radius: int, stride: int) -> jax.Array:
-    """i32[nz, ny, nx]: smallest level of each patch; 1 where the mask is not in it."""
+    """i32[nz, ny, nx]: smallest level of each patch; 1 where it has no voxel of the mask."""
     levels, big = levels.astype(jnp.int32), jnp.iinfo(jnp.int32).max
     inside = levels if mask is None else jnp.where(mask, levels, big)
     size = (2 * radius + 1,) * 3

@@ -23,8 +23,8 @@ class PairValue(NamedTuple):
     """A function of two grey levels.
 
     Attributes:
-      of: (i, j, num_levels) -> value, for arrays of non-negative integers, in their dtype if
-        `integer` and then exact; float32 or wider otherwise. num_levels may be an array.
+      of: (i, j, num_levels) -> value, for arrays of non-negative integers. If `integer`, exact and
+        in their dtype; otherwise float32 or wider. num_levels may be an array.
       bound: num_levels -> its largest value; the smallest is 0 or more.
       integer: whether values are integers.
     """
@@ -107,7 +107,7 @@ ABSENT_FEATURES = {
         "the matrix itself",
     ),
 }
-"""PyRadiomics' features that are no function of window means, and what they need instead."""
+"""PyRadiomics' features that cannot be computed from window means, and what they need instead."""
 
 
 def pair_mean(name: str, symmetrical: bool) -> PairMean:
@@ -123,7 +123,7 @@ def check_features(features: tuple[str, ...]) -> None:
         if name in ABSENT_FEATURES:
             raise ValueError(
                 f"GLCM feature {name} needs {ABSENT_FEATURES[name]}, not window means of pairs: it "
-                f"is not made here. There are {', '.join(ALL_FEATURES)}."
+                f"is not supported. Choose from {', '.join(ALL_FEATURES)}."
             )
         if name not in ALL_FEATURES:
             raise ValueError(f"no texture map named {name!r}; there are {', '.join(ALL_FEATURES)}.")

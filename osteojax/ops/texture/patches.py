@@ -1,8 +1,8 @@
 """Texture of whole patches, and maps of strided patches brought back to the image's size.
 
-The paper's sliding window: every `stride` voxels a patch of (2r + 1)^3 is cut out and treated like
-an image of its own, so that its smallest value is grey level 1 (PyRadiomics' segment-based
-extraction on each patch). With o = smallest level - 1, Autocorrelation loses 2 o JointAverage - o^2
+The paper's sliding window: every `stride` voxels a patch of (2r + 1)^3 is treated as a separate
+image, so that its smallest value is grey level 1 (PyRadiomics' segment-based extraction on each
+patch). With o = smallest level - 1, Autocorrelation loses 2 o JointAverage - o^2
 against the dense map, JointAverage o; Contrast and DifferenceAverage are the same.
 """
 
@@ -91,7 +91,7 @@ def patch_maps(
       dtype: float32 or float64.
 
     Returns:
-      dtype[D, H, W] per feature; NaN at voxels that no patch with a pair is beside.
+      dtype[D, H, W] per feature; NaN at voxels whose neighbouring patches all have no pair.
     """
     window = window or Window()
     check_features(features)
@@ -111,7 +111,7 @@ def patch_maps(
     num_levels = int(levels.max()) - lowest + 1
     if np.dtype(dtype) == np.float32 and packs(window, features, num_levels, levels.shape):
         where = None if mask is None else inside
-        # In 32 bits: 255 - 0 + 1 is no uint8.
+        # int32, because 255 - 0 + 1 does not fit uint8.
         own = levels.astype(jnp.int32) - lowest + 1
         grid = packed_patch_grid(own, where, window, features, num_levels, stride)
         return {
@@ -135,7 +135,7 @@ def patch_maps(
 
 
 def _whole(window: Window, shape: tuple[int, ...]) -> Window:
-    """The same pairs in a window that holds the array."""
+    """The same window settings with a radius that covers the whole array."""
     return dataclasses.replace(window, kernel_radius=max(shape[-3:]))
 
 
@@ -164,7 +164,7 @@ def _centres(size: int, radius: int, stride: int) -> tuple[int, ...]:
 
 @partial(jax.jit, static_argnames=("window", "features", "centres"))
 def _patch_grid(levels, mask, *, window: Window, features, centres) -> dict[str, jax.Array]:
-    """f64[nz, ny, nx] features of the patches; a row of patches at a time bounds memory."""
+    """f64[nz, ny, nx] features of the patches, a row at a time to bound memory."""
     offsets = [np.arange(-radius, radius + 1) for radius in window.radii(levels.shape)]
     (z, y, x), (dz, dy, dx) = [np.array(c) for c in centres], offsets
     pad = [(len(o) // 2,) * 2 for o in offsets]  # clipped patches: padding is outside the mask

@@ -1,10 +1,10 @@
-"""PyRadiomics' voxel-based extraction by its own names: an image, a mask and settings to maps.
+"""PyRadiomics' voxel-based extraction with its names of settings and features.
 
     settings = VoxelSettings.from_dict({"binWidth": 25, "kernelRadius": 2})
     maps = voxel_maps(image, mask, {"glcm": ["Contrast"], "firstorder": ["Entropy"]}, settings)
     maps["glcm_Contrast"]
 
-What it does not support is refused by name, never ignored.
+Settings and features that are not supported raise ValueError with their name.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class VoxelSettings:
       binCount: number of grey levels, or None.
       kernelRadius: the window is (2 * kernelRadius + 1)^3.
       maskedKernel: windows count the mask's voxels only. False: every voxel of the array, which is
-        then discretised whole. (The class's meaning. The extractor first crops to the mask's
-        bounding box and kernelRadius voxels around it: crop the array to get its answer.)
+        then discretised whole, as PyRadiomics' feature classes do. (Its extractor first crops to
+        the mask's bounding box and kernelRadius voxels around it: crop the array to get its maps.)
       distances: between the voxels of a pair.
       force2D, force2Ddimension: windows and pairs inside the slices across this axis (0 depth).
       symmetricalGLCM: pairs count both ways.
@@ -108,7 +108,7 @@ def voxel_maps(
       `glcm.window_maps`, `grey_levels.radiomics_levels` and `first_order.first_order_maps`.
 
     Raises:
-      ValueError: a class, feature, setting, shape, dtype or value that this cannot take.
+      ValueError: a class, feature, setting, shape, dtype or value that is not supported.
     """
     settings = settings or VoxelSettings()
     image, mask = np.asarray(image), np.asarray(mask)
@@ -122,7 +122,7 @@ def voxel_maps(
             "of one shape are needed; pass a 2D image as one slice, image[None]."
         )
     if not mask.any():
-        raise ValueError("no voxel is inside the mask: maps need one at least.")
+        raise ValueError("no voxel is inside the mask: maps need at least one.")
     counted = mask if settings.maskedKernel else np.ones(mask.shape, bool)
     by_count = settings.binCount is not None
     levels = radiomics_levels(

@@ -1,10 +1,10 @@
 """Window means of pair functions where every voxel counts: 13 angles in 13 passes.
 
-Counts are known, and factor into one length per axis. The angles that move along the same axes
-(7 classes) have equal counts, so their pairs are added before filtering, and after the pass along
-an axis the classes that differ only there are added too: 7 + 4 + 2 passes instead of 13 * 3.
-Integers until the first pass is done, then float32: all terms are non-negative, so nothing cancels
-(4e-7 relative).
+The number of pairs in a window is known and is a product of one length per axis. Angles with steps
+along the same axes (7 classes) have equal numbers, so their pairs are added before filtering; after
+the pass along an axis, the classes that differ only in that axis are added too. That makes
+7 + 4 + 2 passes instead of 13 * 3. Sums are integers in the first pass, then float32; all terms are
+non-negative, so nothing cancels (4e-7 relative).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from osteojax.ops.texture.windows import ANGLES, box_sum, pair_ends
 
 
 def whole_box_mean(levels, value, bound: float, radius: int) -> jax.Array:
-    """Mean over angles of the window means of `value`, every voxel in the mask."""
+    """Mean over angles of the window means of `value`, where every voxel counts."""
     shape = levels.shape[-3:]
-    moves = [(0,) if size == 1 else (0, 1) for size in shape]  # one slice: no angle leaves it
+    moves = [(0,) if size == 1 else (0, 1) for size in shape]  # one slice: no step along it
     classes = [c for c in itertools.product(*moves) if any(c)]
     if not classes:
         return jnp.full(levels.shape, jnp.nan, jnp.float32)
@@ -57,7 +57,7 @@ def _cell_sums(levels, moved: tuple[int, ...], value) -> jax.Array:
 def _axis_mean(images: dict[int, jax.Array], axis: int, size: int, radius: int) -> jax.Array:
     """Sum over `images` of their window means along an axis of `size` voxels.
 
-    images: by how far their pairs move along the axis (0 or 1); f32 or integer[size - moved].
+    images: step of their pairs along the axis (0 or 1) -> f32 or integer[size - step].
     """
     center = np.arange(size)
     length = np.minimum(center + radius, size - 1) - np.maximum(center - radius, 0) + 1
@@ -70,14 +70,14 @@ def _axis_mean(images: dict[int, jax.Array], axis: int, size: int, radius: int) 
 
 
 def integer_or_float(bound: float):
-    """The narrowest accumulator that `bound` fits; float32, which rounds but never wraps, above."""
+    """The narrowest integer dtype that holds `bound`, else float32 (rounds but never wraps)."""
     if bound < 2**16:
         return jnp.uint16
     return jnp.int32 if bound < 2**31 else jnp.float32
 
 
 def widest_bound(bound: int, radius: int) -> float:
-    """The largest bound of the same accumulator: one program serves all that share it."""
+    """The largest bound with the same accumulator, so that equal accumulators share a program."""
     cells = 4 * (2 * radius + 1)
     for limit in (2**16, 2**31):
         if cells * bound < limit:

@@ -1,4 +1,4 @@
-"""Statistics of the window around every voxel, by window sums: what first-order maps are made of.
+"""Statistics of the window around every voxel by window sums, for first-order maps.
 
   Minimum, Maximum, Range                  running minima and maxima, axis by axis.
   Mean, Energy, RootMeanSquared            window sums. Those of integer images are integers in 64
@@ -12,8 +12,8 @@
                                            centre: all terms are squares, so nothing cancels.
   Entropy, Uniformity                      one window sum per grey level that occurs: exact counts.
 
-All of it needs 64-bit types enabled; `first_order_maps` is the door. On a CPU `lax.reduce_window`
-of one axis is 1.5 to 3 times faster here than `windows.box_sum`.
+These functions need 64-bit types enabled; call `first_order_maps`, which enables them. On a CPU
+`lax.reduce_window` of one axis is 1.5 to 3 times faster here than `windows.box_sum`.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def counted_extent(image, counted):
 def value_maps(
     image, counted, mask, shift, fill, *, radii, features, exact
 ) -> dict[str, jax.Array]:
-    """The maps of `first_order.OF_VALUES`, one program.
+    """The maps of `first_order.OF_VALUES`, as one program.
 
     Args:
       image: [..., D, H, W], int32, int64, float32 or float64.
-      counted: bool[..., D, H, W], what windows count.
+      counted: bool[..., D, H, W], the voxels that windows count.
       mask: bool[..., D, H, W], where maps are wanted.
       shift: int64, added to the image in Energy and RootMeanSquared.
       fill: value outside the mask; its dtype is that of the maps.
-      exact: integers, and all their sums fit 64 bits.
+      exact: whether the image is of integers whose sums all fit 64 bits.
     """
     wide = image.astype(jnp.int64 if exact else jnp.float64)
     values = jnp.where(counted, wide, 0)
@@ -101,11 +101,11 @@ def _float_scatter(values, counted, radii):
     """f64 sum of squared deviations from the mean of each window.
 
     Along one axis after the other, groups of `number` values with mean `values + offset` and sum
-    of squared deviations `scatter` are merged. Means are offsets from the voxel at the group's
-    centre, so that differences of close values are taken first, and are exact.
+    of squared deviations `scatter` are merged. A mean is kept as its offset from the voxel at the
+    group's centre, so that close values are subtracted first, which is exact.
     """
     number = counted.astype(jnp.float64)
-    # Voxels that do not count are centres of groups too: near the others is where they harm least.
+    # Voxels that do not count are centres of groups too; the mean value loses the fewest digits.
     middle = values.sum((-3, -2, -1), keepdims=True) / jnp.maximum(
         number.sum((-3, -2, -1), keepdims=True), 1
     )
@@ -119,7 +119,7 @@ def _float_scatter(values, counted, radii):
 def _merged(number, values, offset, scatter, axis: int, radius: int):
     """(number, offset, scatter) of the groups of 2 * radius + 1 neighbours along an axis.
 
-    In loops: unrolled, XLA computes the operands of every neighbour again (8 times slower).
+    Neighbours are looped over: unrolled, XLA recomputes the operands of each (8 times slower).
     """
     padding = [(0, 0)] * values.ndim
     padding[axis] = (radius, radius)
@@ -210,5 +210,5 @@ def _limits(dtype) -> tuple[Any, Any]:
 
 
 def _finished(image, mask, fill):
-    """In the caller's dtype, `fill` outside the mask."""
+    """The map in the dtype of `fill`, with that value outside the mask."""
     return jnp.where(mask, image.astype(fill.dtype), fill)

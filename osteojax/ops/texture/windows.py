@@ -1,4 +1,4 @@
-"""Windows, pairs of neighbours, and sums over them: what texture maps are made of."""
+"""Windows, pairs of neighbouring voxels, and sums over them, for all texture maps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Window:
 
     Attributes:
       kernel_radius: r; the window is (2r + 1)^3 voxels, clipped at the array's border.
-      distances: of the two ends of a pair, in the infinity norm (Chebyshev): 13 angles at 1,
+      distances: between the two ends of a pair, in the infinity norm (Chebyshev): 13 angles at 1,
         49 at 2, 109 at 3.
       force_2d_axis: windows and angles stay inside the slices across this axis (0 depth, 1 height,
         2 width: `force2Ddimension`); None is 3D.
@@ -63,12 +63,12 @@ class Window:
 
     @property
     def plain(self) -> bool:
-        """13 symmetric angles at distance 1, averaged: what the fast paths know."""
+        """Whether these are the settings of the fast paths: 13 symmetric angles at distance 1,
+        averaged."""
         return self == Window(self.kernel_radius, spacing_mm=self.spacing_mm)
 
     def radii(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Half-widths along each axis. A radius beyond the array sees the whole array: the same
-        pairs with fewer additions."""
+        """Half-widths along each axis, clipped to the array: the same pairs, fewer additions."""
         radius = min(self.kernel_radius, max(shape[-3:]))
         depth, height, width = (0 if a == self.force_2d_axis else radius for a in range(3))
         return depth, height, width
@@ -87,8 +87,8 @@ class Window:
         )
 
     def weights(self, angles: tuple[Angle, ...]) -> np.ndarray:
-        """f64 weights of the angles' matrices, the largest 1: only their ratios matter, and long
-        spacings would underflow."""
+        """f64 weights of the angles' matrices, scaled so that the largest is 1: only their ratios
+        matter, and with long spacings unscaled weights would underflow."""
         mm = np.abs(np.array(angles)) * np.array(self.spacing_mm)
         length_mm = {
             "no_weighting": np.zeros(len(mm)),
@@ -107,15 +107,15 @@ def pairs_in_window(radii: tuple[int, int, int], angle: Angle) -> int:
 
 
 def pair_ends(image, angle):
-    """The two ends of every pair along `angle`, [..., D-|dz|, H-|dy|, W-|dx|] each."""
+    """The first and second end of every pair along `angle`: [..., D-|dz|, H-|dy|, W-|dx|] each."""
     first = tuple(slice(max(-step, 0), -step if step > 0 else None) for step in angle)
     second = tuple(slice(max(step, 0), step if step < 0 else None) for step in angle)
     return image[(..., *first)], image[(..., *second)]
 
 
 def window_sum(pairs, radii: tuple[int, int, int], angle: Angle):
-    """Sums over the pairs that lie whole in the window of each voxel; [D-|dz|, ...] -> [D, ...]."""
-    # On a CPU up to twice as fast here as `box_sum`, which is the faster one in `whole_box`.
+    """Sums over the pairs whose ends are both in each voxel's window; [D-|dz|, ...] -> [D, ...]."""
+    # On a CPU this is up to twice as fast here as `box_sum`; in `whole_box`, `box_sum` is faster.
     for axis in (-1, -2, -3):
         taps, padding = [1] * pairs.ndim, [(0, 0)] * pairs.ndim
         taps[axis] = 2 * radii[axis] + 1 - abs(angle[axis])
@@ -132,8 +132,8 @@ def box_sum(image, axis: int, radius: int, taps: int):
     padded = jnp.pad(image, padding)
     size = padded.shape[axis] - taps + 1
     axis += image.ndim
-    # One fused loop over all taps: its loads hit the first cache, where log-step partial sums
-    # would be written out and read again.
+    # One fused loop over all taps loads from the first-level cache; partial sums of doubling
+    # length would be written out and read again.
     total = lax.slice_in_dim(padded, 0, size, axis=axis)
     for tap in range(1, taps):
         total = total + lax.slice_in_dim(padded, tap, tap + size, axis=axis)
