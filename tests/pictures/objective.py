@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from scipy.special import softmax
 
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.views import Example, with_volumes
+from osteojax.evaluation.targets import TargetEvaluation
 from osteojax.objectives import ten_times
 from osteojax.objectives.embedding import run_over
 from osteojax.types import AXIS, Export
@@ -121,6 +123,14 @@ class Stripes:
         losses = self._losses(outputs, answers)
         metrics = {name: float(total / count) for name, (total, count) in losses.items()}
         return state.model_state, metrics | {"loss": sum(metrics.values())}
+
+    def evaluation(self) -> TargetEvaluation:
+        def predict(*where: Any) -> dict[str, np.ndarray]:
+            outputs = self.predict(*where)
+            width_px = outputs["width"] * self.width.std + self.width.mean
+            return {"direction": softmax(outputs["logits"], axis=1), "width": width_px}
+
+        return TargetEvaluation(self.cohort, predict)
 
     def exports(self) -> dict[str, Export]:
         size = self.manifest.field("picture").shape

@@ -173,21 +173,21 @@ def bmd_regression(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
         reach = BLAND_ALTMAN_Z * sd
         result.update(sd=sd, lower=result["bias"] - reach, upper=result["bias"] + reach)
     else:
-        notes["sd"] = notes["lower"] = notes["upper"] = f"needs 2 measured vertebrae, has {n}"
+        notes["sd"] = notes["lower"] = notes["upper"] = f"needs 2 measured values, has {n}"
     result["notes"] = notes
     return result
 
 
 def _mean(values: np.ndarray) -> float:
     if len(values) == 0:
-        raise Undefined("no measured vertebrae")
+        raise Undefined("no measured values")
     return float(np.mean(values))
 
 
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson's r. Raises `Undefined` for fewer than 3 pairs or a constant side."""
     if len(truth) < 3:
-        raise Undefined(f"needs 3 measured vertebrae, has {len(truth)}")
+        raise Undefined(f"needs 3 measured values, has {len(truth)}")
     for name, values in (("measured", truth), ("predicted", predicted)):
         # A spread below float32 rounding is a constant too: r of rounding noise means nothing.
         if np.ptp(values) <= 1e-6 * max(1.0, float(np.max(np.abs(values)))):
