@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 import traceback
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = study.seeds[: args.seeds]
     folders = {slug(row.name): row.name for row in study.rows}
     rows = [study.row(folders.get(name, name)) for name in args.rows or folders]
-    runs = Runs(study, Path(args.workdir))
+    runs = Runs(study, Path(args.workdir), _run_verb)
     status, failures = 0, []
     try:
         failures = _do_all(runs, _units(study, rows, seeds))
@@ -65,6 +66,14 @@ def run(args: argparse.Namespace) -> int:
         status = stopped.status
     report(runs, failures)
     return status or (1 if failures else 0)
+
+
+def _run_verb(command: list[str]) -> int:
+    """Shows and runs a command of `osteojax` that makes a cohort."""
+    from launch.studies.cohorts import run_verb
+
+    print(f"osteojax {shlex.join(command)}", flush=True)
+    return run_verb(command)
 
 
 def _units(study: Study, rows: Any, seeds: tuple[int, ...]) -> list[tuple[Row, int]]:

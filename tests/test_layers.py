@@ -19,11 +19,6 @@ KINDS = sorted(path.parent.name for path in ROOT.glob("data_prep/*/recipe.py"))
 DATA_PREP_MAY = ("ops", "types", "files", "errors", "data", "choices", "__version__")
 """What data_prep may import of osteojax."""
 
-TO_QUIETEN = {
-    "launch.studies.cohorts",
-}
-"""Modules of `LIBRARIES` that still print or know argparse. This list may shrink, not grow."""
-
 
 @functools.cache
 def sources() -> dict[str, ast.Module]:
@@ -164,7 +159,7 @@ def test_libraries_of_launch_print_nothing_and_know_no_command_line(library):
         if prints(tree)
         or {"argparse", "argparse.ArgumentParser", "rich.console.Console"} & everywhere(module)
     }
-    assert loud == {module for module in TO_QUIETEN if is_within(module, package)}
+    assert not loud
 
 
 def test_no_file_is_longer_than_350_lines():

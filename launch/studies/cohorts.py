@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -20,11 +21,23 @@ from osteojax.errors import UserError
 from osteojax.files import atomic_path, write_json
 
 
-class Cohorts:
-    """Makes each cohort when it is first asked for."""
+def run_verb(command: list[str]) -> int:
+    """Exit status of `osteojax <command>`, in this process."""
+    from launch.cli import main
 
-    def __init__(self, study: Study, workdir: Path) -> None:
-        self._study, self._root = study, workdir / "cohorts"
+    return main(command)
+
+
+class Cohorts:
+    """Makes each cohort when it is first asked for.
+
+    run_verb: runs the words of an `osteojax` command; gives the exit status.
+    """
+
+    def __init__(
+        self, study: Study, workdir: Path, run_verb: Callable[[list[str]], int] = run_verb
+    ) -> None:
+        self._study, self._root, self._run_verb = study, workdir / "cohorts", run_verb
 
     def pool(self, name: str) -> Path:
         """The prepared folder of a cohort. Raises UserError."""
@@ -97,11 +110,8 @@ class Cohorts:
         return path
 
     def _verb(self, command: list[str], name: str, result: Path) -> None:
-        from launch.cli import main
-
-        print(f"osteojax {shlex.join(command)}", flush=True)
         try:
-            status = main(command)
+            status = self._run_verb(command)
         except SystemExit as error:  # of argparse: it has printed why
             raise UserError(f"cohort {name}: `osteojax {shlex.join(command)}` is wrong.") from error
         if status == 130:

@@ -25,7 +25,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from launch.studies.ceilings import ceiling_predictions, true_values
-from launch.studies.cohorts import Cohorts
+from launch.studies.cohorts import Cohorts, run_verb
 from launch.studies.plan import Row, Settings, Study, with_settings
 from launch.train import load_config
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
@@ -46,11 +46,13 @@ def slug(name: str) -> str:
 
 
 class Runs:
-    """Does what a row needs and is not there yet."""
+    """Does what a row needs and is not there yet; run_verb as for `Cohorts`."""
 
-    def __init__(self, study: Study, workdir: Path) -> None:
+    def __init__(
+        self, study: Study, workdir: Path, run_verb: Callable[[list[str]], int] = run_verb
+    ) -> None:
         self.study, self.workdir = study, workdir
-        self.cohorts = Cohorts(study, workdir)
+        self.cohorts = Cohorts(study, workdir, run_verb)
 
     def folder(self, row: Row, seed: int) -> Path:
         return self.workdir / "rows" / f"{slug(row.name)}-seed{seed}"
