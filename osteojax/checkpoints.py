@@ -1,11 +1,12 @@
-"""Save, resume, warm start. Orbax, asynchronous; a killed save never hides the step before it.
+"""Saving, resuming and warm starts with Orbax. Saving is asynchronous, and a save that is killed
+leaves the earlier steps intact.
 
 workdir/checkpoints/<step>/   the newest `keep` steps: state and data position together
 workdir/best/<step>/          the best step by the validation metric
-workdir/damaged/              steps whose bytes were not those that were saved
+workdir/damaged/              steps whose files differ from what was saved
 
-Each step holds hashes.json, written before the step gets its name. Steps of older versions have
-none and are taken as they are.
+Each step holds hashes.json, written before the step gets its final name. Steps saved by older
+versions have none and are not checked.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Checkpoints:
 
         Args:
           state: of the run.
-          position: "batches_seen" and whatever else a restart has to know, as numbers.
+          position: "batches_seen" and other numbers that a restart needs.
         """
         step = int(state.step)
         if step in self._steps():
@@ -61,8 +62,8 @@ class Checkpoints:
         )
 
     def best_metrics(self) -> dict[str, float] | None:
-        """Metrics that the best step was saved with; None before the first, or where it is damaged:
-        it is reported, moved to workdir/damaged, and the next best replaces it."""
+        """Metrics that the best step was saved with; None before the first. Also None where the
+        best step is damaged, which is logged; the step is moved to workdir/damaged."""
         latest = self._best.latest
         if latest is None:
             return None
@@ -77,7 +78,7 @@ class Checkpoints:
 
     @property
     def last_step(self) -> int | None:
-        """The newest step that is on disk, whole; waits for a save that is under way."""
+        """The newest step on disk; waits for a save that is under way."""
         self.wait()
         return max(self._steps(), default=None)
 
@@ -87,9 +88,9 @@ class Checkpoints:
         return bool(self._steps())
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, float]]:
-        """The newest step that is whole.
+        """Loads the newest undamaged step.
 
-        A damaged step is reported and moved to workdir/damaged once one before it is read.
+        Damaged steps are logged, and moved to workdir/damaged once an earlier step is read.
 
         Args:
           template: arrays, or shapes with dtype and sharding; the state is placed as they are.
@@ -98,10 +99,10 @@ class Checkpoints:
           (state, the position it was saved with).
 
         Raises:
-          UserError: where no step can be read, or they are of another model.
+          UserError: where no step can be read, or the steps are of another model.
         """
         damaged: list[int] = []
-        reason = "none is there"
+        reason = "the folder has none"
         for step in reversed(self._steps()):
             loaded, reason = self._load(step, template)
             if loaded is not None:
@@ -136,21 +137,22 @@ class Checkpoints:
                 loaded = self._latest.load_checkpointables(step, targets)
             except UserError:
                 raise
-            except Exception as error:  # whatever a damaged file makes the reader raise
+            except Exception as error:  # a damaged file can make the reader raise anything
                 reason = _first_line(error)
         if not _all_well(loaded is not None):
             return None, reason or "another process cannot read it"
         return loaded, ""
 
     def _set_aside(self, folder: str, damaged: list[int]) -> None:
-        """Left where they are they would count as the newest, and nothing after them be kept."""
+        """Moves damaged steps to workdir/damaged. In their folder they would count as the newest
+        steps, and later saves would be removed as older than them."""
         if _first_process():
             for step in damaged:
                 target = self._workdir / "damaged" / f"{folder}-{step}"
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
                 (self._workdir / folder / str(step)).rename(target)
-        _all_well(True)  # nobody looks before they are gone
+        _all_well(True)  # the other processes wait here until the steps are moved
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
@@ -162,10 +164,10 @@ class Checkpoints:
 
 
 def _open(root: Path, keep: int) -> ocp.training.Checkpointer:
-    """A writer of steps below `root`; what an interrupted save left there is removed."""
+    """Opens the steps below `root` for reading and writing, and removes interrupted saves."""
 
     def write_hashes() -> None:
-        # Orbax calls this when the files are complete and the folder has its temporary name still.
+        # Orbax calls this when the files are complete and the folder still has its temporary name.
         for folder in root.glob("*.orbax-checkpoint-tmp"):
             write_json(folder / HASHES, _hashes(folder))
 
@@ -180,11 +182,11 @@ def _open(root: Path, keep: int) -> ocp.training.Checkpointer:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that Orbax is done with, by path inside the step's folder."""
+    """SHA-256 of every file of a step that no longer changes, by path inside the step's folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        # Files at the top are Orbax's own notes, the time of the commit among them.
+        # Files at the top are Orbax's metadata, which it still changes (the time of the commit).
         if path.is_file() and len(inside.parts) > 1:
             with path.open("rb") as file:
                 found[inside.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -192,7 +194,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _damage(folder: Path) -> str:
-    """What differs from the hashes, in words; "" where nothing does, or there are none."""
+    """Which files differ from the hashes, in words; "" if none do or the step has no hashes."""
     try:
         known = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -232,7 +234,7 @@ def _first_process() -> bool:
 
 
 def _all_well(well: bool) -> bool:
-    """Whether all processes are; they wait for each other here."""
+    """Whether `well` is true on all processes; they wait for each other here."""
     if jax.process_count() == 1:
         return well
     return bool(multihost_utils.process_allgather(np.array(well)).all())
@@ -246,11 +248,11 @@ def load_variables(workdir: str | Path, which: str = "best") -> tuple[int, dict[
       which: "best" or "last".
 
     Returns:
-      (step, {"params", "model_state", "ema_params"}). A damaged last step is reported and the one
-      before it taken.
+      (step, {"params", "model_state", "ema_params"}). If the last step is damaged, this is logged
+      and the step before it is loaded.
 
     Raises:
-      UserError: where there is no such checkpoint, or none that is whole.
+      UserError: where there is no such checkpoint, or all are damaged.
     """
     root = Path(workdir).resolve() / {"best": "best", "last": "checkpoints"}[which]
     if not root.is_dir():
@@ -263,7 +265,7 @@ def load_variables(workdir: str | Path, which: str = "best") -> tuple[int, dict[
             if not (damage := _damage(root / str(step))):
                 try:
                     state = _load_state(checkpointer, step)
-                except Exception as error:  # whatever a damaged file makes the reader raise
+                except Exception as error:  # a damaged file can make the reader raise anything
                     damage = _first_line(error)
                 else:
                     names = ("params", "model_state", "ema_params")
@@ -274,7 +276,7 @@ def load_variables(workdir: str | Path, which: str = "best") -> tuple[int, dict[
 
 
 def _metadata(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
-    """Shapes and dtypes of what a step holds. Orbax gives None for what it cannot read."""
+    """Shapes and dtypes of the arrays of a step. Orbax returns None if it cannot read them."""
     metadata = checkpointer.checkpointables_metadata(step).metadata
     if metadata.get("state") is None:
         raise ValueError("its metadata cannot be read")
@@ -292,10 +294,10 @@ def _first_line(error: Exception) -> str:
 
 
 def warm_start(params: Any, source: Any, prefix: str = "backbone") -> tuple[Any, list[str]]:
-    """Takes `source[prefix]` into `params[prefix]`.
+    """Copies `source[prefix]` into `params[prefix]`.
 
     Returns:
-      (params, names of the parameters taken).
+      (params, names of the copied parameters).
 
     Raises:
       UserError: naming the first parameter whose shape differs or that is missing.

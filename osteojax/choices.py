@@ -1,7 +1,8 @@
-"""A name in a config names a module: plain, one of a package of ours; dotted, one of yours.
+"""Finds the module that a name in a config stands for; there is no registry.
 
-`objective.name = "swav"` is `osteojax/objectives/swav.py`; `"mylab.contrastive"` is the module
-`mylab.contrastive`, wherever Python finds it. Nothing is registered anywhere.
+A plain name is a module of one of our packages: `objective.name = "swav"` is
+`osteojax/objectives/swav.py`. A dotted name is any module that Python can import, as
+`"mylab.contrastive"`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from osteojax.errors import UserError
 
 def choices(package: str, defines: str = "build") -> list[str]:
     """Modules of `package` that can be chosen, sorted: those that define a function or a class
-    `defines`. Their text says so: none of them is imported."""
+    `defines`. Their source text is searched; none of them is imported."""
     folder = Path(str(importlib.import_module(package).__file__)).parent
     wanted = re.compile(rf"^(def|class) {defines}\b", re.MULTILINE)
     files = sorted(folder.glob("*.py"))
@@ -24,11 +25,11 @@ def choices(package: str, defines: str = "build") -> list[str]:
 
 
 def chosen_module(field: str, name: str, package: str, defines: str = "build") -> ModuleType:
-    """The module that `name` names.
+    """Imports the module that `name` stands for.
 
     Args:
-      field: of the config that says `name`, for the message.
-      name: of a module of `package`; a dotted name is that of any module that can be imported.
+      field: config field that holds `name`, for the message.
+      name: of a module of `package`; or a dotted name of any module that can be imported.
       package: dotted, as "osteojax.objectives".
       defines: function or class that the module must have.
 
@@ -48,7 +49,7 @@ def chosen_module(field: str, name: str, package: str, defines: str = "build") -
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; what it imports is not
+            raise  # the module exists, but something that it imports does not
         raise UserError(
             f"{field} is {name!r}, and Python finds no module {error.name}. Install it, or put the "
             "folder that holds it on PYTHONPATH."

@@ -1,17 +1,17 @@
-"""Mistakes a user can make, told in one line."""
+"""Exceptions for mistakes of the user; they are printed as one line."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake of the user's, not of the program's: printed as one line, never as a traceback.
+    """A mistake of the user, not of the program: printed as one line, never as a traceback.
 
     The message names the case, the values and the way out.
     """
 
 
 class CaseError(UserError):
-    """One case is unusable; the others go on. It becomes a row of `failures.csv`.
+    """One case is unusable. It becomes a row of `failures.csv`, and the others are processed.
 
     Attributes:
       case: the user's own id of the case (`scan_id`, or `scan_id/L1` for one vertebra).
@@ -24,5 +24,5 @@ class CaseError(UserError):
         self.case, self.reason, self.remedy = case, reason, remedy
 
     def __reduce__(self) -> tuple[type[CaseError], tuple[str, str, str]]:
-        """What crosses between processes: Exception's own would call it with the message alone."""
+        """For pickling between processes: Exception's own method would pass only the message."""
         return type(self), (self.case, self.reason, self.remedy)

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is whole or absent, whatever kills the process."""
+"""Atomic writes: a file is complete or absent, even if the process is killed while writing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.umask(umask)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600: colleagues could not read it
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide it from colleagues
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

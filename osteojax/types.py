@@ -1,4 +1,4 @@
-"""Names for what passes between the rooms."""
+"""Types that several packages share: batches, metrics, the training state, exports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Batch = dict[str, Array]
 """One batch, leading axis B (this device's share inside a step, the global batch outside).
 
   index: i32[B] row of `vertebrae.csv`; all randomness of an example is keyed by it.
-  codes: uint8[B, V, D, H, W] stored codes of V members of the pool (V = 2 views, or 1).
+  codes: uint8[B, V, D, H, W] stored codes of V members of the pool, one per view.
   image: uint8[B, D, H, W], instead of codes where the members are made on the device.
-  map_ids: i32[B, V] which member each view is (`schema.POOL`).
+  map_ids: i32[B, V] which member each view shows, as a position in `vertebrae.POOL`.
 
-and for supervision:
+For supervision also:
 
   label: i32[B] osteoporosis 1 / 0, -1 where missing.
   bmd: f32[B] g/cm^2, NaN where missing.
@@ -29,22 +29,22 @@ and for supervision:
 """
 
 Metrics = dict[str, Array]
-"""Scalars, already reduced over every device."""
+"""Name -> scalar, already averaged or summed over all devices."""
 
 Params = Any
 ModelState = Any
-"""Everything a model carries that has no gradient: running statistics, queues."""
+"""State of a model that has no gradient: running statistics, queues."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All of a run: saved and restored as one.
+    """The state of a run, saved and restored as one.
 
     Attributes:
-      step: i32[] updates done.
+      step: i32[] number of updates done.
       params: float32 parameters.
-      model_state: running statistics and queues, by the objective.
-      opt_state: of the optimiser.
+      model_state: running statistics and queues, as the objective defines them.
+      opt_state: state of the optimiser.
       ema_params: exponential moving average of params, or None.
     """
 

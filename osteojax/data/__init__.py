@@ -1,1 +1,1 @@
-"""Shards in, batches out."""
+"""Reads prepared folders and turns them into batches."""

@@ -1,7 +1,8 @@
-"""From stored codes to network input, on the device, inside the jitted step.
+"""Turns stored codes into network input, on the device, inside the jitted step.
 
-Augmentation preserves texture: integer shifts and a left-right flip move voxels and change none
-(docs/method.md). The affine option and the crop interpolate, and are off by default.
+By default augmentation preserves texture: integer shifts and a left-right flip move voxels without
+changing their values (docs/method.md). The affine option and the crop interpolate between voxels,
+and are off by default.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def augment(codes_BVDHW: Array, index_B: Array, key: Array, config: ConfigDict) 
 
     Args:
       codes_BVDHW: uint8[B, V, D, H, W].
-      index_B: i32[B] record index; with the step's key it fixes an example's geometry, so that the
-        number of devices and the order inside a batch change nothing.
+      index_B: i32[B] record index. Together with the step's key it determines an example's
+        geometry, which thus does not depend on the number of devices or the order in a batch.
       key: the step's key.
       config: `max_shift_voxels` (per axis; vacated voxels repeat the border), `flip_probability`
         (left-right, the last axis), `affine` (+-10 degrees about each axis and +-5% scale,
@@ -52,7 +53,7 @@ def augment(codes_BVDHW: Array, index_B: Array, key: Array, config: ConfigDict) 
         if config.affine:
             codes = _affine(codes, affine_key)
         if config.crop_min_volume < 1.0:
-            # A key of its own: without crops, the draws above stay what they were.
+            # The crop has a separate key, so that the draws above are the same with and without it.
             codes = _crop(codes, jax.random.fold_in(view_key, 0), config.crop_min_volume)
         return codes
 

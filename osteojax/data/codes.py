@@ -1,4 +1,4 @@
-"""How a volume is stored in one byte a voxel, and how the network sees it."""
+"""How a volume is stored in one byte per voxel, and how codes become network input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from osteojax.data.soundness import is_count, is_number, is_positive
 
 @dataclasses.dataclass(frozen=True)
 class MapSpec:
-    """How one member of the pool is stored, and how the network sees it.
+    """How one member of the texture pool is stored, and how its codes become network input.
 
     A value v (HU, grey levels, squared grey levels) is transformed, t = v or log1p(v); its code is
     floor((t - offset) / step + 0.5) in 0..codes-1; a code stands for t = offset + step * code. The
@@ -52,7 +52,7 @@ class MapSpec:
 
 
 def spec_fault(spec: MapSpec) -> str | None:
-    """The spec in words where it cannot be one, or None."""
+    """The spec in words if its values are invalid, else None."""
     sound = (
         all(is_number(value) for value in (spec.offset, spec.mean))
         and is_positive(spec.step)

@@ -1,4 +1,4 @@
-"""A prepared folder, opened: its manifest, its table and random access to its shards."""
+"""An opened prepared folder: its manifest, its table and random access to its shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_cohort(directory: str | Path) -> PreparedCohort:
     """Opens a folder that `osteojax prepare` wrote, of any kind.
 
     Raises:
-      UserError: it is not whole, or holds what `prepare` does not write.
+      UserError: files are missing, damaged or not as `prepare` writes them.
     """
     return PreparedCohort(directory)
 
@@ -34,11 +34,11 @@ class PreparedCohort:
     Attributes:
       manifest: its `Manifest`.
       kind: module of its kind of data (`osteojax.data.kinds.Kind`).
-      about: what the kind says of the manifest; for vertebrae `osteojax.data.vertebrae.About`.
+      about: the kind's part of the manifest; for vertebrae `osteojax.data.vertebrae.About`.
       table: one row per item, columns of the manifest, record order. Text and choices are str, ""
         where empty; numbers NaN where empty.
       targets: name -> i32[N] class, -1 where missing; or f32[N] number, NaN where missing.
-      labels: of every row, by the kind; for vertebrae `osteojax.data.vertebrae.Labels`.
+      labels: the kind's labels of every row; for vertebrae `osteojax.data.vertebrae.Labels`.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -54,12 +54,12 @@ class PreparedCohort:
         self._records = array_record_data_source.ArrayRecordDataSource(files)
 
     def _check_shard(self, shard: dict[str, Any]) -> str:
-        """Path of a shard that is there, whole, and as long as the manifest says."""
+        """Path of a shard, after checking that it exists, opens, and has the manifest's length."""
         path, fields = self.directory / "shards" / shard["name"], self.manifest.fields
         if not path.is_file():
             raise UserError(
-                f"{path}: the manifest names this shard and it is not there. Copy the folder "
-                "whole, or prepare the cohort again."
+                f"{path}: this shard of the manifest is missing. Copy the whole folder "
+                "again, or prepare the cohort again."
             )
         try:
             reader = ArrayRecordReader(str(path))
@@ -87,7 +87,7 @@ class PreparedCohort:
             table = pd.read_csv(
                 path, dtype=text, keep_default_na=False, na_values={name: [""] for name in numbers}
             )
-        except ValueError as error:  # pandas' own errors are ValueErrors, and so are Unicode's
+        except ValueError as error:  # includes the errors of pandas and of Unicode decoding
             raise UserError(f"{path}: damaged ({_line(error)}). {AGAIN}") from error
         for column in manifest.columns:
             if column.added_later and column.name not in table.columns:
@@ -120,7 +120,8 @@ class PreparedCohort:
         return len(self.table)
 
     def rows(self, *splits: str, labelled: bool | None = None) -> np.ndarray:
-        """i64[...] row numbers of some splits; labelled=True or False keeps only those."""
+        """i64[...] row numbers of some splits; labelled=True keeps only labelled rows, False only
+        unlabelled ones."""
         keep = self.table["split"].isin(splits).to_numpy(copy=True)
         if labelled is not None:
             has_label = self.labelled()
@@ -183,5 +184,5 @@ class PreparedCohort:
 
 
 def _line(error: Exception) -> str:
-    """The first clause of a library's message."""
+    """The first clause of a library's error message."""
     return str(error).split(";")[0].replace("\n", " ")

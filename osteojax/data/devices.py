@@ -1,8 +1,8 @@
-"""The one way that names of DXA devices are written."""
+"""Normalised names of DXA scanners."""
 
 from __future__ import annotations
 
 
 def device_name(text: str) -> str:
-    """The way names are compared and stored: "GE Lunar" is "ge_lunar"."""
+    """The form in which names are compared and stored: "GE Lunar" becomes "ge_lunar"."""
     return text.strip().casefold().replace(" ", "_").replace("-", "_")

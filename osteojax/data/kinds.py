@@ -1,7 +1,7 @@
-"""Kinds of data, found by name: "vertebrae" is `osteojax/data/vertebrae.py`.
+"""Finds a kind of data by its name: "vertebrae" is `osteojax/data/vertebrae.py`.
 
-A name with dots is a kind outside this package: "mylab.pictures" is the module
-`mylab.pictures.data`. It is imported as any installed module is; a folder brings no code.
+A dotted name is a kind outside this package: "mylab.pictures" is the module `mylab.pictures.data`.
+It is imported like any installed module; a prepared folder contains no code.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ if TYPE_CHECKING:
 
 
 class Kind(Protocol):
-    """What a kind's module has."""
+    """What the module of a kind defines."""
 
     ITEMS: str
-    """What its items are called, in the plural: "vertebrae"."""
+    """Plural of what an item is called: "vertebrae"."""
 
     def about(self, manifest: Manifest) -> Any:
-        """`manifest.about`, typed. Raises ValueError, KeyError or TypeError where it cannot be."""
+        """`manifest.about` as a typed object. Raises ValueError, KeyError or TypeError where it is
+        invalid."""
 
     def table_fault(self, table: pd.DataFrame) -> str | None:
-        """What the columns' own rules cannot find wrong with the table, with its line, or None."""
+        """The first fault of the table, with its line, that the rules of single columns do not
+        find; None if there is none."""
 
     def labels(self, rows: Rows) -> Any:
-        """What an objective wants to know of every row, as arrays with names."""
+        """What objectives need of every row, as named arrays."""
 
 
 def find_kind(name: str) -> Kind:
-    """The module of a kind. Raises UserError that lists the choices."""
+    """The module of a kind. Raises UserError that lists the choices if there is none."""
     module: Any = chosen_module(
         "kind", f"{name}.data" if "." in name else name, __package__, "about"
     )

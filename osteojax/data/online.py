@@ -1,10 +1,10 @@
-"""Textures made where they are used: from stored images to members of the pool, on the device.
+"""Computes texture maps during training: from stored images to members of the pool, on the device.
 
-`data.textures = "online"` reads the image of a vertebra once and makes the two members that a step
-shows inside the jitted step; a prepared folder then needs the image alone (`schema.IMAGE_ONLY`).
-Maps are quantised with the manifest's own `MapSpec`s, so that augmentation, normalisation and the
-network see what an offline folder would have given them, up to a code where float32 rounds a tie
-the other way.
+With `data.textures = "online"` the image of a vertebra is read once, and the members that a step
+shows are computed inside the jitted step; a prepared folder then needs to store only the image
+(`vertebrae.IMAGE_ONLY`). Maps are quantised with the `MapSpec`s of the manifest, so that the
+network gets the codes that an offline folder stores; where float32 rounds a tie the other way, they
+differ by one code.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 TEXTURES = ("offline", "online")
 MAPS = POOL[1:]
 _SETTINGS = ("bin_width", "kernel_radius", "domain", "engine")
-"""What a manifest may say of its textures; a setting this does not know would change the maps."""
+"""Texture settings that a manifest may have; an unknown one could change the maps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OnlineTexture:
-    """Image codes and map ids -> codes of those members of the pool; jittable, no parameters.
+    """Computes codes of members of the pool from image codes; jittable, without parameters.
 
     Attributes:
       kernel_radius: voxels.
       codes_per_level: image codes per grey level.
-      specs: storage of the four maps, in `MAPS` order.
+      specs: how each of the four maps is stored, in `MAPS` order.
     """
 
     kernel_radius: int
@@ -92,7 +92,7 @@ class OnlineTexture:
 
 
 def online_texture(textures: str, cohort: PreparedCohort) -> OnlineTexture | None:
-    """What makes the members of `config.data.textures`; None where they are read.
+    """The online computation if `config.data.textures` asks for it; None for "offline".
 
     Raises:
       UserError: a value that is neither "offline" nor "online", or a folder that cannot serve it.
@@ -110,7 +110,7 @@ def online_texture(textures: str, cohort: PreparedCohort) -> OnlineTexture | Non
         return None
     settings = about.texture
     missing = [name for name in _SETTINGS if name not in settings]
-    stride = settings.get("patch_stride")  # folders of before it are dense
+    stride = settings.get("patch_stride")  # absent in older folders, whose maps are dense
     unknown = [name for name in settings if name not in (*_SETTINGS, "patch_stride")]
     if missing or unknown or settings["domain"] != "box" or stride is not None:
         found = f"domain {settings.get('domain')!r}, patch stride {stride or 'none'}"

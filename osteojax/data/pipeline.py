@@ -1,8 +1,9 @@
 """Grain input: global shuffle, exact per-process sharding, resumable at any step.
 
-The order of examples is a function of (seed, position in the endless stream) alone; process p of n
-takes positions p, p + n, ... So a batch holds the same examples for any number of processes, epochs
-follow each other without a short batch, and a resumed run needs only the number of steps it did.
+Which example comes next depends only on the seed and the position in the endless stream; process p
+of n takes positions p, p + n, ... So a batch holds the same examples for any number of processes,
+epochs follow each other without a short batch, and to resume a run only its number of steps is
+needed.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ def training_batches(
     Args:
       cohort: where volumes are read from.
       rows: which vertebrae take part.
-      view: `(cohort, row, rng) -> example`: a view, which reads volumes, or its `draw`, which reads
-        nothing (views.py). Either is given Grain's generator for the position of the stream.
+      view: `(cohort, row, rng) -> example`: a view, which reads volumes, or its `draw`, which does
+        not (views.py). `rng` is Grain's generator for the position of the stream.
       batch_size: global; must divide by the number of processes.
       seed: of the shuffle and of the views' choices.
-      first_step: steps already done; the stream goes on from there, exactly.
+      first_step: number of steps already done; the stream continues exactly from there.
 
     Yields:
       examples stacked along a new first axis of batch_size / processes.
     """
-    import grain  # late: machines that read no shards have no grain
+    import grain  # imported here because machines that read no shards do without it
 
     processes = jax.process_count()
     if batch_size % processes:
@@ -90,8 +91,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[np.ndarray, Example]]:
     """Every row once, in order; the last batch is padded by repeating its last example.
 
-    All processes read the same batches and each device takes its share, so no patient is dropped
-    whatever the device count.
+    All processes read the same batches and each device takes its share, so that no patient is
+    dropped, whatever the number of devices.
 
     Yields:
       (rows of this batch without padding, examples with leading axis batch_size).

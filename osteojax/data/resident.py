@@ -1,11 +1,11 @@
-"""The arrays that training shows, in device memory, and batches gathered from them inside a step.
+"""Keeps the volumes of a training run in device memory and gathers batches from them in a step.
 
-They are kept as they are stored, each device holding an equal part of the items. A step is given
-draws (views.py), a few bytes an example. Every device takes what it holds of the global batch, and
-`psum_scatter` delivers each device's share: every device but the owner adds zeros. What the
-objective sees, and every number after it, is what reading from disk gives.
+Volumes are kept as codes, each device holding an equal part of the items. A step receives draws
+(views.py), a few bytes per example. Every device looks up the volumes of the global batch that it
+holds, and `psum_scatter` delivers each device's share: every device but the owner adds zeros. The
+objective gets the same batch as from disk, so results are the same.
 
-Imports nothing that reads shards: whoever places volumes says how one is read.
+This module does not read shards: the caller of `place` passes a function that reads a volume.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ if TYPE_CHECKING:
 
 READ_THREADS = 16
 BLOCK_BYTES = 64 * 2**20
-"""Volumes on their way to the devices: what loading takes of a process's own memory."""
+"""Host memory that loading uses for volumes on their way to the devices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the arrays of some items lie: in slots, an equal number of them on each device.
+    """Which slot of which device holds each item; every device has the same number of slots.
 
     Attributes:
       rows: i64[R] cohort rows, by slot.
-      members: fields that are kept of each; they share shape and dtype.
+      members: fields that are kept of each item; they share shape and dtype.
       field: one of them, for shape and dtype.
-      pool: names that a draw's map_ids count (`views.View`).
+      pool: names that the map_ids of a draw index (`views.View`).
       num_devices: that the slots are split over, in order.
-      num_blocks, block_slots: a device's slots are filled in so many blocks of so many.
-      key: "codes" or "image", what a batch is given (`views.View`).
+      num_blocks, block_slots: each device's slots are filled in `num_blocks` blocks of
+        `block_slots` slots.
+      key: "codes" or "image": what the batch contains (`views.View`).
     """
 
     rows: np.ndarray
@@ -61,8 +62,8 @@ class Layout:
     def of(
         cls, rows: np.ndarray, view: View, manifest: Manifest, num_devices: int
     ) -> Layout | None:
-        """The layout with the fewest empty slots: less than one a block and device. None where the
-        view's fields do not have one shape and dtype: they do not fit into one array."""
+        """The layout with the fewest empty slots: fewer than one per block and device. None where
+        the view's fields differ in shape or dtype and so do not fit into one array."""
         fields = [manifest.field(name) for name in view.members]
         kinds = {(field.dtype, field.shape) for field in fields}
         if len(kinds) != 1 or fields[0].shape is None:
@@ -80,7 +81,7 @@ class Layout:
 
     @property
     def device_bytes(self) -> int:
-        """What each device gives up."""
+        """Memory that the volumes take on each device."""
         return self.device_slots * len(self.members) * _item_bytes(self.field)
 
     @property
@@ -90,8 +91,8 @@ class Layout:
         return (self.num_devices * self.device_slots, len(self.members), *self.field.shape)
 
     def block(self, device: int, number: int) -> np.ndarray:
-        """i64[at most block_slots] cohort rows of one block of one device; its last slots may have
-        none."""
+        """i64[at most block_slots] cohort rows of one block of one device; the last slots of a
+        block may be empty."""
         start = device * self.device_slots + number * self.block_slots
         return self.rows[start : start + self.block_slots]
 
@@ -119,10 +120,10 @@ class Resident:
         return slots
 
     def slots(self, draws: dict[str, Any]) -> np.ndarray:
-        """i32[..., V or 1] the slots that some draws show, on the host.
+        """i32[..., V or 1] the slots of the items that draws show, computed on the host.
 
         Raises:
-          ValueError: a vertebra that is not held: its view drew from outside the training rows.
+          ValueError: a draw shows an item that is not in memory, from outside the training rows.
         """
         rows = np.asarray(draws["rows"] if "rows" in draws else draws["index"][..., None])
         known = rows < len(self._slot_of)
@@ -136,15 +137,15 @@ def place(
     read: Callable[[int], np.ndarray],
     layout: Layout,
     mesh: Mesh,
-    told: Callable[[int], object] = lambda count: None,
+    on_placed: Callable[[int], object] = lambda count: None,
 ) -> Resident:
-    """Reads volumes into device memory, a block at a time; each process those of its own devices.
+    """Reads volumes into device memory, a block at a time; each process reads for its devices.
 
     Args:
       read: cohort row -> [members, *shape]; called in threads.
-      layout: for as many devices as the mesh has.
-      mesh: over the axis `AXIS`, a process's devices side by side.
-      told: called with the number of vertebrae that have just been placed.
+      layout: for the number of devices of the mesh.
+      mesh: over the axis `AXIS`; the devices of a process are adjacent.
+      on_placed: called with the number of items that have just been placed, for progress.
     """
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     here = [
@@ -158,7 +159,7 @@ def place(
     def put_block(share: Array, block: Array, start: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(share, block, start, axis=0)
 
-    # The same block of every device at once: one program, whatever their number.
+    # Puts one block of every device at once, so that one program serves any number of devices.
     put = jax.jit(
         jax.shard_map(
             put_block,
@@ -175,7 +176,7 @@ def place(
             start = np.int32(number * layout.block_slots)
             codes = put(codes, jax.make_array_from_process_local_data(sharding, block), start)
             codes.block_until_ready()
-            told(sum(map(len, rows)))
+            on_placed(sum(map(len, rows)))
     return Resident(layout, codes)
 
 
@@ -197,10 +198,10 @@ def _read_block(
 
 
 def gather(layout: Layout, codes: Array, draws: Batch) -> Batch:
-    """This device's share of a batch, from its share of the draws; inside a mapped step.
+    """This device's share of a batch, from its share of the draws. Call inside a mapped step.
 
     Args:
-      codes: [device_slots, members, *shape], this device's.
+      codes: [device_slots, members, *shape], the part on this device.
       draws: this device's share, with slots i32[B, V or 1] (`Resident.slots`).
 
     Returns:
@@ -215,12 +216,12 @@ def gather(layout: Layout, codes: Array, draws: Batch) -> Batch:
     slot_BV = jnp.broadcast_to(draws["slots"], member_BV.shape)
     volumes = _take(codes, slot_BV, member_BV)
     batch[layout.key] = volumes[:, 0] if layout.key == "image" else volumes
-    # What follows is compiled as it is for a batch from disk, and gives its numbers to the bit.
+    # The barrier makes XLA compile the rest as for a batch from disk: results are equal to the bit.
     return lax.optimization_barrier(batch)
 
 
 def _take(codes: Array, slot_BV: Array, member_BV: Array) -> Array:
-    """[B, V, *shape] from whichever device holds them."""
+    """[B, V, *shape]: the volumes of this device's share, from the devices that hold them."""
     if lax.axis_size(AXIS) == 1:
         return codes.at[slot_BV, member_BV].get(mode="promise_in_bounds")
     slot_GV, member_GV = lax.all_gather((slot_BV, member_BV), AXIS, tiled=True)

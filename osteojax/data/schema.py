@@ -1,4 +1,4 @@
-"""What a prepared folder says of itself: `manifest.json`, one table, and shards of records.
+"""The format of a prepared folder: `manifest.json`, one table, and shards of records.
 
 A prepared folder:
 
@@ -6,13 +6,13 @@ A prepared folder:
     <manifest.table>          one row per item (a vertebra, a picture), in record order
     failures.csv              case, reason, remedy of what could not be used
     excluded.csv              scans left out because a column of the cohort says so
-    settings.json             what `osteojax prepare` was called with; the same call resumes
-    parts/                    a report per scan: what a rerun need not do again
+    settings.json             options of `osteojax prepare`; the same call resumes
+    parts/                    a report per finished scan, which a rerun skips
     shards/pool-00000-of-00004.array_record
 
 Each item is `len(manifest.fields)` consecutive records of one shard, so that training reads the
 fields it needs and nothing else (`record_position`). The first one is always "meta", the item's
-row as JSON. What fields and columns mean is the kind's: `osteojax/data/<kind>.py`.
+row as JSON. `osteojax/data/<kind>.py` says what fields and columns mean.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ COLUMN_KINDS = ("text", "number", "choice")
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One record of every item.
+    """One of the records that every item has.
 
     Attributes:
-      name: its key, as "image".
+      name: its key, e.g. "image".
       dtype: NumPy's name of the array's type.
       shape: of the array; None where each record has its own, which needs the codec "npy".
       codec: "raw": the array's bytes in C order. "bits": `numpy.packbits` of a bool array. "npy":
@@ -67,11 +67,11 @@ class Field:
         return np.ascontiguousarray(array, self.dtype).tobytes()
 
     def decode(self, record: bytes) -> np.ndarray:
-        """The array of a record. Raises ValueError where it cannot be one."""
+        """The array of a record. Raises ValueError if the record does not fit the field."""
         if self.codec == "npy":
             return np.load(io.BytesIO(record), allow_pickle=False)
         if self.shape is None or self.codec == "json":
-            raise ValueError(f"{self.name} is no array of a fixed shape")
+            raise ValueError(f"{self.name} is not an array of a fixed shape")
         count = math.prod(self.shape)
         expected = -(-count // 8) if self.codec == "bits" else count * np.dtype(self.dtype).itemsize
         if len(record) != expected:
@@ -91,9 +91,10 @@ class Target:
     """Something to be predicted of an item.
 
     Attributes:
-      name: as an objective calls it.
+      name: as objectives refer to it.
       kind: "class" or "number".
-      column: of the table. A class is the position in the column's choices, or the number itself.
+      column: of the table. A class is the position in the column's choices, or, in a column of
+        numbers, the number itself.
       unit: of a number, "" for none.
       classes: names of the classes in order; empty for a number.
       mean, std: of a number over the training split; (0, 1) where none is known.
@@ -112,16 +113,16 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the table, and what may stand in it.
+    """A column of the table and the values that it may hold.
 
     Attributes:
-      name: of the header.
+      name: in the header.
       kind: "text", "number" or "choice" (text from a list).
       choices: of a choice, in order.
       required: no row may leave it empty.
       whole: a number without decimals.
       low, high: bounds of a number, both allowed; None for none.
-      added_later: folders of earlier versions lack the column; it is read as empty.
+      added_later: whether folders of earlier versions may lack the column; it reads as empty then.
     """
 
     name: str
@@ -139,15 +140,15 @@ class Manifest:
     """Everything a reader of the shards must know. Stored as `manifest.json`.
 
     Attributes:
-      kind: of data; `osteojax/data/<kind>.py` says what its parts mean.
+      kind: name of the kind of data, whose meaning `osteojax/data/<kind>.py` defines.
       fields: of every item, in record order; "meta" first.
-      targets: what can be predicted.
+      targets: what can be predicted of an item.
       columns: of the table.
       table: its file name.
       shards: {"name": file under `shards/`, "items": how many} each, in record order.
       counts: split -> {"patients", "items", "labelled"}.
       settings: of `osteojax prepare`.
-      about: what the kind alone understands.
+      about: further values, which only the kind's module reads.
       code_version: version of osteojax that wrote the folder.
     """
 
@@ -191,8 +192,8 @@ class Manifest:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Manifest:
-        """Of the content of a file of this version. Raises TypeError or KeyError where it is none;
-        whether its values can be true is for `soundness.manifest_fault`."""
+        """From the content of a file of this version. Raises TypeError or KeyError for missing or
+        unknown names; `soundness.manifest_fault` checks the values."""
         return cls(
             **{
                 **content,
@@ -223,8 +224,7 @@ def record_position(item_position: int, key: str, keys: tuple[str, ...]) -> int:
 
 
 class Rows(Protocol):
-    """The rows of an opened folder, as its kind looks at them
-    (`osteojax.data.cohort.PreparedCohort`)."""
+    """What a kind may use of an opened folder (`osteojax.data.cohort.PreparedCohort`)."""
 
     manifest: Manifest
     targets: dict[str, np.ndarray]

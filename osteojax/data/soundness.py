@@ -1,7 +1,7 @@
-"""Whether the manifest and the table of a prepared folder can be what `osteojax prepare` wrote.
+"""Checks that the manifest and the table of a prepared folder hold values that `prepare` writes.
 
-Both are text that people edit and copies that break. A wrong number in them would train a model on
-what it misreads, and a name with a path in it would read a file from elsewhere.
+Both are text files that people edit and that copying can damage. A wrong number would silently
+train a model on misread data, and a shard name with a path in it would read a file from elsewhere.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 LARGEST_EDGE = 16384
 LARGEST_FIELD_BYTES = 2**31
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-9, 1e9
-"""Of what the network's input is scaled by: float32 must hold it."""
+"""Range of positive numbers by which the network's input (float32) may be scaled."""
 DTYPES = ("bool", "uint8", "int16", "uint16", "int32", "float16", "float32")
 
 
 def manifest_fault(manifest: Manifest) -> str | None:
-    """The first thing that a manifest cannot say, or None. What only the kind understands
-    (`manifest.about`) is for the kind to check."""
+    """The first invalid value of a manifest, in words, or None. The kind checks
+    `manifest.about`."""
     if not (isinstance(manifest.kind, str) and manifest.kind):
         return f"kind {manifest.kind!r}"
     if not is_file_name(manifest.table):
@@ -123,12 +123,12 @@ def _shard_fault(shard: Any) -> str | None:
 
 
 def is_file_name(name: Any) -> bool:
-    """Whether it is a name without a path."""
+    """Whether it is the name of a file, without a path."""
     return isinstance(name, str) and bool(name) and PurePath(name).name == name
 
 
 def is_number(value: Any) -> bool:
-    """Whether float32 can hold it: NaN and infinity are none."""
+    """Whether it is a number that float32 can hold; NaN and infinity are not."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return plain and abs(value) < LARGEST_NUMBER
 
@@ -142,7 +142,7 @@ def is_count(value: Any) -> bool:
 
 
 def table_fault(table: pd.DataFrame, columns: Sequence[Column]) -> str | None:
-    """The first thing that the table of a folder cannot say, with its line, or None.
+    """The first invalid value of a folder's table, with its line, or None.
 
     Args:
       table: text and choices as str, "" where empty; numbers as pandas read them, NaN where empty.
@@ -157,7 +157,7 @@ def table_fault(table: pd.DataFrame, columns: Sequence[Column]) -> str | None:
 
 def _wrong_cells(values: pd.Series, column: Column) -> np.ndarray:
     """bool[N]."""
-    import pandas as pd  # benchmarks read manifests on machines without it
+    import pandas as pd  # imported here: benchmarks read manifests on machines without pandas
 
     if column.kind != "number":
         empty = (values == "").to_numpy()

@@ -1,4 +1,4 @@
-"""The kind "vertebrae": a vertebra's box with its texture pool, mask and DXA result.
+"""The kind of data "vertebrae": a vertebra's box with its texture pool, mask and DXA result.
 
 Records of each vertebra:
 
@@ -8,8 +8,8 @@ Records of each vertebra:
                               data.textures="online" stores the image alone (`About.stored`)
     mask                      bool[2, D, H, W] as bits: [0] the vertebra, [1] inside the CT
 
-Axes of every volume: [0] inferior to superior, [1] anterior to posterior, [2] the patient's right
-to left, all along the vertebra's own axes.
+Axes of every volume, aligned with the vertebra: [0] inferior to superior, [1] anterior to
+posterior, [2] the patient's right to left.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ ITEMS = "vertebrae"
 TABLE = "vertebrae.csv"
 
 POOL = ("image", "Autocorrelation", "JointAverage", "Contrast", "DifferenceAverage")
-"""The texture pool (paper, section 2.1), by PyRadiomics' own names; the order is the map id."""
+"""The texture pool (paper, section 2.1), in PyRadiomics' names; the position is the map id."""
 
 IMAGE_ONLY = POOL[:1]
-"""What a folder stores of the pool when training makes the maps itself."""
+"""Members of the pool that a folder stores when training computes the maps."""
 
 LEVELS = tuple([f"T{i}" for i in range(1, 13)] + [f"L{i}" for i in range(1, 7)])
 """Vertebral levels; the class of a level is its position here plus one (1-18)."""
 
 UNKNOWN_DEVICE = "unknown"
-"""The device of a vertebra whose DXA scanner is not known; always the last entry of `devices`."""
+"""Name for a DXA scanner that is not known; always the last entry of `devices`."""
 
 HU_MIN, HU_MAX = -200.0, 1000.0
 """HU are clipped to [HU_MIN, HU_MAX) (docs/method.md)."""
 IMAGE_STEP_HU = 5.0
-"""Width of an image code. It divides the GLCM bin width, so codes keep every grey level."""
+"""Width of an image code in HU. It divides the GLCM bin width, so that every grey level can be
+computed from codes."""
 
 
 def level_class(level: str) -> int:
@@ -60,7 +61,7 @@ LARGEST_BMD_G_CM2 = 5.0
 
 
 def columns(devices: Sequence[str]) -> tuple[Column, ...]:
-    """Of `vertebrae.csv`. devices: DXA devices by index, `UNKNOWN_DEVICE` last."""
+    """Columns of `vertebrae.csv`. devices: DXA scanners by index, `UNKNOWN_DEVICE` last."""
     return (
         Column("patient_id", required=True),
         Column("scan_id"),
@@ -82,7 +83,7 @@ def columns(devices: Sequence[str]) -> tuple[Column, ...]:
         Column("mask_volume_mm3", "number"),  # of the label in the original CT
         Column("slice_mm", "number", added_later=True),  # distance of the original CT's slices
         Column("shard"),  # file name
-        # Of the vertebra in its shard; its first record is position * number of fields.
+        # Index of the vertebra in its shard; its first record is position * number of fields.
         Column("position", "number"),
     )
 
@@ -96,34 +97,34 @@ def record_keys(stored: Sequence[str] = POOL) -> tuple[str, ...]:
 
 
 def fields(size: int, stored: Sequence[str]) -> tuple[Field, ...]:
-    """Of a cubic box of `size` voxels an edge; stored: `POOL` or `IMAGE_ONLY`."""
+    """Fields of a cubic box of `size` voxels per edge; stored: `POOL` or `IMAGE_ONLY`."""
     box = (size, size, size)
     volumes = [Field(name, "uint8", box) for name in stored]
     return (META, *volumes, Field("mask", "bool", (2, *box), "bits"))
 
 
 def targets(bmd_mean: float, bmd_std: float) -> tuple[Target, ...]:
-    """Diagnosis, BMD and level. bmd_mean, bmd_std: g/cm^2 over labelled training vertebrae, the one
-    affine of the BMD head for all devices; (0, 1) where there are none."""
+    """Diagnosis, BMD and level. bmd_mean, bmd_std: in g/cm^2 over labelled training vertebrae, for
+    the BMD head's normalisation, one for all DXA scanners; (0, 1) where there are none."""
     diagnoses = ("no osteoporosis", "osteoporosis")
     return (
         Target("osteoporosis", "class", "osteoporosis", classes=diagnoses),
         Target("bmd", "number", "bmd_g_cm2", "g/cm^2", mean=bmd_mean, std=bmd_std),
-        # A mask gives every vertebra's level, so it makes none labelled.
+        # Every vertebra has a level, from the mask, so it does not count as a label.
         Target("level", "class", "level", classes=LEVELS, counts_as_label=False),
     )
 
 
 def image_spec() -> MapSpec:
-    """The HU image: 240 half-open codes of 5 HU from -200, decoded at their middle."""
+    """The HU image: 240 half-open codes of 5 HU from -200 HU, decoded at their middle."""
     return MapSpec("image", "HU", "linear", HU_MIN + IMAGE_STEP_HU / 2, IMAGE_STEP_HU, 240)
 
 
 def map_spec(name: str, bin_width: float) -> MapSpec:
     """Fixed-range uint8 storage of a texture map over grey levels 1..(HU_MAX-HU_MIN)/bin_width.
 
-    Ranges are known in advance, so nothing has to be read twice to write it (docs/method.md).
-    Features of differences are small nearly everywhere: log1p spends the codes where values are.
+    Ranges are known in advance, so that maps are written in one pass (docs/method.md). Features of
+    differences are small nearly everywhere; log1p gives small values most of the codes.
     """
     levels = math.ceil((HU_MAX - HU_MIN) / bin_width)
     ranges = {
@@ -138,7 +139,7 @@ def map_spec(name: str, bin_width: float) -> MapSpec:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a manifest of vertebrae says beside fields and targets.
+    """What a manifest of vertebrae holds beside fields and targets.
 
     Attributes:
       size: edge of the cubic box in voxels.
@@ -146,8 +147,8 @@ class About:
       maps: one `MapSpec` per member of the pool, in `POOL` order.
       texture: settings of the texture maps (bin_width, kernel_radius, domain, engine, ...).
       label_scheme: scheme the masks were read with ("mixed" where the cohort names several).
-      devices: DXA devices by index, `UNKNOWN_DEVICE` last.
-      stored: members of the pool that have a record; statistics are of the whole pool always.
+      devices: DXA scanners by index, `UNKNOWN_DEVICE` last.
+      stored: members of the pool that have a record; `maps` always covers the whole pool.
       bmd_mean, bmd_std: of `targets`.
     """
 
@@ -167,8 +168,8 @@ class About:
 
 
 def about(manifest: Manifest) -> About:
-    """What a manifest says of its vertebrae. Raises ValueError, KeyError or TypeError where it
-    cannot be."""
+    """The vertebrae's part of a manifest. Raises ValueError, KeyError or TypeError where it is
+    invalid."""
     bmd, own = manifest.target("bmd"), manifest.about
     found = About(
         size=own["size"],
@@ -246,8 +247,8 @@ def manifest_of(
 
 
 def upgraded(content: dict[str, Any]) -> Manifest:
-    """The manifest of a folder that osteojax 0.1 wrote; its folders hold vertebrae and have no
-    `kind`. Raises KeyError or TypeError where it is none."""
+    """Translates a manifest that osteojax 0.1 wrote, which has no `kind` and means vertebrae.
+    Raises KeyError or TypeError where `content` is not one."""
     known = {name: content[name] for name in _KEPT_OF_0_1}
     counts = {
         split: {("items" if name == "vertebrae" else name): n for name, n in own.items()}
@@ -276,7 +277,7 @@ _KEPT_OF_0_1 = (
 
 
 def table_fault(table: pd.DataFrame) -> str | None:
-    """A row whose level and class of the level disagree, or None."""
+    """The first row whose `level` and `level_class` disagree, or None."""
     classes = {level: number for number, level in enumerate(LEVELS, start=1)}
     wrong = (table["level"].map(classes) != table["level_class"]).to_numpy()
     if not wrong.any():
@@ -287,13 +288,13 @@ def table_fault(table: pd.DataFrame) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Targets and the DXA device as arrays, one entry per row of the table.
+    """Targets and the DXA scanner as arrays, one entry per row of the table.
 
     Attributes:
       osteoporosis: i32[N], -1 where missing.
       bmd_g_cm2: f32[N], NaN where missing.
       level: i32[N], class 0-17.
-      device: i32[N], index into the devices; unknown where there is no DXA result.
+      device: i32[N], index into `About.devices`; the unknown one where there is no DXA result.
     """
 
     osteoporosis: np.ndarray
@@ -303,7 +304,7 @@ class Labels:
 
 
 def labels(rows: Rows) -> Labels:
-    """Of every row of an opened folder."""
+    """The labels of every row of an opened folder."""
     device, unknown = rows.choices("device"), len(rows.manifest.column("device").choices) - 1
     found = rows.targets
     return Labels(

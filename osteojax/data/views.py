@@ -1,8 +1,8 @@
 """Which members of the texture pool an example shows.
 
-A view draws on the host, from Grain's generator for a position of the stream, what an example is:
-a few numbers. Reading the volumes that a draw names is another step: from the shards, or from
-device memory (`data/resident.py`), where drawing is all that the host does.
+A view first draws what an example shows, a few numbers, on the host with Grain's generator for the
+position of the stream. The volumes that the draw names are then read from the shards, or taken from
+device memory inside the step (`data/resident.py`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from osteojax.data.cohort import PreparedCohort
 
 Example = dict[str, Any]
-"""Arrays and NumPy scalars of one vertebra; stacked into a batch."""
+"""Arrays and NumPy scalars of one example, which are stacked into a batch."""
 
 
 class View(Protocol):
-    """What a view has; `view(cohort, row, rng)` draws and reads.
+    """Interface of a view; `view(cohort, row, rng)` draws and reads.
 
-    A draw has index i32 (its row) and map_ids i32[V], and what else the host knows; where a view
-    shows another vertebra than its own, rows i32[V] says which. Reading adds the volumes.
+    A draw has index i32 (its row), map_ids i32[V] and labels. If a view shows items of other rows,
+    the draw also has rows i32[V]. Reading adds the volumes.
 
     Attributes:
-      key: "codes", the members that map_ids name, or "image", from which the device makes them.
-      pool: what map_ids count: names of fields, or of what the device makes.
+      key: "codes" if the members that map_ids name are read; "image" if only the image is read and
+        the device computes them.
+      pool: names that map_ids index: of fields, or of members that the device computes.
       members: every field that a draw can name; for "image" the image.
     """
 
@@ -51,10 +52,10 @@ class View(Protocol):
 
 
 def with_volumes(view: View, cohort: PreparedCohort, draw: Example) -> Example:
-    """A draw with the volumes that it shows, read from the shards.
+    """Adds to a draw the volumes that it shows, read from the shards.
 
     Returns:
-      the draw and "codes" [V, *shape of the field], or "image", the one field, by `view.key`.
+      the draw with "codes" [V, *shape of the field] or with "image", as `view.key` says.
     """
     if view.key == "image":
         return {**draw, "image": cohort.members(int(draw["index"]), ["image"])[0]}
@@ -67,7 +68,8 @@ def with_volumes(view: View, cohort: PreparedCohort, draw: Example) -> Example:
 
 
 INTENSITY_MAPS = ("image", "Autocorrelation", "JointAverage")
-"""Smooth functions of the local mean: pairs among them are near-trivial (docs/method.md)."""
+"""Members that are smooth functions of the local mean; a pair of two of them is almost trivial
+(docs/method.md)."""
 
 
 def _all_pairs() -> list[tuple[int, int]]:
@@ -77,7 +79,7 @@ def _all_pairs() -> list[tuple[int, int]]:
 
 @functools.cache
 def pair_choices(sampler: str) -> np.ndarray:
-    """i32[P, 2] the pairs a sampler draws from, uniformly.
+    """i32[P, 2] the pairs of map ids from which a sampler draws uniformly.
 
     Args:
       sampler: "uniform" (any two distinct members; the paper does not say), "cross_group" (one of
@@ -109,7 +111,7 @@ def _draw_pair(sampler: str, rng: np.random.Generator) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class PoolPair:
-    """Two distinct members of a vertebra's pool, in random order: the views s and t of eq. 1."""
+    """Two distinct members of a vertebra's pool in random order: views s and t of eq. 1."""
 
     sampler: str = "uniform"
     key = "codes"
@@ -140,11 +142,11 @@ def _comparable(cohort: PreparedCohort) -> tuple[np.ndarray, np.ndarray, list[np
 
 @dataclasses.dataclass(frozen=True)
 class OtherPatientPair(PoolPair):
-    """Two members of the pool from two patients' vertebrae of one level: what is left to learn of
-    one bone is gone, so that pre-training must not help (a control).
+    """Two members of the pool from vertebrae of two patients at one level. The views share no bone,
+    so pre-training on them should not help (a control).
 
-    The second vertebra is of the same split and, like the first, with or without a label: rows that
-    training leaves out are never shown.
+    The second vertebra is from the same split, and labelled if and only if the first one is, so
+    that rows that training leaves out are never shown.
     """
 
     sampler: str = "other_patient"
@@ -165,7 +167,8 @@ class OtherPatientPair(PoolPair):
 
 
 def pair_view(sampler: str, online: bool) -> View:
-    """The view of `data.pairs`; `online`: the device makes the maps. Raises UserError."""
+    """The view for `data.pairs`. online: whether the device computes the maps. Raises UserError
+    for an unknown name, and for "other_patient" online."""
     pair_choices(sampler)
     if sampler == "other_patient":
         if online:
@@ -173,14 +176,15 @@ def pair_view(sampler: str, online: bool) -> View:
                 "data.pairs=other_patient needs two stored pools: use data.textures=offline."
             )
         return OtherPatientPair()
-    if sampler == "image_image":  # needs no map: stored images do in either mode
+    if sampler == "image_image":  # needs no map, so stored images suffice in either mode
         return PoolPair(sampler)
     return (ImageForPair if online else PoolPair)(sampler)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageForPair:
-    """What `PoolPair` shows, as its image and which members to make of it (`data/online.py`)."""
+    """The draws of `PoolPair` with the image, from which the device computes the members
+    (`data/online.py`)."""
 
     sampler: str = "uniform"
     key = "image"
@@ -196,7 +200,7 @@ class ImageForPair:
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """The image member with every label the vertebra has."""
+    """The image of the vertebra with all its labels."""
 
     key = "codes"
     pool = POOL
@@ -219,7 +223,8 @@ class Supervised:
 
 @dataclasses.dataclass(frozen=True)
 class ToldDevice(Supervised):
-    """`Supervised` with other DXA devices than the true ones: what would the answer have been?
+    """`Supervised` with a given DXA scanner for each row instead of the true one, to ask what the
+    model would predict for it.
 
     Attributes:
       device: i32[N], an index into the manifest's devices for every row of the cohort.

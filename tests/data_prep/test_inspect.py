@@ -223,7 +223,7 @@ def test_vertebrae_are_spread_over_the_folder():
         (lambda d: (d / "manifest.json").unlink(), "no manifest.json"),
         (lambda d: (d / "vertebrae.csv").unlink(), "vertebrae.csv is missing"),
         (lambda d: (d / "vertebrae.csv").write_text("a,b\n"), "columns missing"),
-        (lambda d: next((d / "shards").iterdir()).unlink(), "it is not there"),
+        (lambda d: next((d / "shards").iterdir()).unlink(), "is missing"),
         (
             lambda d: [p.write_bytes(p.read_bytes()[:3000]) for p in (d / "shards").iterdir()],
             "the shard is damaged",
