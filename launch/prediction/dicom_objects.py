@@ -29,8 +29,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from data_prep.volumes import series_files
+from launch.prediction.answered_case import AnsweredCase
 from launch.prediction.flags import MEANINGS, Flag
-from launch.prediction.results import Answer
 from osteojax import __version__
 from osteojax.errors import CaseError
 from osteojax.files import atomic_path
@@ -65,7 +65,7 @@ LOWER = Code("low", SCHEME, "Lower end of the interval")
 UPPER = Code("high", SCHEME, "Upper end of the interval")
 
 
-def write(answer: Answer, page: np.ndarray) -> None:
+def write(answer: AnsweredCase, page: np.ndarray) -> None:
     """Writes `report.dcm` and `page.dcm` into the case's folder.
 
     Args:
@@ -107,7 +107,7 @@ def _silent() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _headers(answer: Answer) -> list[FileDataset]:
+def _headers(answer: AnsweredCase) -> list[FileDataset]:
     """Headers of the CT's slices, with empty values for what they may lack.
 
     Raises:
@@ -134,7 +134,7 @@ def _headers(answer: Answer) -> list[FileDataset]:
     return headers
 
 
-def _report(answer: Answer, headers: Sequence[Dataset]) -> Dataset:
+def _report(answer: AnsweredCase, headers: Sequence[Dataset]) -> Dataset:
     groups = [
         _vertebra_group(answer, row, flags, headers)
         for (_, row), flags in zip(answer.table.iterrows(), answer.flags, strict=True)
@@ -166,7 +166,7 @@ def _report(answer: Answer, headers: Sequence[Dataset]) -> Dataset:
     )
 
 
-def _observer(answer: Answer) -> sr.ObserverContext:
+def _observer(answer: AnsweredCase) -> sr.ObserverContext:
     # The same model is the same observer.
     name = uuid.uuid5(uuid.NAMESPACE_OID, answer.model["fingerprint"])
     return sr.ObserverContext(
@@ -179,7 +179,7 @@ def _observer(answer: Answer) -> sr.ObserverContext:
     )
 
 
-def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
+def _algorithm(answer: AnsweredCase) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
         name=MANUFACTURER,
         version=__version__,
@@ -189,7 +189,7 @@ def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
     )  # fmt: skip
 
 
-def _patient_group(answer: Answer) -> sr.MeasurementsAndQualitativeEvaluations:
+def _patient_group(answer: AnsweredCase) -> sr.MeasurementsAndQualitativeEvaluations:
     patient = answer.patient
     values = []
     if patient["probability"] is not None:
@@ -206,7 +206,7 @@ def _patient_group(answer: Answer) -> sr.MeasurementsAndQualitativeEvaluations:
 
 
 def _vertebra_group(
-    answer: Answer, row: pd.Series, flags: list[Flag], headers: Sequence[Dataset]
+    answer: AnsweredCase, row: pd.Series, flags: list[Flag], headers: Sequence[Dataset]
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     level = row["level"]
     site = getattr(codes.SCT, f"{level}Vertebra", codes.SCT.Vertebra)  # L6 has no code of its own

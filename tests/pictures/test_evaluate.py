@@ -1,4 +1,4 @@
-"""The pictures are evaluated and exported by the same verbs as vertebrae."""
+"""The pictures are evaluated, exported and predicted on by the same verbs as vertebrae."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 
 from launch.cli import main
 from osteojax.data.cohort import open_cohort
+from osteojax.export.card import write_card
 from osteojax.export.load import ExportedModel
+from tests.export.test_card import VALID
 from tests.pictures import commands
 
 
@@ -22,7 +24,9 @@ def trained(prepared: Path, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_evaluated_and_exported(trained: Path, prepared: Path, tmp_path: Path, capsys) -> None:
+def test_evaluated_exported_predicted(
+    trained: Path, prepared: Path, folder: Path, tmp_path: Path, capsys
+) -> None:
     out = tmp_path / "evaluation"
     command = ["evaluate", "--workdir", str(trained), "--data", str(prepared), "--out", str(out)]
     assert main(command) == 0
@@ -43,6 +47,23 @@ def test_evaluated_and_exported(trained: Path, prepared: Path, tmp_path: Path, c
     np.testing.assert_allclose(outputs["width_px"], written["width_pred"], atol=1e-4)
     along = outputs["direction_probabilities"][:, 1]
     np.testing.assert_allclose(along, written["direction_probability"], atol=1e-5)
+    # `predict` finds the kind's options and code by the card.
+    files = [str(folder / f"{name}.png") for name in written["picture_id"]]
+    command = ["predict", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "new")]
+    assert main([*command, "--picture", *files]) == 0
+    new = pd.read_csv(tmp_path / "new" / "predictions.csv")
+    columns = ["picture_id", "direction_pred"]
+    pd.testing.assert_frame_equal(new[columns], written[columns])
+    np.testing.assert_allclose(new["width_pred"], written["width_pred"], atol=1e-4)
+
+
+def test_a_model_of_a_kind_that_is_not_installed(tmp_path: Path, capsys) -> None:
+    card = {**VALID, "kind": "nowhere.pictures"}
+    write_card(tmp_path, card)
+    assert main(["predict", "--model", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert "Python finds no module nowhere" in error
 
 
 def test_what_a_run_does_not_have(trained: Path, tmp_path: Path, capsys) -> None:
