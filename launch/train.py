@@ -17,10 +17,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from launch import distributed
+from launch.configs import load_config
 from osteojax.errors import UserError
 
 
@@ -36,43 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     distributed.add_arguments(parser)
 
 
-def load_config(path: str, overrides: list[str]) -> ConfigDict:
-    """A config file with `--config.key=value` applied; types and names are checked.
-
-    A wrong file, key or value exits with status 2, as every wrong command line does.
-    """
-    file = Path(path.partition(":")[0])
-    if not file.is_file():
-        _exit(f"--config {file}: no such file. The configs are in configs/.")
-    values = flags.FlagValues()
-    argv = ["osteojax train", f"--config={path}", *_last_of_each(overrides)]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _exit(str(error).strip().splitlines()[0])
-    if rest[1:]:
-        _exit(f"unknown arguments: {' '.join(rest[1:])}")
-    return values.config
-
-
-def _last_of_each(overrides: list[str]) -> list[str]:
-    """Of a field that is set twice, the last: absl would join the values of a tuple."""
-    last = {text.partition("=")[0]: place for place, text in enumerate(overrides)}
-    return [
-        text
-        for place, text in enumerate(overrides)
-        if "=" not in text or last[text.partition("=")[0]] == place
-    ]
-
-
-def _exit(message: str) -> None:
-    print(f"osteojax train: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def run(args: argparse.Namespace) -> int:
-    config = load_config(args.config, args.overrides)
+    try:
+        config = load_config(args.config, args.overrides)
+    except UserError as error:  # as every wrong command line
+        print(f"osteojax train: error: {error}", file=sys.stderr)
+        return 2
     if config.get("init_from") and not Path(config.init_from).is_dir():
         raise UserError(f"config.init_from {config.init_from}: no such workdir.")
     if not distributed.join(args):

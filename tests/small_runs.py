@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from launch.train import load_config
+from launch.configs import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

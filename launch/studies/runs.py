@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
+from launch.configs import load_config
 from launch.studies.ceilings import ceiling_predictions, true_values
 from launch.studies.cohorts import Cohorts, run_verb
 from launch.studies.plan import Row, Settings, Study, with_settings
-from launch.train import load_config
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.errors import UserError
 from osteojax.evaluation import predictions

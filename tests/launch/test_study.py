@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from launch import cli
+from launch.configs import load_config
 from launch.studies import plan
 from launch.studies.cohorts import Cohorts
 from launch.studies.plan import Cohort, Contrast, Row, load_study, with_settings
 from launch.studies.runs import Runs
-from launch.train import load_config
 from osteojax.errors import UserError
 from osteojax.train.stop import Stopped
 from tests.launch.stand_in_study import stand_in_cohort, study

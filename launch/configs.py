@@ -1,0 +1,54 @@
+"""Training configs: a file with `get_config(variant)`, read with changes to its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from osteojax.errors import UserError
+
+SHIPPED = Path(__file__).resolve().parents[1]
+"""The folder that holds `configs/`: the repository, or where the package is installed."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file, with some fields changed; names and types of fields are checked.
+
+    Args:
+      path: FILE.py, or FILE.py:smoke for a variant. `configs/...` is found in the installed
+        package where the current folder has no such file.
+      overrides: texts `--config.FIELD=VALUE`, as on the command line of `osteojax train`. Of a
+        field that is set twice the last one counts.
+
+    Raises:
+      UserError: no such file or variant, a field that the config lacks, a value of another type.
+    """
+    file, colon, variant = str(path).partition(":")
+    place = Path(file)
+    if not place.is_file() and place.parts[:1] == ("configs",):
+        place = SHIPPED / place
+    if not place.is_file():
+        raise UserError(f"--config {file}: no such file. The configs are in {SHIPPED / 'configs'}.")
+    values = flags.FlagValues()
+    argv = ["osteojax", f"--config={place}{colon}{variant}", *_last_of_each(overrides)]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from error
+    if rest[1:]:
+        raise UserError(f"unknown arguments: {' '.join(rest[1:])}")
+    return values.config
+
+
+def _last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Of a field that is set twice, the last: absl would join the values of a tuple."""
+    last = {text.partition("=")[0]: place for place, text in enumerate(overrides)}
+    return [
+        text
+        for place, text in enumerate(overrides)
+        if "=" not in text or last[text.partition("=")[0]] == place
+    ]
