@@ -1,3 +1,66 @@
-"""OsteoJAX: opportunistic osteoporosis diagnosis from CT, on JAX and Flax."""
+"""OsteoJAX: opportunistic osteoporosis diagnosis from CT, on JAX and Flax.
+
+Python users find what they call here, by one name each: `osteojax.voxel_maps`,
+`osteojax.train_model`, ... (docs/python.md shows them at work). A name is imported when it is first
+used, so that `import osteojax` takes no time: it loads neither JAX nor NumPy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "RadiomicsFeatureExtractor",
+    "UserError",
+    "VoxelSettings",
+    "draw_vertebra",
+    "evaluate",
+    "export_model",
+    "load_config",
+    "load_model",
+    "open_cohort",
+    "predict_scan",
+    "read_predictions",
+    "score_predictions",
+    "train_model",
+    "voxel_maps",
+]
+
+_PLACES = {
+    "RadiomicsFeatureExtractor": "data_prep.radiomics_maps.extractor:RadiomicsFeatureExtractor",
+    "UserError": "osteojax.errors:UserError",
+    "VoxelSettings": "osteojax.ops.texture.voxel_maps:VoxelSettings",
+    "draw_vertebra": "launch.inspection.slices:draw_slices",
+    "evaluate": "launch.evaluation.run:evaluate",
+    "export_model": "osteojax.export.write:export_model",
+    "load_config": "launch.configs:load_config",
+    "load_model": "osteojax.export.load:ExportedModel",
+    "open_cohort": "osteojax.data.cohort:open_cohort",
+    "predict_scan": "launch.prediction.scan:predict_scan",
+    "read_predictions": "osteojax.evaluation.predictions:read",
+    "score_predictions": "osteojax.evaluation.scores:score_predictions",
+    "train_model": "osteojax.train.loop:train",
+    "voxel_maps": "osteojax.ops.texture.voxel_maps:voxel_maps",
+}
+"""Name -> module:attribute. This table alone names modules of the layers above this package; type
+checkers read the same names in __init__.pyi. No name may be a subpackage's (`osteojax.train` is
+one): importing that would replace the name."""
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name not in _PLACES:
+        close = difflib.get_close_matches(name, __all__, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(close)}?" if close and name[0] != "_" else ""
+        raise AttributeError(f"module 'osteojax' has no attribute {name!r}{hint}")
+    module, _, attribute = _PLACES[name].partition(":")
+    value = globals()[name] = getattr(importlib.import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,50 @@
+"""One CT and its mask to one table: prediction from Python, without files of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from data_prep.vertebrae.label_schemes import find_scheme
+from launch.prediction.cases import Case
+from launch.prediction.decision import vertebra_table
+from launch.prediction.loading import Frame, LoadedCase, load
+from osteojax.data.vertebrae import UNKNOWN_DEVICE
+from osteojax.export.load import ExportedModel
+
+
+def predict_scan(
+    model: ExportedModel,
+    ct: str | Path,
+    mask: str | Path,
+    *,
+    label_scheme: str = "verse",
+    device: str = UNKNOWN_DEVICE,
+) -> pd.DataFrame:
+    """What a model says of every vertebra of a CT.
+
+    Args:
+      model: exported with `osteojax export`, loaded with `osteojax.load_model`.
+      ct: NIfTI, NRRD, MHA, or a folder with a DICOM series.
+      mask: of the vertebrae: one file, or a folder of one-vertebra masks.
+      label_scheme: of the mask (docs/data.md).
+      device: DXA device that BMD is predicted for, by a name that the model knows.
+
+    Returns:
+      One row per vertebra from above, with the columns of `decision.vertebra_table`: level,
+      probability (0-1), bmd_pred_g_cm2, bmd_low, bmd_high, flags, ...
+
+    Raises:
+      UserError: a device or label scheme that is not known; CaseError: an unusable CT or mask.
+    """
+    ct, mask = Path(ct), Path(mask)
+    find_scheme(label_scheme, ct.name)
+    index = model.device_index(device)
+    background = model.card["inputs"]["hu"]["outside_vertebra"]
+    frame = Frame(model.size, model.spacing_mm, background)
+    found = load(Case(ct.name, ct, mask, label_scheme, model.devices[index], ct.parent), frame)
+    if not isinstance(found, LoadedCase):
+        raise found
+    table, _ = vertebra_table(model, found, model.predict(found.hu, index))
+    return table
