@@ -1,8 +1,9 @@
-"""Dask workers: processes of this machine, or a cluster that was started for the purpose.
+"""Dask workers: processes of this machine, or a cluster that the user started.
 
-Every task runs inside `perform`, which sees to it that a worker uses one core, leaves accelerators
-alone unless it advertises the resource `accelerator`, sees the same --out folder and runs the same
-versions. What a task raises comes back as a value: Dask would log its arguments, which name cases.
+Every task runs inside `perform`, which makes sure that a worker uses one core, uses no accelerator
+unless it advertises the resource `accelerator`, sees the same --out folder and runs the same
+versions. Exceptions of a task are returned as values, because Dask would log the task's arguments,
+which name cases.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from osteojax.errors import UserError
 
 CONNECT_SECONDS = 10.0
 WORKERS_SECONDS = 60.0
-"""How long a scheduler may be without a worker when a run begins."""
+"""How long a run waits for a first worker when it begins."""
 
 START_WORKERS = "dask worker {address} --nthreads 1 --nworkers CORES"
 MALLOC = {-3: 32 << 20, -1: 64 << 20, -8: 1}
-"""Options of `mallopt`: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD at the bytes that glibc adapts to by
-itself, and M_ARENA_MAX."""
+"""Options of `mallopt`: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes, at the values that glibc
+adapts to by default, and M_ARENA_MAX."""
 LOCAL = {"distributed.worker.profile.enabled": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What must hold on a worker before it does anything.
+    """Conditions that a worker must meet before it runs a task.
 
     Attributes:
-      out: absolute path of the folder, on every machine.
-      run: what `out/.lock` holds during this run.
-      versions: of what decides the bytes.
+      out: absolute path of the --out folder, the same on every machine.
+      run: content of `out/.lock` during this run.
+      versions: of the packages that determine the written bytes.
     """
 
     out: str
@@ -57,11 +58,11 @@ class Conditions:
     versions: dict[str, str]
 
     def unmet(self, worker: Worker) -> str | None:
-        """What is wrong with a worker, asked on it, and what to do about it."""
+        """What is wrong with a worker and what to do about it; None if nothing is. Runs on it."""
         where = f"worker {worker.address}"
         if worker.state.nthreads != 1:
             return (
-                f"{where} has {worker.state.nthreads} threads: memory and umask are one task's. "
+                f"{where} has {worker.state.nthreads} threads; it must run one task at a time. "
                 f"Start it as `{START_WORKERS.format(address='ADDRESS')}`."
             )
         if different := [
@@ -86,7 +87,7 @@ class Conditions:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what decides the bytes that are written, or the protocol."""
+    """Versions of the packages that determine the written bytes or Dask's protocol."""
     packages = ("osteojax", "jax", "numpy", "SimpleITK", "array-record", "distributed")
     found = {"Python": ".".join(platform.python_version_tuple()[:2])}
     return found | {name: importlib.metadata.version(name) for name in packages}
@@ -121,7 +122,7 @@ def perform(
 def settle_worker() -> None:
     """Limits the process to one thread, and to the CPU unless its worker advertises an accelerator.
 
-    Must be called before JAX starts in the process.
+    Call it before JAX is imported in the process.
     """
     import jax
     import SimpleITK as sitk
@@ -138,8 +139,9 @@ def settle_worker() -> None:
 
 
 def _keep_pages() -> None:
-    """Makes glibc keep freed pages, as it does by default. Dask's nanny turns that off through the
-    environment, and fetching pages anew for every volume made `prepare` a third slower."""
+    """Makes glibc keep freed memory pages, as it does by default. Dask's nanny turns that off
+    through the environment, and allocating new pages for every volume made `prepare` a third
+    slower."""
     if platform.system() == "Linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not in every libc
@@ -148,7 +150,7 @@ def _keep_pages() -> None:
 
 
 class Workers:
-    """A `Place`: the workers of a Dask scheduler, or those of them that have a resource."""
+    """A `Place`: the workers of a Dask scheduler, or only those with a resource."""
 
     def __init__(self, client: Client, conditions: Conditions, resource: str | None) -> None:
         resources = {resource: 1} if resource else None
@@ -157,7 +159,7 @@ class Workers:
         self._capacity, self._counted_at = 0, 0.0
 
     def capacity(self) -> int:
-        """One task a worker; workers may come and go, so they are counted every second."""
+        """One task per worker. Workers may come and go, so they are counted every second."""
         if time.monotonic() - self._counted_at > 1:
             workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
             able = [w for w in workers if not self._resource or self._resource in w["resources"]]
@@ -167,12 +169,12 @@ class Workers:
     def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
         future: Future[Any] = Future()
         inner = self._executor.submit(perform, self._conditions, function, arguments)
-        inner.add_done_callback(lambda finished: _hand_on(finished, future))
+        inner.add_done_callback(lambda finished: _copy_result(finished, future))
         return future
 
 
-def _hand_on(finished: Future[Any], future: Future[Any]) -> None:
-    """Passes result or error of a finished Dask future on to the task's own future."""
+def _copy_result(finished: Future[Any], future: Future[Any]) -> None:
+    """Copies the result or error of a finished Dask future to the task's future."""
     if finished.cancelled():
         gone = "the scheduler is gone. Start it again, then rerun the same command; what is "
         future.set_exception(UserError(f"{gone}finished is kept."))
@@ -198,7 +200,7 @@ def _cannot_import(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """Silences Dask's logs: a lost worker or scheduler is reported in one line of our own."""
+    """Silences Dask's logs; this package reports a lost worker or scheduler in one line."""
     for name in [*logging.root.manager.loggerDict]:
         if name.split(".")[0] in ("distributed", "tornado"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -206,7 +208,7 @@ def _quiet() -> None:
 
 @contextlib.contextmanager
 def local_crew(workers: int, conditions: Conditions) -> Iterator[Crew]:
-    """Processes of this machine; they end with this one, however it ends."""
+    """Starts processes on this machine; they end with this process, even if it is killed."""
     _quiet()
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(LOCAL))
@@ -219,7 +221,7 @@ def local_crew(workers: int, conditions: Conditions) -> Iterator[Crew]:
                 dashboard_address="127.0.0.1:0",  # None would be port 8787
                 silence_logs=logging.CRITICAL,
                 scheduler_kwargs={
-                    "allowed_failures": 0,  # `run_tasks` tries again
+                    "allowed_failures": 0,  # `run_tasks` does the retries
                     "dashboard": False,
                 },
             )
@@ -245,7 +247,7 @@ def cluster_crew(address: str, conditions: Conditions) -> Iterator[Crew]:
                 f"the scheduler at {address} has no workers. Start some: "
                 f"`{START_WORKERS.format(address=address)}`."
             ) from None
-        for found in client.run(_look, conditions, on_error="return").values():
+        for found in client.run(_unmet, conditions, on_error="return").values():
             if isinstance(found, BaseException):
                 raise UserError(_cannot_import(found))
             if found is not None:
@@ -258,7 +260,7 @@ def cluster_crew(address: str, conditions: Conditions) -> Iterator[Crew]:
         client.close()
 
 
-def _look(conditions: Conditions, dask_worker: Worker) -> str | None:
+def _unmet(conditions: Conditions, dask_worker: Worker) -> str | None:
     return conditions.unmet(dask_worker)
 
 
@@ -267,9 +269,9 @@ def _connect(address: str) -> Client:
     try:
         if address.endswith(".json"):
             address = json.loads(Path(address).read_text())["address"]
-        asyncio.run(asyncio.wait_for(_answer(address), CONNECT_SECONDS))
+        asyncio.run(asyncio.wait_for(_wait_for_answer(address), CONNECT_SECONDS))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other versions: `Conditions` is stricter
+            warnings.simplefilter("ignore")  # warnings of other versions; `Conditions` checks them
             return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else "no answer"
@@ -279,7 +281,7 @@ def _connect(address: str) -> Client:
         ) from None
 
 
-async def _answer(address: str) -> None:
+async def _wait_for_answer(address: str) -> None:
     """Returns once a scheduler answers; `Client` would wait for ever on a port that never does."""
     security = Security().get_connection_args("client")
     async with rpc(address, connection_args=security) as scheduler:

@@ -1,7 +1,7 @@
-"""Reads a user's CSV table as text, then converts field by field with errors that say where.
+"""Reads a user's CSV table as text; each field is then converted, with errors that name its place.
 
-A broken table (no such file, a column missing) is a UserError: nothing can go on. A bad value is
-a CaseError of its own row: the row becomes a failure and the others go on.
+A broken table (no such file, a column missing) is a UserError and ends the run. A bad value is a
+CaseError: its row becomes a failure, and the other rows are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Row:
       table: file name, for messages.
       line: line number in the file, the header being line 1.
       case: the user's own id of the row, for messages.
-      values: column -> stripped text; empty where there is no value.
+      values: column -> stripped text; "" where there is no value.
     """
 
     table: str
@@ -91,7 +91,7 @@ def read_table(
 
     Args:
       path: UTF-8, comma separated, with a header line.
-      required: columns that must be there.
+      required: columns that the table must have.
       id_columns: columns whose values, joined by "/", name a row in messages.
 
     Raises:
@@ -102,7 +102,7 @@ def read_table(
         raise UserError(f"{path}: no such file. Give the path of a CSV table.")
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
+    except (ValueError, UnicodeError) as error:  # ValueError includes pandas' parser errors
         reason = " ".join(str(error).split())  # pandas may end a message with a line break
         raise UserError(f"{path}: not a CSV table in UTF-8 ({reason}). Export it again.") from error
     frame.columns = [str(column).strip() for column in frame.columns]

@@ -1,6 +1,6 @@
 """Checks the header of a MetaImage file (.mha, .mhd) before ITK sees it.
 
-ITK's parser trusts it: a damaged one can corrupt the process' memory and kill it.
+ITK's parser does not check it: a damaged header can corrupt the process' memory and kill it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_metaimage(path: Path) -> None:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """Every `Key = value` line up to ElementDataFile, the last one."""
+    """The `Key = value` lines, of which ElementDataFile is the last."""
     with path.open("rb") as stream:
         head = stream.read(HEADER_BYTES)
     fields: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""Patient-level split: given, or made reproducibly, stratified by site and label.
+"""Patient-level split: given in the cohort, or made reproducibly, stratified by site and label.
 
-Every scan and vertebra of a patient is in one split. External sites never enter training.
+All items of a patient are in one split. External sites never enter training.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from osteojax.errors import UserError
 
 MADE_SPLITS = SPLITS[:3]
 DEFAULT_FRACTIONS = (0.6, 0.1, 0.3)
-"""Train, validation, test."""
+"""Default shares of the training, validation and test split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitPatient:
-    """What the split of a patient depends on.
+    """A patient, with what the split depends on.
 
     Attributes:
       patient_id: the user's id.
       sites: of all the patient's scans.
       given: splits named in the cohort table; empty where it names none.
-      label: "positive" if any vertebra is, "negative", or "unlabelled".
+      label: "positive" if any item is, else "negative", or "unlabelled".
     """
 
     patient_id: str
@@ -41,9 +41,9 @@ def assign_splits(
 ) -> dict[str, str]:
     """Split of each patient.
 
-    Patients without a given split are ordered by site, label and a hash of seed and id, then each
-    goes to the split that is furthest behind its share: every stratum is divided in proportion,
-    the remainder is carried to the next stratum, and totals are within one patient of their share.
+    Patients without a given split are ordered by site, label and a hash of seed and id; then each
+    goes to the split that is furthest behind its share. So every stratum is divided in proportion,
+    remainders are carried to the next stratum, and totals are within one patient of their share.
 
     Returns:
       patient_id -> one of `SPLITS`.

@@ -2,8 +2,8 @@
 
 SimpleITK reads the missing part of a truncated NIfTI file as zeros, and NaN as zero, and leaves out
 a damaged DICOM slice, all without an error; so these are checked here first. Only voxels and
-geometry are kept: every metadata field of the file (patient's name and the like) is dropped as soon
-as it is read.
+geometry are kept: all metadata of the file (such as the patient's name) are dropped as soon as they
+are read.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from osteojax.errors import CaseError
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK prints warnings of its own to stderr
 
 MOST_HEADER_BYTES = 1 << 26
-"""Of a NIfTI file, extensions included."""
+"""Largest header of a NIfTI file, extensions included."""
 READ_REMEDY = "Replace the file, or take the row out of the cohort."
 
 
 SPACING_MM = (0.01, 100.0)
-"""Least and largest edge of a voxel."""
+"""Smallest and largest accepted edge of a voxel."""
 FARTHEST_MM = 1e5
-"""Of an image's origin from the scanner's."""
+"""Largest accepted distance of an image's origin from the scanner's."""
 
 
 def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
@@ -69,7 +69,7 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
 
 
 def _check_geometry(image: sitk.Image, path: Path, case: str, what: str) -> None:
-    """Numbers of a header that cannot be a scanner's; ITK passes them on."""
+    """Raises CaseError for a geometry that no scanner has; ITK reads it without an error."""
     spacing_mm, origin_mm = np.array(image.GetSpacing()), np.array(image.GetOrigin())
     axes = np.array(image.GetDirection()).reshape(3, 3)
     low, high = SPACING_MM
@@ -88,8 +88,8 @@ def _check_geometry(image: sitk.Image, path: Path, case: str, what: str) -> None
 
 
 def said(error: Exception) -> str:
-    """The end of ITK's error message, without memory addresses and without paths: files of
-    a DICOM series are often named by their UIDs, which identify a patient's images."""
+    """The end of ITK's error message, without memory addresses and without paths. Files of a DICOM
+    series are often named by UIDs, which identify a patient's images."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -108,8 +108,8 @@ def _read_file(path: Path, case: str, what: str) -> sitk.Image:
 
 
 def _check_nifti(path: Path, case: str, what: str) -> None:
-    """Reads the stream to its end: gzip checks its own sum, the header says how long it must be,
-    and floats must be finite (ITK's NIfTI library would turn NaN into 0)."""
+    """Reads the stream to its end: gzip verifies its checksum, the length must be that of the
+    header, and floats must be finite (ITK's NIfTI library would turn NaN into 0)."""
     opener = gzip.open if path.suffix == ".gz" else open
     with cast(IO[bytes], opener(path, "rb")) as stream:
         header = stream.read(348)
@@ -148,7 +148,7 @@ def _check_nifti(path: Path, case: str, what: str) -> None:
 
 
 def nan_error(case: str, what: str, count: int) -> CaseError:
-    """The failure of an image with NaN or infinity."""
+    """The error for an image with NaN or infinity."""
     return CaseError(
         case,
         f"the {what} holds {count:,} NaN or infinite voxels.",
@@ -157,7 +157,7 @@ def nan_error(case: str, what: str, count: int) -> CaseError:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file, or any file of a folder, says that it is DICOM. Reads 132 bytes of each."""
+    """Whether a file, or any file of a folder, has DICOM's magic bytes. Reads 132 bytes of each."""
     if path.is_dir():
         return any(entry.is_file() and _claims_to_be_a_slice(entry) for entry in path.iterdir())
     with path.open("rb") as stream:
@@ -165,7 +165,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def series_files(path: Path) -> list[Path]:
-    """The files of a CT that `read_volume` read from DICOM, in the order of its slices."""
+    """The DICOM files of a CT, in the order of the slices of `read_volume`."""
     if not path.is_dir():
         return [path]
     (series,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
@@ -177,7 +177,8 @@ def _file_names(folder: Path, series: str) -> tuple[str, ...]:
 
 
 def _read_series(folder: Path, case: str, what: str) -> sitk.Image:
-    """One DICOM series, every slice present, evenly spaced, without gantry tilt."""
+    """Reads one DICOM series. Raises CaseError unless every slice is there, slices are evenly
+    spaced and the gantry is not tilted."""
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:
         raise CaseError(
@@ -196,7 +197,7 @@ def _read_series(folder: Path, case: str, what: str) -> sitk.Image:
         if entry.is_file() and entry.name not in in_series and _claims_to_be_a_slice(entry)
     )
     if broken:
-        # File names of exported series are often their UIDs: an identifier, so only a count.
+        # File names of exported series are often UIDs, which identify images: report the count.
         reason = f"{what} folder {folder.name}: {len(broken)} of {len(broken) + len(files)} slices"
         raise CaseError(case, f"{reason} cannot be read.", "Copy the series again.")
     _check_slices(files, case, what)
@@ -213,7 +214,7 @@ def _claims_to_be_a_slice(path: Path) -> bool:
 
 
 def _check_slices(files: tuple[str, ...], case: str, what: str) -> None:
-    """Slices a constant step apart, the step along the slices' normal."""
+    """Raises CaseError unless slices are a constant step apart, along their normal."""
     reader = sitk.ImageFileReader()
     origins, normals = [], []
     for name in files:

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 from osteojax.errors import UserError
 
 LOST_SECONDS = 600.0
-"""How long a run waits for another worker once the last one is gone: a cluster's queue may start
+"""How long a run waits for a new worker after the last one is gone; a cluster's queue may start
 one."""
 ASK_SECONDS = 1.0
-"""How often `run_tasks` asks whether there are workers, while nothing finishes."""
+"""How often `run_tasks` checks whether there are workers, while no task finishes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Task:
     Attributes:
       name: for messages.
       function, arguments: sent to the worker, so they must be picklable.
-      accelerated: belongs where an accelerator is, if there is one.
+      accelerated: whether it should run on an accelerator, if there is one.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Task:
 
 
 class WorkerDied(Exception):
-    """The worker of a task died, and so did those that tried it again."""
+    """The worker of a task died, also when the task was tried again."""
 
 
 class Place(Protocol):
-    """Somewhere tasks run."""
+    """A place where tasks run: this process, a thread, or workers."""
 
     def capacity(self) -> int:
-        """How many tasks may be here at once; 0 while there is no worker."""
+        """How many tasks may be submitted at once; 0 while there is no worker."""
 
     def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
         """Starts a task. The future raises what the task raises, or `WorkerDied`."""
@@ -57,14 +57,15 @@ class Place(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Crew:
-    """Who does the work. accelerator: for accelerated tasks; None where `workers` do them too."""
+    """The places where a run's tasks run. accelerator: for accelerated tasks; if None, they run on
+    `workers` too."""
 
     workers: Place
     accelerator: Place | None = None
 
 
 class Here:
-    """This process, one task at a time, at once."""
+    """Runs tasks in this process; `submit` returns when the task is done."""
 
     def capacity(self) -> int:
         return 1
@@ -79,13 +80,14 @@ class Here:
 
 
 class Beside:
-    """A thread of this process, for tasks on its accelerator while other processes read files."""
+    """Runs tasks in a thread of this process, on its accelerator, while other processes read
+    files."""
 
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         self._executor = executor
 
     def capacity(self) -> int:
-        return 2  # one at work, one to follow
+        return 2  # one that runs, one that waits
 
     def submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
         return self._executor.submit(function, *arguments)
@@ -93,7 +95,7 @@ class Beside:
 
 @contextlib.contextmanager
 def beside() -> Iterator[Beside]:
-    """A `Beside`, ended with the block."""
+    """Yields a `Beside` whose thread ends with the block."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="accelerator")
     try:
         yield Beside(executor)
@@ -105,11 +107,11 @@ def beside() -> Iterator[Beside]:
 def uninterrupted() -> Iterator[None]:
     """Delays Ctrl-C to the end of the block, and hides it from processes started in the block.
 
-    A terminal sends Ctrl-C to every process, but workers are ended by this one; and an import or a
-    cluster that is interrupted halfway may swallow it.
+    A terminal sends Ctrl-C to every process, but this process should end its workers itself. An
+    import or a cluster that is interrupted while it starts may ignore the exception.
     """
     pressed = []
-    multiprocessing.resource_tracker.ensure_running()  # it unblocks the signal when it starts
+    multiprocessing.resource_tracker.ensure_running()  # starting it later would unblock the signal
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit it
     try:
@@ -127,12 +129,12 @@ def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
     The caller may add to `tasks` between results. No more tasks are in flight than workers (and
     two for the accelerator), so memory is bounded, and few tasks are suspected when a worker dies.
 
-    A task whose worker died is tried once more after all others, alone: no other task can then kill
-    its worker or take its memory. If its worker dies again, the result is the `WorkerDied`.
+    A task whose worker died is tried once more, alone, after all others, so that no other task can
+    kill its worker or take its memory. If its worker dies again, the result is the `WorkerDied`.
 
     Raises:
       UserError: no worker is left.
-      What a task raises.
+      Any exception that a task raises.
     """
     pending: dict[Future[Any], tuple[Task, Place]] = {}
     suspects: deque[Task] = deque()
@@ -152,15 +154,15 @@ def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
         if suspects and not tasks and not pending and _has_room(suspects[0], pending, crew):
             trial = start(suspects)
         done, _ = wait(pending, timeout=ASK_SECONDS, return_when=FIRST_COMPLETED)
-        if done or _somebody(tasks, suspects, pending, crew):
+        if done or _has_workers(tasks, suspects, pending, crew):
             last_sign = time.monotonic()
         elif time.monotonic() - last_sign > LOST_SECONDS:
             raise UserError(
-                f"no worker has been there for {LOST_SECONDS / 60:.0f} minutes. Start workers, "
+                f"there has been no worker for {LOST_SECONDS / 60:.0f} minutes. Start workers, "
                 "then rerun the same command; what is finished is kept."
             )
         if not pending:
-            time.sleep(ASK_SECONDS)  # no worker to give a task to
+            time.sleep(ASK_SECONDS)  # there is no worker for the next task
         for future in [known for known in pending if known in done]:
             task, _ = pending.pop(future)
             try:
@@ -175,7 +177,7 @@ def run_tasks(tasks: deque[Task], crew: Crew) -> Iterator[tuple[Task, Any]]:
 
 
 def accelerator_here() -> bool:
-    """Whether this process computes on something faster than its CPU."""
+    """Whether this process has an accelerator."""
     import jax
 
     return jax.default_backend() != "cpu"
@@ -190,13 +192,13 @@ def _has_room(task: Task, pending: dict[Future[Any], tuple[Task, Place]], crew: 
     return sum(own is place for _, own in pending.values()) < place.capacity()
 
 
-def _somebody(
+def _has_workers(
     tasks: deque[Task],
     suspects: deque[Task],
     pending: dict[Future[Any], tuple[Task, Place]],
     crew: Crew,
 ) -> bool:
-    """Whether every place that has tasks has a worker."""
+    """Whether every place with tasks has a worker."""
     places = [place for _, place in pending.values()]
     places += [_place(queue[0], crew) for queue in (tasks, suspects) if queue]
     return all(place.capacity() > 0 for place in places)

@@ -1,6 +1,6 @@
-"""A multi-site, multi-device cohort with known truth, written as the files a user brings.
+"""Simulates a cohort of several sites and DXA scanners with known truth, as a user's files.
 
-    patients.py   who: site, split, device, scanner, DXA results
+    patients.py   patients: site, split, devices, DXA results
     people.py     true bone of every level, by age and sex
     dxa.py        DXA devices, their cross-calibration and references, measurement
     bone.py       trabecular structure at 0.3 mm
@@ -10,8 +10,8 @@
     scanner.py    kernel, noise, slices, kVp, calibration
     render.py     patient -> CT and labels
     cohort_writer.py  files, tables, workers, resuming
-    texture_survival.py  what a scanner leaves of the structure
+    texture_survival.py  how much of the structure is left in a CT
 
-It is never clinical evidence: every number is either published, with its source beside it, or
-invented and marked as such.
+The simulation is not clinical evidence: every number is either published, with its source beside
+it, or invented and marked as such.
 """

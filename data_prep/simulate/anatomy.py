@@ -1,8 +1,8 @@
 """Sizes, curvature and shape of vertebrae.
 
-Two frames of reference. The patient's: LPS, millimetres, x to the left, y to posterior, z to
-superior. A vertebra's own: origin at the centre of its body, u to the left, v to posterior, w to
-superior.
+There are two frames of reference, both in millimetres. The patient's is LPS: x to the left, y to
+posterior, z to superior. A vertebra's has its origin at the centre of its body: u to the left, v to
+posterior, w to superior.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from data_prep.simulate.patients import Patient
 
 SIZES_MM = {
     # width, depth, height of the body, height of the disk below: rounded from published CT and
-    # cadaver means (L5: Zhou et al. 2000 and later CT series; T1-L4: Panjabi et al. 1991, 1992, the
-    # heights taken up by the 15% that CT of the living shows more; C7: Panjabi et al. 1991).
+    # cadaver means (L5: Zhou et al. 2000 and later CT series; T1-L4: Panjabi et al. 1991, 1992,
+    # with heights raised by 15%, as CT of living people shows; C7: Panjabi et al. 1991).
     "C7": (23.5, 16.5, 14.5, 4.0),
     "T1": (26.0, 18.0, 16.5, 3.5),
     "T2": (26.0, 20.0, 18.0, 3.0),
@@ -39,14 +39,14 @@ SIZES_MM = {
     "S1": (50.0, 32.0, 28.0, 3.0),
 }
 TILT_DEGREES = {
-    # How far the superior axis of a body leans to anterior: kyphosis above, lordosis below. T3-T12
-    # bend by 34 degrees with the apex at T7 (37 in Bernhardt and Bridwell 1989).
+    # Angle by which the superior axis of a body leans to anterior: kyphosis above, lordosis below.
+    # T3-T12 bend by 34 degrees with the apex at T7 (37 in Bernhardt and Bridwell 1989).
     "C7": 27.0, "T1": 28.0, "T2": 25.0, "T3": 21.5, "T4": 17.5, "T5": 12.5, "T6": 7.0, "T7": 1.0,
     "T8": -4.5, "T9": -9.0, "T10": -11.0, "T11": -12.5, "T12": -12.5, "L1": -10.0, "L2": -6.0,
     "L3": 1.0, "L4": 10.0, "L5": 22.0, "S1": 38.0,
 }  # fmt: skip
 WEDGE_MM = {"L4": 1.0, "L5": 4.0, "S1": 5.0}
-"""Anterior minus posterior height."""
+"""Anterior minus posterior height of the body."""
 TRANSVERSE_REACH_MM = {
     # Half the width over both transverse processes (Panjabi et al. 1991, 1992).
     "C7": 33.0, "T1": 37.0, "T2": 34.0, "T3": 30.5, "T4": 29.5, "T5": 30.0, "T6": 30.0, "T7": 29.5,
@@ -74,12 +74,12 @@ SPINOUS_DROP_MM = {
 }  # fmt: skip
 SEX_SCALE = {"F": 0.95, "M": 1.06}
 SIZE_SD = 0.045
-"""Of the linear size, relative, within a sex."""
+"""SD of the linear size within a sex, relative to its mean."""
 CORTEX_MM = 0.48
 """Thickness of the body's cortical shell and of its endplates."""
 
 SPINE = tuple(SIZES_MM)
-"""C7 to S1; C7 and S1 are there to be seen beside their neighbours, and never labelled."""
+"""C7 to S1. C7 and S1 are rendered as neighbours of T1 and L5, and never labelled."""
 UPPER_SPINE = SPINE[: SPINE.index("T9")]
 
 
@@ -95,7 +95,7 @@ class Vertebra:
       crush: share of the anterior height lost to a wedge fracture.
       disk_mm: height of the disk below.
       cortex_mm: thickness of the cortical shell.
-      scale: linear size over the table's.
+      scale: linear size relative to the tables above.
     """
 
     level: str
@@ -127,8 +127,9 @@ def _rotation(degrees: float, axis: int) -> np.ndarray:
 def place_spine(patient: Patient, rng: np.random.Generator) -> dict[str, Vertebra]:
     """C7 to S1 of a patient, the body of L3 at the origin.
 
-    Lordosis and kyphosis by level, scaled by the patient; a slight scoliosis; the patient turned a
-    little on the table; a little independent tilt of each body (oblique endplates).
+    Lordosis and kyphosis depend on the level and are scaled by a factor per patient. There is a
+    slight scoliosis, a small rotation of the patient on the table, and a small independent tilt of
+    each body (oblique endplates).
     """
     scale = SEX_SCALE[patient.sex] * float(np.exp(SIZE_SD * patient.size_z))
     curvature = float(np.clip(rng.normal(1.0, 0.22), 0.4, 1.6))
@@ -138,7 +139,7 @@ def place_spine(patient: Patient, rng: np.random.Generator) -> dict[str, Vertebr
     cortex = CORTEX_MM * float(np.exp(0.2 * patient.cortex_z))
 
     frames, sizes = {}, {}
-    upper_rng = rng.spawn(1)[0]  # the levels below T9 draw the same with and without those above
+    upper_rng = rng.spawn(1)[0]  # draws below T9 do not depend on whether levels above exist
     for index, level in enumerate(SPINE, start=-SPINE.index("T9")):
         level_rng = upper_rng if level in UPPER_SPINE else rng
         # A positive rotation about x brings the superior axis to anterior.
@@ -203,7 +204,7 @@ def body_distance(u: np.ndarray, v: np.ndarray, w: np.ndarray, shape: Vertebra) 
     forward = np.clip(-v / b, -1, 1)  # 1 at the anterior wall
     half = half_height - 1.8 * shape.scale * (1 - radial) + shape.wedge_mm / 4 * forward
     lost = shape.crush * shape.height_mm * np.clip(0.5 + 0.6 * forward, 0, 1)
-    top = w - (half - lost)  # a fracture takes from the upper endplate
+    top = w - (half - lost)  # a fracture lowers the upper endplate
     bottom = -w - half
     return smooth_maximum(side, np.maximum(top, bottom), 2.5)
 
@@ -233,7 +234,7 @@ def capsule_distance(
 
 
 def pedicle_offset_mm(shape: Vertebra) -> float:
-    """From the midplane to the axis of a pedicle."""
+    """Distance from the midplane to the axis of a pedicle."""
     pedicle, canal = PEDICLE_WIDTH_MM[shape.level], CANAL_WIDTH_MM[shape.level]
     return (canal + pedicle) * shape.scale / 2
 
@@ -263,7 +264,7 @@ def posterior_distance(u: np.ndarray, v: np.ndarray, w: np.ndarray, shape: Verte
     thoracic = shape.level.startswith("T")
     drop = SPINOUS_DROP_MM[shape.level]
     side = canal_half + pedicle / 2
-    # Capsules start..end, radius, flattening; lengths in mm of a vertebra of scale 1 times s.
+    # Capsules: start, end, radius, flattening; lengths are s times those (mm) at scale 1.
     parts = [
         ((side, wall - 5 * s, 0.2 * half), (side, wall + 0.6 * depth, 0.15 * half), pedicle / 2,
          (1.0, 1.0, pedicle / (15 * s))),

@@ -1,8 +1,8 @@
 """Trabecular bone at 0.3 mm: a thresholded Gaussian random field.
 
 Trabeculae are 0.1-0.2 mm thick, so this is an effective structure, not histology: its volume
-fraction gives the mean HU, and its correlation length and anisotropy set how much structure is
-left after a scanner has blurred and sampled it.
+fraction sets the mean HU, and its correlation length and anisotropy set how much structure remains
+after a scanner has blurred and sampled it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 from scipy import fft
 
 MARROW_HU = -30.0
-"""Adult vertebral marrow, about half fat."""
+"""HU of adult vertebral marrow, about half of which is fat."""
 MATRIX_HU = 1200.0
-"""A voxel of 0.3 mm full of bone, at 120 kV."""
+"""HU of a voxel of 0.3 mm full of bone, at 120 kV."""
 SMOOTHING_PER_SPACING = 0.16
-"""SD of the field's smoothing over the trabecular spacing. It leaves 20-70 HU of structure at
+"""SD of the field's smoothing divided by the trabecular spacing. It leaves 20-70 HU of structure at
 1.5 mm voxels, as clinical CT of vertebral bodies shows once its noise is subtracted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """State of a vertebra's trabecular bone.
+    """Microstructure of a vertebra's trabecular bone.
 
     Attributes:
       spacing_mm: mean distance from a trabecula to the next, across the vertebral axis.
-      anisotropy: correlation length along the vertebral axis over that across it.
+      anisotropy: correlation length along the vertebral axis divided by that across it.
     """
 
     spacing_mm: float
@@ -66,8 +66,8 @@ def gaussian_field(
     # White noise is drawn in the frequency domain: one transform instead of two.
     half = (padded[0], padded[1], padded[2] // 2 + 1)
     spectrum = rng.standard_normal((*half, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    # Smoothing is exp(-2 pi^2 sigma^2 f'Qf), Q = 1 + (anisotropy^2 - 1) axis axis': a product of
-    # three planes, so that no exponential is taken over the volume.
+    # Smoothing is exp(-2 pi^2 sigma^2 f'Qf), Q = 1 + (anisotropy^2 - 1) axis axis'. It is computed
+    # as a product of three planes, because exponentials of the whole volume are slow.
     sigma = SMOOTHING_PER_SPACING * structure.spacing_mm
     q = np.eye(3) + (structure.anisotropy**2 - 1) * np.outer(axis, axis)
     for i, j in ((0, 1), (1, 2), (2, 0)):
@@ -79,18 +79,18 @@ def gaussian_field(
 
 
 def trabeculae(field: np.ndarray, inside: np.ndarray, fraction: float) -> np.ndarray:
-    """Bone where the field is highest, filling exactly `fraction` of the inside.
+    """Puts bone where the field is highest, in exactly `fraction` of the inside.
 
     Args:
       field: f32[...] Gaussian field.
       inside: bool[...] the marrow space.
-      fraction: share of bone wanted there, in (0, 1).
+      fraction: share of bone there, in (0, 1).
 
     Returns:
       f32[...] 1 for bone, 0 for marrow.
     """
     values = field[inside]
-    if not values.size:  # only the rim of a body shows at the border of a CT
+    if not values.size:  # the CT contains only the rim of this body
         return np.zeros_like(field)
     rank = min(int((1 - fraction) * values.size), values.size - 1)
     return (field >= np.partition(values, rank)[rank]).astype(np.float32)

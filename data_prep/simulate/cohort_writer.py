@@ -1,10 +1,10 @@
-"""A simulated cohort as files: CTs, label masks, `cohort.csv`, `dxa.csv`, `truth.csv`.
+"""Writes a simulated cohort: CTs, label masks, `cohort.csv`, `dxa.csv`, `truth.csv`.
 
 DIR/simulation.json          settings the folder was made with
 DIR/ct/<scan_id>.nii.gz      int16 HU
 DIR/mask/<scan_id>.nii.gz    uint8 VerSe ids of whole vertebrae
-DIR/cohort.csv, dxa.csv      the user's own layout; written last
-DIR/truth.csv                read by no verb but the oracle of `study`
+DIR/cohort.csv, dxa.csv      as a user writes them; written last
+DIR/truth.csv                true bone; only the oracle of `study` reads it
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from osteojax.errors import UserError
 from osteojax.files import atomic_path, write_json
 
 SIMULATION_VERSION = 2
-"""Raised when the same settings give other files."""
+"""Incremented when the same settings would give other files."""
 
 COHORT_COLUMNS = (
     "patient_id", "scan_id", "site", "ct", "mask", "sex", "age", "label_scheme", "ct_date",
@@ -54,19 +54,19 @@ TRUTH_COLUMNS = (
 def simulate_cohort(
     directory: str | Path, settings: Settings, patients: int, workers: int = 1
 ) -> Iterator[Patient]:
-    """Writes a cohort; rerun with the same settings, it keeps finished scans and goes on.
+    """Writes a cohort. A rerun with the same settings keeps finished scans and writes the rest.
 
-    Files depend on the settings and the patient's number only, never on `workers` or on how many
-    patients there are, so a finished cohort can be enlarged.
+    Files depend only on the settings and the patient's number, not on `workers` or the number of
+    patients, so a finished cohort can be enlarged.
 
     Args:
       directory: new, empty, or holding a cohort of the same settings.
       settings: what to draw.
-      patients: how many; at least one a site. Two a site bring both classes to each.
+      patients: number of patients, at least one per site; with two, each site has both classes.
       workers: processes.
 
     Returns:
-      The patients in order, redrawn one by one.
+      The patients in order; an iterator that draws them again one by one.
 
     Raises:
       UserError: too few patients, a folder with other content, a file that can't be written.
@@ -74,7 +74,7 @@ def simulate_cohort(
     directory = Path(directory)
     if patients < len(settings.sites):
         raise UserError(
-            f"--patients {patients} for {len(settings.sites)} sites: at least one a site is "
+            f"--patients {patients} for {len(settings.sites)} sites: at least one per site is "
             f"needed, two for both classes. Ask for {2 * len(settings.sites)}, or fewer --sites."
         )
     _claim(directory, settings)
@@ -105,7 +105,7 @@ def write_scan(directory: Path, settings: Settings, number: int) -> None:
 
 
 def to_image(volume: np.ndarray, grid: Grid, orientation: str) -> sitk.Image:
-    """The volume as an image stored in an orientation; the same patient positions in each.
+    """The volume as an image in an orientation; every voxel keeps its patient position.
 
     Args:
       orientation: "LPS" keeps the grid's axes, "LAS" and "RAS" store some of them backwards.
@@ -125,7 +125,7 @@ def to_image(volume: np.ndarray, grid: Grid, orientation: str) -> sitk.Image:
 
 
 def _write_nifti(path: Path, image: sitk.Image) -> None:
-    """Writes atomically; a disk that fills up is noticed by the length that gzip recorded."""
+    """Writes atomically. The length that gzip recorded shows whether the disk filled up."""
     header_bytes = 352
     expected = header_bytes + image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
     with atomic_path(path) as temporary:
@@ -169,7 +169,7 @@ def _claim(directory: Path, settings: Settings) -> None:
 def _render_all(
     directory: Path, settings: Settings, numbers: list[int], patients: int, workers: int
 ) -> None:
-    """Writes the scans of `numbers`, in this process or in `workers` of them."""
+    """Writes the scans of `numbers`, in this process or in `workers` processes."""
     kept = patients - len(numbers)
     bar = tqdm(total=patients, initial=kept, desc="simulate", unit="patient", disable=not numbers)
     with bar:
@@ -178,7 +178,7 @@ def _render_all(
                 write_scan(directory, settings, number)
                 bar.update()
             return
-        # spawn: a fork of a process that runs threads (jax, BLAS) can hang.
+        # "spawn", because a forked process that runs threads (jax, BLAS) can hang.
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(
             workers, mp_context=context, initializer=_leave_with_parent
@@ -190,8 +190,8 @@ def _render_all(
                 bar.update()
         except BrokenProcessPool as error:
             raise UserError(
-                f"{directory}: a worker was killed, perhaps for memory (about 1 GB each). What "
-                f"was finished is kept: rerun with fewer than {workers} --workers."
+                f"{directory}: a worker was killed, perhaps for memory (about 1 GB each). Finished "
+                f"scans are kept: rerun with fewer than {workers} --workers."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -217,7 +217,7 @@ def _write_table(path: Path, columns: Iterable[str], rows: Iterable[dict[str, An
 
 
 def _write_tables(directory: Path, settings: Settings, patients: int) -> None:
-    """`truth.csv`, `dxa.csv`, and last `cohort.csv`, one patient in memory at a time."""
+    """Writes `truth.csv`, `dxa.csv`, and last `cohort.csv`, one patient in memory at a time."""
     rows = {"truth": truth_rows, "dxa": dxa_rows, "cohort": cohort_rows}
     split = ("split",) if settings.complete_labels else ()
     columns = {"truth": TRUTH_COLUMNS, "dxa": DXA_COLUMNS, "cohort": COHORT_COLUMNS + split}

@@ -1,8 +1,7 @@
 """DXA scanners of the simulated cohort: cross-calibration, precision, references, T-scores.
 
-Hologic is the scale everything is drawn on; the other devices are affine functions of it, with a
-deviation of the patient's own and a precision error. Medix's line is invented: nobody has published
-one.
+True BMD is drawn on Hologic's scale. The other scanners measure an affine function of it, with a
+deviation per patient and a precision error. Medix's line is invented, because none is published.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import dataclasses
 import numpy as np
 
 DXA_LEVELS = ("L1", "L2", "L3", "L4")
-"""The levels a lumbar DXA reports."""
+"""The levels that a lumbar DXA reports."""
 
 LEVEL_RATIO = {"L1": 0.912, "L2": 1.011, "L3": 1.045, "L4": 1.032}
-"""BMD of a level over the L1-L4 mean."""
+"""BMD of a level divided by the L1-L4 mean."""
 
 YOUNG_MEAN_G_CM2, YOUNG_SD_G_CM2 = 1.047, 0.110
 """Young-adult reference on Hologic, L1-L4, used for both sexes; both scale with `LEVEL_RATIO`."""
@@ -25,18 +24,18 @@ OSTEOPOROSIS_T_SCORE = -2.5
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A DXA device: BMD = (slope * Hologic BMD + offset) * (1 + the patient's deviation).
+    """A DXA scanner: BMD = (slope * Hologic BMD + offset) * (1 + the patient's deviation).
 
     Attributes:
       name: as written into `dxa.csv`.
       slope: dimensionless.
       offset_g_cm2: g/cm^2.
-      precision_cv: SD of a repeated measurement over its mean.
-      deviation_sd: SD of a patient's own deviation from the line, relative. Two devices see soft
+      precision_cv: SD of a repeated measurement divided by its mean.
+      deviation_sd: SD of a patient's deviation from the line, relative. Two scanners treat soft
         tissue and the edges of bone differently, and no line between them removes that: after
         standardisation a patient's results differ by 3.5% on average (Hui et al. 1997), with a
-        standard error of 4-7% (Fan et al. 2010). Set so that Hologic and the device differ by an SD
-        of 4%, both precision errors included.
+        standard error of 4-7% (Fan et al. 2010). Set so that Hologic and the scanner differ by an
+        SD of 4%, both precision errors included.
     """
 
     name: str
@@ -46,15 +45,15 @@ class Device:
     deviation_sd: float
 
     def from_hologic(self, bmd_g_cm2: float, deviation: float = 0.0) -> float:
-        """The BMD this device would show without measurement error, g/cm^2.
+        """The BMD this scanner would show without measurement error, g/cm^2.
 
         Args:
-          deviation: the patient's own on this device, relative.
+          deviation: of the patient on this scanner, relative.
         """
         return (self.slope * bmd_g_cm2 + self.offset_g_cm2) * (1 + deviation)
 
     def reference(self, level: str) -> tuple[float, float]:
-        """(mean, SD) in g/cm^2 of the young reference of one of L1-L4 on this device.
+        """(mean, SD) in g/cm^2 of the young reference of one of L1-L4 on this scanner.
 
         The Hologic reference mapped through the cross-calibration, so that T <= -2.5 falls at
         about 0.77 g/cm^2 on Hologic and 0.88 on Lunar, as published.
@@ -77,14 +76,14 @@ DEVICES = {
         Device("medix", 1.02, 0.02, 0.016, 0.0350),  # invented: within 3% and 0.03 of Hologic
     )
 }
-"""The devices by name."""
+"""The scanners by name."""
 
 IDENTICAL_DEVICES = {name: dataclasses.replace(DEVICES["hologic"], name=name) for name in DEVICES}
-"""The control in which the device tells nothing: each is Hologic under its own name."""
+"""Control in which all scanners measure as Hologic does and differ only in name."""
 
 
 def draw_deviations(rng: np.random.Generator, devices: dict[str, Device]) -> dict[str, float]:
-    """One patient's relative deviation on each device (`Device.deviation_sd`)."""
+    """One patient's relative deviation on each scanner (`Device.deviation_sd`)."""
     return {
         name: device.deviation_sd * float(rng.standard_normal()) for name, device in devices.items()
     }
@@ -112,7 +111,7 @@ def measure_dxa(
 
     Args:
       hologic_bmd_g_cm2: the patient's true BMD by level, on Hologic.
-      deviation: the patient's own on this device, relative.
+      deviation: of the patient on this scanner, relative.
     """
     results = []
     for level in levels:

@@ -1,7 +1,7 @@
 """The voxel grid of a simulated CT, and fine grids inside it.
 
 Slices, rows and columns run along three orthonormal axes of the patient's space (LPS, mm). Arrays
-are [slice, row, column]; coordinates are kept broadcastable so that a box costs few full arrays.
+are [slice, row, column]; coordinates are kept broadcastable, which saves memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Grid:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Coordinates in a frame of the points at `along` (column, row, slice; mm from voxel 0).
 
-        An axis that does not change a coordinate has length 1 in it.
+        A coordinate array has length 1 along axes on which the coordinate does not depend.
         """
         turn = frame @ self.axes
         start = frame @ (self.origin_mm - centre_mm)
@@ -87,7 +87,7 @@ class Grid:
         low: np.ndarray,
         high: np.ndarray,
     ) -> Box | None:
-        """Voxels that hold a box given in a frame; None where it misses the grid."""
+        """The voxels that a box given in a frame covers; None if it is outside the grid."""
         bottom, top = self.extent_mm(centre_mm, frame, low, high)
         return self.voxels(bottom, top)
 

@@ -1,6 +1,6 @@
-"""Pedicle screws and rods: what a fused lumbar spine shows. Sizes from common implants.
+"""Pedicle screws and rods of a fused lumbar spine, in sizes of common implants.
 
-Metal saturates the scale of a CT. Its streaks are not modelled.
+Metal saturates the CT's range of values. Streak artefacts are not modelled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from data_prep.simulate.anatomy import CANAL_DEPTH_MM, Vertebra, capsule_distanc
 from data_prep.simulate.grid import Grid
 
 METAL_HU = 8000.0
-"""Titanium; beyond the 3071 that 12 bits hold."""
+"""HU of titanium; beyond the 3071 that 12 bits hold."""
 SCREW_RADIUS_MM, ROD_RADIUS_MM = 3.1, 2.75
 EDGE_MM = 1.0
 
@@ -21,7 +21,8 @@ EDGE_MM = 1.0
 def paint_screws(
     volume: np.ndarray, grid: Grid, spine: dict[str, Vertebra], levels: tuple[str, ...]
 ) -> None:
-    """A screw through each pedicle of `levels`, and a rod a side from head to head, in place.
+    """Paints, in place, a screw through each pedicle of `levels` and a rod per side that joins the
+    screw heads.
 
     Args:
       volume: f32[slices, rows, columns] HU.
@@ -38,7 +39,8 @@ def paint_screws(
 
 
 def _screw(vertebra: Vertebra, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Head, behind the lamina, and tip, in the anterior third of the body; the vertebra's frame."""
+    """Positions of a screw's head, behind the lamina, and of its tip, in the anterior third of the
+    body; in the vertebra's frame."""
     scale, wall = vertebra.scale, vertebra.depth_mm / 2
     pedicle = pedicle_offset_mm(vertebra)
     head = (side * (pedicle + 5 * scale), wall + 1.5 * CANAL_DEPTH_MM * scale)

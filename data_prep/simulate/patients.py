@@ -1,7 +1,7 @@
-"""Who is in the simulated cohort: sites, age, sex, true bone at every level, DXA results.
+"""The patients of a simulated cohort: sites, age, sex, true bone at every level, DXA results.
 
-A patient is a pure function of (settings, number). Published facts and their sources are named in
-each constant; constants called invented have no published value that we know of.
+A patient is a pure function of (settings, number). Each constant names its published source;
+constants called invented have no published value that we know of.
 """
 
 from __future__ import annotations
@@ -31,33 +31,34 @@ SITE_PATIENTS = {"A": 2225, "B": 1120, "C": 359, "D": 193}
 """Patients by site (paper, Table 1)."""
 SITE_DEVICE = {"A": "hologic", "B": "ge_lunar", "C": "medix", "D": "hologic"}
 DEVICE_CROSSING = 0.10
-"""Share of patients of A-C whose DXA was taken on another device, so that a site is not a device
-(invented; the paper has one device a site)."""
+"""Share of patients of A-C whose DXA was taken on another site's scanner, so that the site does not
+determine the scanner (invented; the paper has one scanner per site)."""
 LABELLED_PER_PATIENT = {"A": 2.238, "B": 1.8125, "C": 3.699, "D": 1.404}
 """Labelled vertebrae per patient (paper, Table 1: vertebrae with GT over patients)."""
 NO_DXA_SHARE = 0.08
-"""Patients with a CT and no DXA (invented)."""
+"""Share of patients with a CT and no DXA (invented)."""
 
 CONTRAST_SHARE, FRACTURE_SHARE, CUT_TOP_SHARE, IMPLANT_SHARE = 0.06, 0.04, 0.06, 0.02
-"""Scans with a contrast agent, a wedge fracture, the top vertebra cut, metal screws (invented)."""
+"""Shares of scans with a contrast agent, with a wedge fracture, whose border cuts the top vertebra,
+and with metal screws (invented)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a cohort depends on, besides the number of patients.
+    """Settings of a cohort, without the number of patients.
 
     Attributes:
       sites: requested sites, of A-D, in order.
-      seed: of everything random.
+      seed: of all random draws.
       levels: rendered and labelled levels, from the top.
       spacing_mm: in-plane voxel edge.
-      slice_mm: slice thickness of every scanner; None for each its own.
+      slice_mm: slice thickness for all CT scanners; None keeps each scanner's own.
       scanners: "usual" or "wide", the mix of scanners (`scanner.SITE_SCANNERS`).
       texture_signal: 0 (structure independent of bone state) to 1.
       hu_signal: 1, or less down to 0: HU, cortex, body size, age and sex independent of BMD.
-      identical_devices: every DXA device measures as Hologic does.
-      complete_labels: shares of each site's patients that are its validation and its test split,
-        with all of L1-L4 labelled, as all of site D; None leaves the split to be made later.
+      identical_devices: every DXA scanner measures as Hologic does.
+      complete_labels: shares of each site's patients in the validation and in the test split; these
+        have all of L1-L4 labelled, as have all of site D. None leaves the split to `prepare`.
     """
 
     sites: tuple[str, ...] = ("A", "B", "C", "D")
@@ -84,9 +85,9 @@ class Patient:
       size_z, cortex_z: deviations of body size and cortical thickness from the population, in SD.
       fractured_level: level with a wedge fracture, or None.
       cut_top: the top level is cut by the border of the CT.
-      screwed_levels: neighbours joined by pedicle screws and rods; empty in most.
-      split: "train", "valid", "test" or "external"; empty where it is to be made later.
-      device_deviations: by device, relative (`dxa.Device.deviation_sd`).
+      screwed_levels: neighbours joined by pedicle screws and rods; empty in most patients.
+      split: "train", "valid", "test" or "external"; empty if it is left to `prepare`.
+      device_deviations: by scanner, relative (`dxa.Device.deviation_sd`).
       bones: true bone by level, T1-L5.
       dxa: reported levels; empty for a patient without DXA.
     """
@@ -114,17 +115,17 @@ class Patient:
 
 
 def site_of(number: int, sites: tuple[str, ...]) -> tuple[str, int]:
-    """(site, how many patients of that site come before) of a patient's number, from 0.
+    """(site, number of earlier patients of that site) for a patient's number, from 0.
 
-    Two patients of every site first, then whichever site lags most behind Table 1's proportions;
-    so a larger cohort begins with the smaller one.
+    The first two patients of every site come first; then each patient goes to the site that is
+    furthest behind its share in Table 1. So a larger cohort begins with a smaller one.
     """
     return _site_sequence(sites, 1 << number.bit_length())[number]
 
 
 @functools.cache
 def _site_sequence(sites: tuple[str, ...], patients: int) -> list[tuple[str, int]]:
-    """`site_of` the first `patients` numbers."""
+    """`site_of` for the first `patients` numbers."""
     total = sum(SITE_PATIENTS[site] for site in sites)
     counts = dict.fromkeys(sites, 0)
     sequence = []
@@ -140,13 +141,13 @@ def _site_sequence(sites: tuple[str, ...], patients: int) -> list[tuple[str, int
 
 
 def generator(seed: int, number: int, stream: int) -> np.random.Generator:
-    """The random numbers of one patient's stream: 0 the person, 1 the rendering, 2 what was added
-    later (devices, implants, more labels), so that the first two draw what they always drew."""
+    """A patient's random generator for one stream: 0 the person, 1 the rendering, 2 features added
+    later (scanners, implants, more labels), which thus leave the first two streams unchanged."""
     return np.random.default_rng(np.random.SeedSequence((seed, number, stream)))
 
 
 def split_of(site: str, rank: int, complete_labels: tuple[float, float] | None) -> str:
-    """Split of the patient of a rank within its site; empty where it is to be made later.
+    """Split of the patient with a rank within its site; empty if it is left to `prepare`.
 
     Each patient goes to the split that is furthest behind its share.
     """
@@ -160,7 +161,7 @@ def split_of(site: str, rank: int, complete_labels: tuple[float, float] | None) 
 
 @functools.cache
 def _split_sequence(shares: tuple[float, float, float], patients: int) -> list[str]:
-    """`split_of` the first ranks."""
+    """`split_of` for the first ranks."""
     counts = [0, 0, 0]
     sequence = []
     for n in range(patients):
@@ -174,10 +175,11 @@ def _split_sequence(shares: tuple[float, float, float], patients: int) -> list[s
 
 
 def draw_patient(settings: Settings, number: int) -> Patient:
-    """The patient of a number, from 0.
+    """Draws the patient with a number, from 0.
 
     The first patient of a site is osteoporotic at a labelled level, the second at none, and
-    neither is one that a cohort may exclude: the smallest cohort has both classes at every site.
+    neither has a feature for which a cohort may exclude patients. So the smallest cohort has both
+    classes at every site.
     """
     site, rank = site_of(number, settings.sites)
     rng, later = (generator(settings.seed, number, stream) for stream in (0, 2))
@@ -229,7 +231,7 @@ def draw_patient(settings: Settings, number: int) -> Patient:
 
 
 def draw_screws(rng: np.random.Generator, levels: tuple[str, ...]) -> tuple[str, ...]:
-    """Two or three lumbar neighbours of `levels` that are screwed together; () for most people."""
+    """Two or three adjacent lumbar `levels` that are screwed together; () for most patients."""
     screwed, length, start = rng.random() < IMPLANT_SHARE, int(rng.integers(2, 4)), rng.random()
     lumbar = [v for v in levels if v.startswith("L")]
     if not screwed or len(lumbar) < length:
@@ -245,7 +247,7 @@ def _dxa(
     count: int,
     complete: bool,
 ) -> tuple[DxaResult, ...]:
-    """`count` levels measured with the first generator, and the other levels with the second."""
+    """DXA results of `count` levels by the first generator, and of the others by the second."""
     device, deviation = measured_by
     chosen = choose_levels(rngs[0], count)
     results = measure_dxa(rngs[0], bmd, device, chosen, deviation)

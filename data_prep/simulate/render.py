@@ -1,8 +1,8 @@
-"""A patient -> CT and labels.
+"""Renders a patient's CT and labels.
 
-Bone is built on fine grids (bodies at 0.3 mm, posterior elements at 0.9 mm), seen through the
+Bone is built on fine grids (bodies at 0.3 mm, posterior elements at 0.9 mm), blurred by the
 scanner's aperture and point-spread function, and laid over soft tissue that is sampled with soft
-edges; then calibration and noise.
+edges. Calibration and noise follow.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from osteojax.data.vertebrae import level_class
 
 FINE_MM = 0.3
 COARSE_MM = 0.9
-"""Grid of the smooth surface distance, interpolated to the fine grid."""
+"""Grid on which the smooth surface distance is computed, before interpolation to the fine grid."""
 POSTERIOR_MM = 0.9
 POSTERIOR_CORTEX_RATIO = 1.8
-"""Cortex of the posterior elements over the body's shell."""
+"""Cortical thickness of the posterior elements divided by that of the body."""
 POSTERIOR_CORTEX_HU = 850.0
 FIELD_OF_VIEW_MM = (156.0, 168.0)
 """Left-right and anterior-posterior: holds a 96 mm box around nearly every body."""
 CURVED_MM = 60.0
-"""How far the bodies may lie apart across the table within that field of view; the kyphosis of the
-upper thoracic spine takes more, and the field grows by it."""
+"""Largest anterior-posterior distance of body centres that fits that field of view. The kyphosis of
+the upper thoracic spine exceeds it, and the field is enlarged by the excess."""
 MARGIN_MM = 21.0
-"""Above the top and below the bottom labelled body."""
+"""Length of the CT above the top and below the bottom labelled body."""
 CONTRAST_TRABECULAR_HU = 9.0
-"""Portal-venous contrast agent raises L1 by 11.2 HU, 95% interval 8.2 to 14.2 (Pickhardt et al.
+"""Portal-venous contrast agent raises L1 by 11.2 HU; 95% interval 8.2 to 14.2 (Pickhardt et al.
 2016)."""
 VERSE_ID_OF_CLASS = 7
 """VerSe id = class (1-18) + 7."""
@@ -73,7 +73,7 @@ class Rendering:
 
 
 def ct_trabecular_hu(bone: LevelBone, patient: Patient) -> float:
-    """Trabecular HU that the patient's scanner shows: kVp, calibration shift, contrast agent."""
+    """Trabecular HU in the patient's CT, with its kVp, calibration shift and contrast agent."""
     scanner = SCANNERS[patient.scanner]
     contrast = CONTRAST_TRABECULAR_HU if patient.contrast else 0.0
     return bone.trabecular_hu * scanner.mineral_scale + contrast + scanner.offset_hu
@@ -113,7 +113,7 @@ def _fine_axes(low_mm: np.ndarray, high_mm: np.ndarray, step_mm: float) -> list[
 
 
 class _Camera:
-    """What the scanner sees of a fine grid: one matrix per axis, for the image and for labels."""
+    """The scanner's sampling of a fine grid, as one matrix per axis for image and for labels."""
 
     def __init__(self, grid: Grid, scanner: Scanner, fine: list[np.ndarray], box: Box) -> None:
         sigmas = (scanner.psf_sigma_mm, scanner.psf_sigma_mm, 0.2)
@@ -140,7 +140,7 @@ def _place(
     hu: np.ndarray,
     label: int,
 ) -> None:
-    """Lays fine-grid bone over the volume and labels it, in place."""
+    """Adds bone of a fine grid to the volume and to the labels, in place."""
     volume[box] += camera.image(occupancy * hu) - camera.image(occupancy) * volume[box]
     if label:
         labels[box][camera.coverage(occupancy) >= 0.5] = label
@@ -149,7 +149,7 @@ def _place(
 def _visible(
     grid: Grid, scanner: Scanner, vertebra: Vertebra, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Box] | None:
-    """The part of a vertebra's box that the CT sees, and the voxels it reaches.
+    """The part of a vertebra's box inside the CT, and the voxels that it affects.
 
     Args:
       low, high: f64[3] corners in the vertebra's own frame, mm.
@@ -159,7 +159,7 @@ def _visible(
     """
     bottom, top = grid.extent_mm(vertebra.centre_mm, vertebra.frame, low, high)
     spacing = np.array(grid.spacing_mm)
-    reach = 3 * scanner.psf_sigma_mm + spacing  # how far the blur carries bone
+    reach = 3 * scanner.psf_sigma_mm + spacing  # distance over which blur spreads bone
     bottom = np.maximum(bottom, -2 * reach)
     top = np.minimum(top, spacing * np.array(grid.shape[::-1]) + 2 * reach)
     box = grid.voxels(bottom - reach, top + reach) if (top > bottom).all() else None
@@ -175,7 +175,7 @@ def _render_posterior(
     trabecular_hu: float,
     label: int,
 ) -> None:
-    """Posterior elements of one vertebra, in place."""
+    """Adds the posterior elements of one vertebra, in place."""
     visible = _visible(grid, scanner, vertebra, *posterior_extent_mm(vertebra))
     if visible is None:
         return
@@ -203,7 +203,7 @@ def render_body(
     label: int,
     rng: np.random.Generator,
 ) -> None:
-    """The body of one vertebra: shell, endplates, trabecular bone, in place."""
+    """Adds the body of one vertebra (shell, endplates, trabecular bone), in place."""
     half = np.array([vertebra.width_mm, vertebra.depth_mm, vertebra.height_mm]) / 2
     half = half + np.array([1.5, 1.5, 1.0 + vertebra.wedge_mm / 4])
     visible = _visible(grid, scanner, vertebra, -half, half)
@@ -216,7 +216,7 @@ def render_body(
     upsample = tuple(linear_weights(fine[axis], coarse[axis]) for axis in (2, 1, 0))
     matrices = (upsample[0], upsample[1], upsample[2])
     distance = apply_axes(matrices, body_distance(u, v, w, vertebra).astype(np.float32))
-    distance *= np.float32(-1 / FINE_MM)  # samples inside the surface, from here on
+    distance *= np.float32(-1 / FINE_MM)  # now the depth inside the surface, in fine samples
     distance += np.float32(0.5)
     occupancy = np.clip(distance, 0, 1)
     distance -= np.float32(vertebra.cortex_mm / FINE_MM)
@@ -225,13 +225,13 @@ def render_body(
     structure = Structure(bone.trabecular_spacing_mm, bone.anisotropy)
     direction = (vertebra.frame[2] @ grid.axes)[::-1]
     field = gaussian_field(rng, occupancy.shape, FINE_MM, structure, direction)
-    # Denser towards the endplates and the posterior wall, as dissected bodies are.
+    # Bone is denser towards the endplates and the posterior wall, as in dissected bodies.
     trend = 0.12 * (2 * w / vertebra.height_mm) ** 2 + 0.08 * (2 * v / vertebra.depth_mm)
     trend = np.broadcast_to(trend, [len(coarse[axis]) for axis in (2, 1, 0)])
     field += apply_axes(matrices, trend.astype(np.float32))
     solid = trabeculae(field, core > 0.5, volume_fraction(bone.trabecular_hu))
 
-    # Marrow or matrix in the core, cortex in the rest.
+    # The core is marrow or matrix, the rest cortex.
     hu = solid
     hu *= np.float32(MATRIX_HU - MARROW_HU)
     hu += np.float32(MARROW_HU + contrast_hu / scanner.mineral_scale - CORTICAL_HU)
@@ -244,8 +244,8 @@ def render_body(
 
 def render(settings: Settings, patient: Patient) -> Rendering:
     """The CT of a patient and its labels; a pure function of its arguments."""
-    # One thread: sums in another order would round differently, and the products are too small
-    # to share (threads that wait for each other on busy cores made them 20 times slower).
+    # One thread, because another order of sums would round differently, and because the products
+    # are small (on busy cores, several threads made them 20 times slower).
     with threadpool_limits(1):
         return _render(settings, patient)
 
@@ -272,7 +272,7 @@ def _render(settings: Settings, patient: Patient) -> Rendering:
             ids.get(level, 0), rng,
         )  # fmt: skip
     paint_screws(volume, grid, spine, patient.screwed_levels)
-    # Air stays at -1000: calibration shifts what attenuates.
+    # Calibration shifts what attenuates; air stays at -1000 HU.
     volume += np.float32(scanner.offset_hu) * np.clip(volume / 1000 + 1, 0, 1)
     volume += noise(rng, grid.shape, (grid.spacing_mm[1], grid.spacing_mm[0]), scanner)
     ct_hu = np.clip(np.rint(volume), -1024, 3071).astype(np.int16)

@@ -1,6 +1,6 @@
 """CT scanners of the simulated cohort: kernel, noise, slices, kVp, calibration, orientation.
 
-They are invented within the range of clinical practice. None is a vendor's.
+They are invented within the range of clinical practice; none is a real product.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import numpy as np
 from scipy import fft, special
 
 KVP_MINERAL_SCALE = {80: 1.23, 100: 1.08, 120: 1.00, 140: 0.94}
-"""HU of trabecular bone over those at 120 kV, by tube voltage. L1 of 16,747 abdominal CTs had 148.1
-HU at 100 kV and 131.3 at 140 kV, for which a physical model expects 137.3 and 138.3 at 120 kV; at
-120 kV 140.9 were measured ("Normalization of Trabecular Bone Attenuation across kVp Values", AAPM
-2026). 80 kV: by NIST's attenuation of ICRU-44 cortical bone and water at 60 keV against 71 keV."""
+"""HU of trabecular bone relative to 120 kV, by tube voltage (kV). L1 of 16,747 abdominal CTs had
+148.1 HU at 100 kV and 131.3 at 140 kV, for which a physical model expects 137.3 and 138.3 at
+120 kV; at 120 kV 140.9 were measured ("Normalization of Trabecular Bone Attenuation across kVp
+Values", AAPM 2026). 80 kV: by NIST's attenuation of ICRU-44 cortical bone and water at 60 keV
+against 71 keV."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Scanner:
       noise_peak_per_mm: frequency at which the in-plane noise power peaks; the higher, the
         sharper the kernel.
       kvp: tube voltage, kV, of `KVP_MINERAL_SCALE`.
-      filtration: HU of mineral over that of another beam of this voltage.
-      offset_hu: calibration shift of every voxel but air's.
+      filtration: HU of mineral relative to the standard beam of this voltage.
+      offset_hu: calibration shift of every voxel but air.
       orientation: "LPS", "RAS" or "LAS": directions of the stored axes.
       tilt_degrees: rotation of the slices about the patient's left-right axis.
     """
@@ -48,12 +49,12 @@ class Scanner:
 
     @property
     def mineral_scale(self) -> float:
-        """HU of mineral over those at 120 kV."""
+        """HU of mineral relative to 120 kV."""
         return KVP_MINERAL_SCALE[self.kvp] * self.filtration
 
     def with_slices(self, slice_mm: float | None) -> Scanner:
-        """This scanner at another slice thickness, or at its own for None, at the same dose: a
-        thinner slice catches fewer photons, and noise goes with their root."""
+        """This scanner at another slice thickness (None keeps it) and the same dose: a thinner
+        slice has fewer photons, and noise is inversely proportional to the root of their number."""
         if slice_mm is None:
             return self
         noise_hu = self.noise_hu * float(np.sqrt(self.slice_mm / slice_mm))
@@ -88,14 +89,14 @@ SITE_SCANNERS = {
         "D": {"scanner4": 0.80, "low_dose": 0.20},
     },
 }
-"""Share of each site's scans by scanner: crossed at A-C, so that a site is not a scanner. Slices of
-1.5-3 mm at 120 and 140 kV, or, "wide", of 0.7-5 mm at 80-140 kV."""
+"""Share of each site's scans by scanner. A-C share scanners, so that the site does not determine
+the scanner. "usual": slices of 1.5-3 mm at 120 and 140 kV; "wide": 0.7-5 mm at 80-140 kV."""
 
 
 def response(
     centres_mm: np.ndarray, fine_mm: np.ndarray, aperture_mm: float, sigma_mm: float
 ) -> np.ndarray:
-    """What each voxel sees of each fine sample along one axis.
+    """Weight of each fine sample in each voxel along one axis.
 
     The voxel's aperture (a box) convolved with a Gaussian, integrated over one fine sample.
 
@@ -106,12 +107,12 @@ def response(
       sigma_mm: SD of the point-spread function.
 
     Returns:
-      f32[N, M]; a row sums to 1 where the samples cover all that the voxel sees.
+      f32[N, M]; a row sums to 1 if the samples cover the voxel's whole response.
     """
     step = fine_mm[1] - fine_mm[0]
     edges = np.append(fine_mm - step / 2, fine_mm[-1] + step / 2)[None, :] - centres_mm[:, None]
-    # The box's response is a difference of two normal distribution functions; `_ramp` is the
-    # integral of one, so a fine sample wider than the box is weighed exactly too.
+    # The response is a difference of two normal distribution functions. `_ramp` is the integral of
+    # one, so that weights are exact also for fine samples wider than the box.
     low, high = (edges - aperture_mm / 2) / sigma_mm, (edges + aperture_mm / 2) / sigma_mm
     seen = (_ramp(high) - _ramp(low)) * (sigma_mm / aperture_mm)
     return np.diff(seen, axis=1).astype(np.float32)
@@ -128,9 +129,9 @@ def noise(
     spacing_mm: tuple[float, float],
     scanner: Scanner,
 ) -> np.ndarray:
-    """Quantum noise with the kernel's colour.
+    """Quantum noise with the kernel's power spectrum.
 
-    In-plane noise power f * exp(-f / peak): the ramp of filtered back-projection under the
+    In-plane noise power is f * exp(-f / peak): the ramp of filtered back-projection times the
     kernel's roll-off. Slices are independent, because increment equals thickness.
 
     Args:

@@ -1,7 +1,7 @@
-"""Everything around the spine: muscles, fat, disks, canal, vessels, bowel, ribs, skin.
+"""The body around the spine: muscles, fat, disks, canal, vessels, bowel, ribs, skin.
 
-Columns are ellipses in the patient's axial plane, centred relative to the spine's own curve, and
-painted one over the other. HU at 120 kV from common reference ranges.
+Structures along the spine are ellipses in the patient's axial plane, centred relative to the spine
+curve and painted one over the other. HU at 120 kV are from common reference ranges.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ LUNG = -830
 LUMBAR_SHARE = {
     "T11": 0.05, "T12": 0.2, "L1": 0.4, "L2": 0.6, "L3": 0.8, "L4": 0.95, "L5": 1.0, "S1": 1.0,
 }  # fmt: skip
-"""How much of the psoas there is beside a level."""
+"""Relative size of the psoas beside each level."""
 EDGE_MM = 1.3
-"""Width over which one tissue gives way to another: about a voxel and a point-spread function."""
+"""Width of the transition between tissues: about a voxel and a point-spread function."""
 CORTICAL_HU = 1250.0
 
 
@@ -50,7 +50,7 @@ def _along(spine: dict[str, Vertebra], z: np.ndarray, values: list[float]) -> np
 
 
 def _mottle(rng: np.random.Generator, shape: tuple[int, ...], cell: int) -> np.ndarray:
-    """Smooth random field of SD 1: fat between fibres, heterogeneous organs."""
+    """Smooth random field of SD 1, for fat between fibres and for heterogeneous organs."""
     coarse = [n // cell + 2 for n in shape]
     first, second, third = (
         linear_weights(np.arange(n) / cell, np.arange(c))
@@ -64,7 +64,7 @@ def _mottle(rng: np.random.Generator, shape: tuple[int, ...], cell: int) -> np.n
 def paint_background(
     grid: Grid, spine: dict[str, Vertebra], patient: Patient, rng: np.random.Generator
 ) -> np.ndarray:
-    """f32[slices, rows, columns] HU of everything but bone and disks."""
+    """f32[slices, rows, columns] HU of the patient without bone and disks."""
     x, table_y, z = grid.patient_mm()
     centres = np.array([spine[level].centre_mm for level in SPINE])
     x = x - _along(spine, z, list(centres[:, 0]))
@@ -118,15 +118,15 @@ def _paint_organs(volume, along_spine, table_y, half_depth, organ, patient: Pati
         loop_y = y + half_depth - 17 + centre[1]
         distance = np.sqrt((x - centre[0]) ** 2 + loop_y**2 + ((z - centre[2]) * 0.6) ** 2)
         _cover(volume, distance - radius, organ - 8)
-        if gas_share > 0:  # gas rises in a supine patient: its level is horizontal
+        if gas_share > 0:  # gas rises, and its level is horizontal in a supine patient
             anterior = float(np.min(table_y + 0 * distance, where=distance < radius, initial=1e6))
             level = table_y - anterior - 2 * radius * gas_share
             _cover(volume, np.maximum(distance - radius + 2.5, level), GAS)
 
 
 def _paint_lungs(volume, along_spine, half_width, half_depth, fibres, spine) -> None:
-    """Both lungs beside and before the spine from T10's lower endplate up, in place; the diaphragm
-    rises to anterior. Heart and great vessels but the aorta are left out."""
+    """Paints, in place, both lungs beside and in front of the spine from T10's lower endplate up;
+    the diaphragm rises to anterior. Heart and great vessels except the aorta are left out."""
     x, y, z = along_spine
     base = spine["T10"].centre_mm[2] - spine["T10"].height_mm / 2
     above = base + np.float32(0.7) * np.maximum(half_depth - 10 - y, 0) - z
@@ -139,7 +139,8 @@ def _paint_lungs(volume, along_spine, half_width, half_depth, fibres, spine) -> 
 
 
 def _paint_vessels(volume, x, y, half_depth, patient: Patient, rng) -> None:
-    """Aorta, on the patient's left, with calcified wall in the old; inferior vena cava."""
+    """Paints, in place, the inferior vena cava and, on the patient's left, the aorta, whose wall is
+    calcified in old patients."""
     radius = float(np.clip(rng.normal(9.5 + 0.05 * (patient.age - 60), 1.0), 7.5, 15))
     front = -half_depth - radius - 3
     aorta = _ellipse(x - 9, y - front, radius, radius)
@@ -173,7 +174,7 @@ def paint_disks(volume: np.ndarray, grid: Grid, spine: dict[str, Vertebra]) -> N
 
 
 def _between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """f64[3, 3] the frame half-way between two near ones."""
+    """f64[3, 3] the frame half-way between two similar frames."""
     left, _, right = np.linalg.svd(first + second)
     return left @ right
 

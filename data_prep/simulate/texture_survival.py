@@ -1,9 +1,9 @@
-"""How much of the trabecular texture's signal is left in a CT and in the ROI made from it.
+"""Measures how much of the trabecular texture's signal is left in a CT and in its ROI.
 
-Vertebrae in pairs: the same body, the same mean HU, a structure one SD finer and one SD coarser
-than the mean (`people.draw_bone`). Both are seen through a scanner at several slice thicknesses,
-resampled as `prepare` does, and turned into its texture maps; what is left is how well a map's mean
-inside the body tells the two apart.
+Vertebrae are drawn in pairs with the same body and mean HU, one with a structure one SD finer than
+the mean and one with a structure one SD coarser (`people.draw_bone`). Both are scanned at several
+slice thicknesses, resampled as `prepare` does, and turned into its texture maps. The signal left is
+how well a map's mean inside the body separates the two.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from osteojax.data.vertebrae import image_spec, level_class
 LEVEL = "L2"
 SCANNER = "scanner1"
 TRABECULAR_HU = 115.0
-"""Of every vertebra: the mean of the simulated population at 75 years."""
+"""Mean HU of every vertebra: that of the simulated population at 75 years."""
 STRUCTURE_Z = (-1.0, 1.0)
-"""Coarse and fine, in SD of the population."""
+"""Structure of the coarse and of the fine vertebra, in SD of the population."""
 INTERIOR_MM = 6.0
-"""Only voxels this deep below the body's surface are measured: even an interpolation between slices
-of 5 mm then reads nothing from outside."""
+"""Only voxels this deep below the body's surface are measured, so that even interpolation between
+slices of 5 mm reads nothing from outside."""
 FEATURES = ("Contrast", "DifferenceAverage", "hu_sd", "hu_mean")
 _BOX_MM = 60.0
 
@@ -66,8 +66,8 @@ def survival(
       pairs: at least 8, so that no resample repeats one pair only.
 
     Returns:
-      One row a voxel and noise: `slice_mm`, `spacing_mm`, `roi_mm`, `noise_hu`, `pairs`, and for
-      each feature its mean in coarse and fine vertebrae and what `effect` says of it.
+      One row per ROI voxel size and noise: `slice_mm`, `spacing_mm`, `roi_mm`, `noise_hu`, `pairs`,
+      and for each feature its mean in coarse and fine vertebrae and its `effect`.
     """
     values = np.array(
         [
@@ -91,13 +91,13 @@ def survival(
 
 
 def effect(coarse: np.ndarray, fine: np.ndarray) -> dict[str, float]:
-    """How far a feature tells coarse from fine vertebrae, pair by pair float[N].
+    """How well a feature separates coarse from fine vertebrae, which are paired: float[N] each.
 
     Returns:
       "d", Cohen's d of coarse minus fine, with "d_low" and "d_high" of a 95% bootstrap interval
-      over pairs; "auroc" of the feature for coarse against fine; "r", the correlation of feature
-      and structure in a population whose structure has the SD that the two differ by half of,
-      r = d / sqrt(d^2 + 4).
+      over pairs; "auroc" of the feature for coarse against fine; "r" = d / sqrt(d^2 + 4), the
+      correlation of feature and structure in a population in which coarse and fine differ by two
+      SD of structure.
     """
     d = float(_cohens_d(coarse, fine))
     sampled = stats.bootstrap(
@@ -146,7 +146,7 @@ def vertebra_features(
 
 
 def _grid(sampling: Sampling, vertebra: Vertebra, rng: np.random.Generator) -> Grid:
-    """Axial slices around the body, its centre anywhere within a voxel."""
+    """Axial slices around the body, whose centre is at a random position within a voxel."""
     spacing = np.array([sampling.spacing_mm, sampling.spacing_mm, sampling.slice_mm])
     counts = np.ceil(_BOX_MM / spacing).astype(int) + 1
     corner = vertebra.centre_mm - spacing * (counts - 1) / 2 + spacing * rng.uniform(-0.5, 0.5, 3)
@@ -158,7 +158,7 @@ def _grid(sampling: Sampling, vertebra: Vertebra, rng: np.random.Generator) -> G
 def _features(
     volume: np.ndarray, labels: np.ndarray, grid: Grid, vertebra: Vertebra, roi_mm: float
 ) -> list[float]:
-    """`FEATURES` of a CT of one body, by the ROI and the texture maps of `prepare`."""
+    """`FEATURES` of a CT of one body, from the ROI and the texture maps of `prepare`."""
     ct = to_image(np.rint(volume).astype(np.int16), grid, "LPS")
     mask = to_image(labels, grid, "LPS")
     region = roi.extract_roi(ct, mask, _as_found(vertebra), round(48 / roi_mm), roi_mm)
@@ -175,7 +175,7 @@ def _features(
 
 
 def _as_found(vertebra: Vertebra) -> roi.Vertebra:
-    """The true place and axes, as `roi.measure_vertebrae` would report them."""
+    """The true position and axes in the form of `roi.measure_vertebrae`."""
     volume = vertebra.width_mm * vertebra.depth_mm * vertebra.height_mm
     return roi.Vertebra(
         level_class=level_class(vertebra.level),
@@ -191,7 +191,7 @@ def _as_found(vertebra: Vertebra) -> roi.Vertebra:
 
 
 def _interior(vertebra: Vertebra, size: int, roi_mm: float) -> np.ndarray:
-    """bool[size, size, size] of the ROI's voxels deep inside the body."""
+    """bool[size, size, size]: the ROI's voxels deep inside the body."""
     along = ((np.arange(size) - (size - 1) / 2) * roi_mm).astype(np.float32)
     w, v, u = along[:, None, None], along[None, :, None], along[None, None, :]
     return np.broadcast_to(body_distance(u, v, w, vertebra) < -INTERIOR_MM, (size, size, size))

@@ -1,7 +1,7 @@
-"""DXA results: reads dxa.csv, applies the label rule, and picks the result that fits a CT.
+"""DXA results: reads dxa.csv, applies the label rule, and picks the result that belongs to a CT.
 
-Label of a vertebra (docs/method.md): a given `osteoporosis` wins; else T-score <= -2.5; else BMD
-against the reference of device, level and sex.
+Label of a vertebra (docs/method.md): a given `osteoporosis` comes first; else T-score <= -2.5; else
+BMD against the reference of scanner, level and sex.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from osteojax.errors import CaseError
 
 REQUIRED = ("patient_id", "level", "device", "bmd_g_cm2")
 MAX_GAP_DAYS = 183
-"""CT and DXA within six months (docs/method.md)."""
+"""Largest gap between CT and DXA: six months (docs/method.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class DxaResult:
 
     Attributes:
       level: "L1".
-      device: a name of the device table, or "unknown".
-      bmd_g_cm2: in the device's own g/cm^2, or None.
+      device: DXA scanner, a name of the device table, or "unknown".
+      bmd_g_cm2: in g/cm^2 of that scanner, or None.
       t_score: given, or from the reference; None where there is neither.
       osteoporosis: 1, 0, or None where no rule gives a label.
       date: of the measurement, or None.
@@ -109,11 +109,11 @@ def results_for_ct(
 ) -> tuple[dict[str, DxaResult], int]:
     """The result of each level that belongs to a CT.
 
-    Of several results the one nearest in date is taken, else the first of the table; where both
-    dates are known and more than six months apart, none.
+    Of several results the one nearest in date is taken; without dates, the first of the table. A
+    result whose date is more than six months from the CT's is not used.
 
     Returns:
-      (level -> result, number of levels dropped for the gap).
+      (level -> result, number of levels left out because of the gap).
     """
     chosen: dict[str, DxaResult] = {}
     dropped = 0

@@ -1,8 +1,8 @@
-"""Which number in a mask is which vertebra: label schemes as data.
+"""Label schemes: which number in a mask is which vertebra.
 
 A mask is read with a named scheme. Numbers of other known structures (organs, sacrum, cervical
-vertebrae, T13) are ignored; a number that the scheme does not know is an error that lists it,
-because then the mask was written with another scheme.
+vertebrae, T13) are ignored. A number that the scheme does not define is an error that lists it,
+because the mask must have been written with another scheme.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def read_class_mask(path: str | Path, scheme_name: str, case: str) -> sitk.Image
 
     Args:
       path: a multilabel file, or a folder of one-vertebra masks (`vertebrae_L1.nii.gz`, ...) as
-        TotalSegmentator writes; there the file names say the level and the scheme is not used.
+        TotalSegmentator writes; in a folder, levels come from file names instead of the scheme.
 
     Raises:
-      CaseError: unreadable, numbers unknown to the scheme, or no vertebra at all.
+      CaseError: the mask cannot be read, has numbers unknown to the scheme, or has no vertebra.
     """
     path = Path(path)
     if path.is_dir():
@@ -135,7 +135,7 @@ def _classes(numbers: np.ndarray, scheme_name: str, case: str) -> np.ndarray:
 
 
 def _read_mask_folder(folder: Path, case: str) -> sitk.Image:
-    """Joins one-vertebra masks; where two overlap, the upper vertebra keeps the voxel."""
+    """Joins one-vertebra masks; where two overlap, the voxel goes to the upper vertebra."""
     files = {
         level: path
         for level in LEVELS

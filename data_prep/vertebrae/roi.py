@@ -24,24 +24,25 @@ HEADER_SUPERIOR = np.array([0.0, 0.0, 1.0])
 HEADER_POSTERIOR = np.array([0.0, 1.0, 0.0])
 
 OPENING = 0.58
-"""Radius of the opening that leaves the body, in inscribed radii: pedicles are narrower."""
+"""Radius of the opening that keeps only the body, in inscribed radii; pedicles are narrower."""
 ANALYSIS_MM = 1.0
 """Masks finer than this are subsampled before distances are measured."""
 MIN_ELEMENTS_VOLUME = 0.08
-"""Least volume of posterior elements, in volumes of the body; whole vertebrae have 0.3 to 0.8."""
+"""Smallest volume of posterior elements, in volumes of the body; usually 0.3 to 0.8."""
 MIN_ELEMENTS_DISTANCE = 1.2
-"""Least distance of their centroid from the body's, in inscribed radii; whole ones have 2 to 3."""
+"""Smallest distance of their centroid from the body's, in inscribed radii; usually 2 to 3."""
 MIN_VOLUME_RATIO = 0.3
-"""Of two neighbours' bodies. Where the border leaves less than this of a body, the rest may be a
-spinous process only, and its centroid no guide to any axis."""
+"""Smallest ratio of the volumes of two neighbouring bodies. If the border of the CT leaves less of
+a body, the rest may be only a spinous process, whose centroid says nothing about the axes."""
 MAX_LEVEL_GAP = 2
 MAX_TRUNCATED_TURN_DEGREES = 25.0
-"""From the header's posterior, for elements cut by the border: the border cuts them lopsided."""
+"""Largest angle to the header's posterior for elements that the border cuts: a cut on one side
+shifts their centroid."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Vertebra:
-    """Where one vertebra of a mask is, and how it stands.
+    """Position and orientation of one vertebra of a mask.
 
     Attributes:
       level_class: 1-18.
@@ -49,7 +50,7 @@ class Vertebra:
       axes: f64[3, 3], rows are the unit vectors superior, posterior, left, in LPS.
       axial_rule: "neighbours" or "header".
       posterior_rule: "elements" or "header".
-      truncated: the label touches the border of the volume.
+      truncated: whether the label touches the border of the volume.
       radius_mm: radius of the largest ball inside the body.
       body_volume_mm3, mask_volume_mm3: of the body, and of the whole label.
     """
@@ -76,7 +77,7 @@ class Roi:
     Arrays are [D, H, W]: inferior to superior, anterior to posterior, right to left.
 
     Attributes:
-      vertebra: its place and axes.
+      vertebra: its position and axes.
       spacing_mm: edge of a voxel.
       hu: f32[D, H, W], unclipped HU, -1000 outside the CT.
       mask: bool[D, H, W], the vertebra.
@@ -96,7 +97,7 @@ class Roi:
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
-    """What the mask of one vertebra alone tells, without its neighbours."""
+    """Measurements of the mask of one vertebra, without its neighbours."""
 
     level_class: int
     centre_mm: np.ndarray
@@ -110,7 +111,7 @@ class _Body:
 def extract_rois(
     ct_image: sitk.Image, class_mask: sitk.Image, size: int, spacing_mm: float, case: str
 ) -> list[Roi]:
-    """Every vertebra of a checked CT and mask (`verify.load_case`), truncated ones included.
+    """Extracts every vertebra of a checked CT and mask (`verify.load_case`), also truncated ones.
 
     Args:
       size, spacing_mm: edge of the cubic ROI in voxels, and of a voxel.
@@ -119,7 +120,7 @@ def extract_rois(
       ROIs from T1 downwards.
 
     Raises:
-      CaseError: levels run against the header (see `measure_vertebrae`).
+      CaseError: levels are in the reverse order of the header (see `measure_vertebrae`).
     """
     return [
         extract_roi(ct_image, class_mask, vertebra, size, spacing_mm)
@@ -176,7 +177,7 @@ def _measure_body(
     inside = classes[box] == label
     stride = np.maximum(1, np.floor(ANALYSIS_MM / spacing_mm + 1e-6)).astype(int)
     sampled = np.pad(inside[tuple(slice(None, None, s) for s in stride)], 1)
-    if not sampled.any():  # a sliver between the samples
+    if not sampled.any():  # the label lies between the samples
         stride, sampled = np.ones(3, int), np.pad(inside, 1)
     step_mm = spacing_mm * stride
     depth_mm = ndimage.distance_transform_edt(sampled, sampling=step_mm)
@@ -212,9 +213,9 @@ def _measure_body(
 
 
 def _axial_axis(body: _Body, bodies: list[_Body]) -> tuple[np.ndarray, str]:
-    """Unit tangent towards superior: derivative, at the body, of the parabola through it and up to
-    two neighbours (one on each side, or both on one side at the end of the column), over chord
-    length. Without neighbours, the header's superior."""
+    """(unit tangent towards superior, rule). The tangent is the derivative, at the body, of the
+    parabola through it and up to two neighbours (one on each side, or both on one side at the end
+    of the column), parametrised by chord length. Without neighbours it is the header's superior."""
     near = [
         other
         for other in bodies
@@ -237,7 +238,8 @@ def _axial_axis(body: _Body, bodies: list[_Body]) -> tuple[np.ndarray, str]:
 
 
 def _posterior_axis(body: _Body, superior: np.ndarray) -> tuple[np.ndarray, str]:
-    """Unit vector across `superior`, to the posterior elements or else the header's posterior."""
+    """(unit vector, rule): across `superior`, towards the posterior elements or else the header's
+    posterior."""
 
     def across(towards: np.ndarray) -> np.ndarray:
         flat = towards - (towards @ superior) * superior
@@ -283,7 +285,7 @@ def extract_roi(
         smooth.CopyInformation(crop)
         crop = smooth
     identity = sitk.Transform(3, sitk.sitkIdentity)
-    # NaN marks what is outside the CT; verified CTs hold none of their own.
+    # NaN marks voxels outside the CT; verified CTs contain no NaN.
     resampled = sitk.Resample(crop, frame, identity, sitk.sitkLinear, float("nan"))
     hu = sitk.GetArrayFromImage(resampled)
     valid = np.isfinite(hu)
@@ -303,8 +305,8 @@ def extract_roi(
 
 
 def _prefilter_sigma(ct_spacing_mm: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """f64[3] (x, y, z): Gaussian sigma in CT voxels whose width makes up the difference between
-    the CT's voxel and the ROI's (full width at half maximum); 0 below a factor of 1.25."""
+    """f64[3] (x, y, z): sigma, in CT voxels, of a Gaussian whose full width at half maximum is the
+    difference (in quadrature) between the ROI's voxel and the CT's; 0 below a factor of 1.25."""
     factor = spacing_mm / ct_spacing_mm
     return np.where(factor > 1.25, np.sqrt(np.maximum(factor**2 - 1, 0)) / 2.355, 0.0)
 
@@ -332,7 +334,7 @@ def _label_in_frame(
     vertebra: Vertebra,
     half_mm: float,
 ) -> tuple[float, float]:
-    """(mean HU, fraction) of the label's own voxels within the frame, without resampling."""
+    """(mean HU, fraction) of the label's voxels within the frame, in the original CT."""
     index = np.argwhere(sitk.GetArrayViewFromImage(label))  # z, y, x
     matrix = np.array(label.GetDirection()).reshape(3, 3) * np.array(label.GetSpacing())
     place_mm = index[:, ::-1] @ matrix.T + np.array(label.GetOrigin()) - vertebra.centre_mm

@@ -1,7 +1,7 @@
-"""DXA devices and their reference values: from BMD to a T-score.
+"""DXA scanners and their reference values, by which BMD becomes a T-score.
 
-The default table can be replaced by a TOML file with one table per device and, where there is one,
-a reference per sex (young adults, mean of L1-L4):
+The default table can be replaced by a TOML file with one table per scanner and, where known, a
+reference per sex (young adults, mean of L1-L4):
 
     [hologic.F]
     mean_g_cm2 = 1.047
@@ -23,23 +23,24 @@ from osteojax.errors import UserError
 T_SCORE_OSTEOPOROSIS = -2.5
 
 LEVEL_RATIOS = {"L1": 0.912, "L2": 1.011, "L3": 1.045, "L4": 1.032}
-"""BMD of a level over the mean of L1-L4 (docs/method.md); without it L1 would be called low."""
+"""BMD of a level divided by the mean of L1-L4 (docs/method.md). Without it, T-scores of L1 would be
+too low."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Young adults of one sex, mean of L1-L4, in g/cm^2."""
+    """Mean and SD of young adults of one sex, for the mean of L1-L4, in g/cm^2."""
 
     mean_g_cm2: float
     sd_g_cm2: float
 
 
 DeviceTable = dict[str, dict[str, Reference]]
-"""Device name -> sex ("F", "M") -> reference; the order is the device index of the manifest."""
+"""Scanner name -> sex ("F", "M") -> reference; the order is the device index of the manifest."""
 
 DEFAULT_DEVICES: DeviceTable = {
-    # Women: T = -2.5 at 0.772 and 0.880. Men: the third decade of the same tables (docs/method.md),
-    # and its conversion Lunar = 1.074 Hologic + 0.054.
+    # Women: T = -2.5 is at 0.772 (Hologic) and 0.880 (Lunar). Men: the third decade of the same
+    # tables (docs/method.md), for Lunar by the conversion 1.074 Hologic + 0.054.
     "hologic": {"F": Reference(1.047, 0.110), "M": Reference(1.057, 0.110)},
     "ge_lunar": {"F": Reference(1.180, 0.120), "M": Reference(1.189, 0.120)},
     "medix": {},  # no published reference
@@ -49,9 +50,9 @@ DEFAULT_DEVICES: DeviceTable = {
 def t_score(
     devices: DeviceTable, device: str, level: str, sex: str | None, bmd_g_cm2: float
 ) -> float | None:
-    """T-score of one vertebra against device, level and sex; None where there is no reference.
+    """T-score of one vertebra for a scanner, level and sex; None where there is no reference.
 
-    The reference of a level is that of L1-L4 times the level's ratio, mean and SD alike.
+    Mean and SD of a level's reference are those of L1-L4 times the level's ratio.
     """
     reference = devices.get(device, {}).get(sex or "")
     ratio = LEVEL_RATIOS.get(level)
@@ -61,7 +62,7 @@ def t_score(
 
 
 def read_devices(path: str | Path | None) -> DeviceTable:
-    """The device table of a TOML file, or the default. Raises UserError."""
+    """The scanner table of a TOML file, or the default one. Raises UserError."""
     if path is None:
         return DEFAULT_DEVICES
     path = Path(path)

@@ -1,8 +1,8 @@
-"""Vertebra ROI -> texture pool: the four GLCM maps of an image of HU codes.
+"""Computes a vertebra's texture pool: the four GLCM maps of an image of HU codes.
 
-The image is `osteojax.data.schema.image_spec`'s: code = floor((clipped HU + 200) / 5). Grey level
-1 starts at -200 HU in every case, so that the same bone has the same levels in every box, and a
-level is a whole number of codes, so that it is found in integers.
+Codes are those of `osteojax.data.vertebrae.image_spec`: code = floor((clipped HU + 200) / 5). Grey
+level 1 starts at -200 HU in every case, so that the same HU has the same level in every box. A
+level is a whole number of codes, so that levels follow from codes by integer division.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LOWEST_VALUE = {
     "Contrast": 0.0,
     "DifferenceAverage": 0.0,
 }
-"""The smallest value that each map can take; it is stored where there is no texture."""
+"""Smallest value that each map can take; it is stored where there is no texture."""
 
 _NUM_CODES = round((HU_MAX - HU_MIN) / IMAGE_STEP_HU)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextureSettings:
-    """How the maps of a pool are made. Raises UserError for a value that cannot be.
+    """Settings of the maps of a pool. Raises UserError for an invalid value.
 
     Attributes:
       bin_width: HU per grey level, a multiple of the image code's 5 HU (levels stay exact).
@@ -49,8 +49,8 @@ class TextureSettings:
         mode). A number: patches this many voxels apart, each with its own grey levels, and maps
         interpolated between their centres (the paper's sliding window;
         `osteojax.ops.texture.patches`).
-      engine: "jax" (`osteojax.ops.texture.glcm`), or "pyradiomics", the reference and about 5,000
-        times slower; it needs Python < 3.12.
+      engine: "jax" (`osteojax.ops.texture.glcm`), or "pyradiomics", the reference, which is about
+        5,000 times slower and needs Python < 3.12.
     """
 
     bin_width: float = 25.0
@@ -106,14 +106,14 @@ def texture_pool(
 
     Args:
       codes: uint8[D, H, W] image codes, 0..239.
-      mask: bool[D, H, W], the vertebra; used, and needed, by the domain "vertebra" only.
+      mask: bool[D, H, W], the vertebra; only the domain "vertebra" uses it, and needs it.
       settings: see `TextureSettings`.
 
     Returns:
       float32[D, H, W] by name, in grey levels (JointAverage, DifferenceAverage) or squared grey
       levels (Autocorrelation, Contrast); finite everywhere. In the domain "vertebra" a voxel
       outside the mask holds the map's lowest value (`LOWEST_VALUE`: flat bone of the lowest
-      level), and so does a voxel inside it that has no neighbour in its window, NaN otherwise.
+      level), and so does a voxel inside it that has no neighbour in its window.
 
     Raises:
       UserError: the mask is missing or empty, or the engine is not installed.
@@ -213,16 +213,16 @@ def pyradiomics_maps(
 ) -> dict[str, np.ndarray]:
     """PyRadiomics' own voxel-based maps of given grey levels.
 
-    Two of its methods are replaced. The discretisation, which starts at the ROI's minimum and has
-    an edge at 0 HU: the levels go in as they are. JointAverage's mean over angles, which is NaN
-    or not depending on `voxelBatch` where an angle is empty: the mean over the others, as its
-    other features have it. Everything else is PyRadiomics' `RadiomicsGLCM`.
+    Two methods of `RadiomicsGLCM` are replaced. Its discretisation starts at the ROI's minimum and
+    has an edge at 0 HU; here levels are given and used unchanged. Its JointAverage, where an angle
+    has no pair, is NaN or not depending on `voxelBatch`; here it is the mean over the other angles,
+    as for the other features. Everything else is PyRadiomics' code.
 
     Args:
       levels: integer[D, H, W], 1 and up inside the mask.
-      mask: bool[D, H, W] with a voxel at least.
+      mask: bool[D, H, W] with at least one voxel.
       kernel_radius: voxels.
-      voxel_batch: windows per call of its C code; 100 was its fastest, larger ones take GBs.
+      voxel_batch: windows per call of its C code; 100 was fastest, larger batches take GBs.
 
     Returns:
       float64[D, H, W] by name, NaN outside the mask.

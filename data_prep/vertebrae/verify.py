@@ -1,6 +1,6 @@
-"""Is this CT with this mask fit for use? Geometry, NaN, constant images, HU plausibility.
+"""Checks a CT and its mask: geometry, NaN, constant images, plausible HU.
 
-Every check runs before any work is spent on a case and answers in one line.
+Every check runs before any work is spent on a case and reports a fault in one line.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from osteojax.errors import CaseError
 MAX_CORNER_ERROR = 0.2
 """Largest distance of corresponding corners of CT and mask, in edges of the smallest voxel."""
 NO_AIR_HU = -20.0
-"""A CT whose minimum is above this holds neither air nor fat: it is not in HU."""
+"""A CT whose minimum is above this has neither air nor fat, so it is not in HU."""
 BONE_MEAN_HU = (-50.0, 800.0)
-"""Mean HU of whole vertebrae: published means are 50 (very old) to 400 (young)."""
+"""Accepted mean HU of whole vertebrae; published means are 50 (very old) to 400 (young)."""
 
 
 def load_case(
@@ -31,7 +31,7 @@ def load_case(
       (CT in HU, mask of classes 0-18 on the CT's own grid).
 
     Raises:
-      CaseError: the first thing found wrong, with values and remedy.
+      CaseError: the first fault found, with values and remedy.
     """
     ct_image = read_volume(ct_path, case, "CT")
     check_voxels(ct_image, case)
@@ -41,7 +41,7 @@ def load_case(
 
 
 def check_voxels(ct_image: sitk.Image, case: str) -> None:
-    """NaN, infinity and constant images."""
+    """Raises CaseError for NaN, infinity or a constant image."""
     values = sitk.GetArrayViewFromImage(ct_image)
     if np.issubdtype(values.dtype, np.floating):
         bad = values.size - int(np.count_nonzero(np.isfinite(values)))
@@ -54,10 +54,10 @@ def check_voxels(ct_image: sitk.Image, case: str) -> None:
 
 
 def align_mask(ct_image: sitk.Image, class_mask: sitk.Image, case: str) -> sitk.Image:
-    """The mask on the CT's grid, if it is the same grid up to the order and sense of its axes.
+    """The mask on the CT's grid, if its grid is the same up to the order and direction of the axes.
 
-    Flipped and permuted masks (LAS beside LPS) are turned; anything else is refused, because
-    resampling a mask is the user's decision.
+    Flipped and permuted masks (e.g. LAS with a CT in LPS) are reordered; any other difference is
+    refused, because resampling a mask is the user's decision.
     """
     ct_axes, mask_axes = _axes(ct_image), _axes(class_mask)
     turn = np.rint(ct_axes.T @ mask_axes)  # CT axis i is mask axis j, or its reverse
@@ -91,7 +91,7 @@ def _axes(image: sitk.Image) -> np.ndarray:
 def _corner_error_mm(
     ct_image: sitk.Image, mask: sitk.Image, order: list[int], reverse: list[bool]
 ) -> float:
-    """Largest distance of the eight corner voxels' centres, CT against turned mask."""
+    """Largest distance between corresponding corner voxels' centres of CT and reordered mask."""
     size, worst = ct_image.GetSize(), 0.0
     for corner in np.ndindex(2, 2, 2):
         ct_index = [int(c) * (n - 1) for c, n in zip(corner, size, strict=True)]
@@ -112,7 +112,8 @@ def _geometry(image: sitk.Image) -> str:
 
 
 def check_hu(ct_image: sitk.Image, class_mask: sitk.Image, case: str) -> None:
-    """Are the values Hounsfield units? Pictures, unsigned offsets and rescaled images are not."""
+    """Raises CaseError if values are not Hounsfield units, as in pictures, images with an unsigned
+    offset and rescaled images."""
     values = sitk.GetArrayViewFromImage(ct_image)
     bone = values[sitk.GetArrayViewFromImage(class_mask) > 0]
     low, high, bone_mean = float(values.min()), float(values.max()), float(bone.mean())

@@ -1,4 +1,4 @@
-"""What each dispatch is given: batches read from disk, or draws on data that the devices hold."""
+"""Input of each dispatch: batches read from disk, or draws that refer to data on the devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Feed:
     """The endless stream of a run's examples, the same from disk and from device memory.
 
     Attributes:
-      resident: the volumes, where the devices hold them.
+      resident: the volumes if they are in device memory, else None.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Feed:
 
     @property
     def data(self) -> Any:
-        """For the step: what the devices hold."""
+        """Data that the devices hold, an argument of the step."""
         return None if self.resident is None else self.resident.codes
 
     def gather(self, data: Any, batch: Batch) -> Batch:
-        """For the step, inside it: (a device's share of `data`, of one step's draws) -> batch."""
+        """Inside the step: (a device's share of `data`, its share of one step's draws) -> batch."""
         return batch if self.resident is None else gather(self.resident.layout, data, batch)
 
     def start(self, rows: np.ndarray, batch_size: int, seed: int, first_step: int) -> None:
@@ -58,9 +58,9 @@ class Feed:
         """
         local = [next(self._stream) for _ in range(count)]
         rows = np.stack([batch["index"] for batch in local])
-        if self._devices.engine == "pmap":  # one step, without an axis for it
+        if self._devices.engine == "pmap":  # always one step, without a leading axis
             return self._devices.put(local[0]), rows
-        if count == 1:  # a view of it: volumes are large
+        if count == 1:  # a view instead of a copy, because volumes are large
             steps = {key: np.asarray(value)[None] for key, value in local[0].items()}
         else:
             steps = {key: np.stack([batch[key] for batch in local]) for key in local[0]}
@@ -88,9 +88,9 @@ def dispatches(
 ) -> Iterator[tuple[int, int]]:
     """(last step, how many steps) of each dispatch after `first_step`.
 
-    Full dispatches, and single steps where a full one would pass the end or a multiple of one of
-    `every`: what has to happen after a step happens after the same one whatever `per_dispatch` is,
-    and two programs are compiled at most.
+    A dispatch has `per_dispatch` steps, or one step where a full dispatch would pass the end of the
+    run or a multiple of a number in `every`. So logs, validations and saves happen after the same
+    steps for every `per_dispatch`, and at most two programs are compiled.
     """
     step = first_step
     while step < total_steps:

@@ -5,7 +5,7 @@ checkpoint over it -> data stream set to the steps done. Order of an iteration: 
 dispatched, then the metrics of step n - 1 are fetched, so that the device never waits for a log.
 With resident data a dispatch may be several steps; logs, validations and saves come after it.
 
-With several processes all of them run this; only the first one writes anything but checkpoints.
+With several processes all of them run this; only the first one writes files other than checkpoints.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def train(
       the metrics of the best validation.
 
     Raises:
-      UserError: for what the user can mend: a config that differs from the workdir's, too few
-        vertebrae, a device count that does not fit, a loss that is not finite or diverges.
+      UserError: for mistakes that the user can correct: a config that differs from the workdir's,
+        too few vertebrae, a device count that does not fit, a loss that is not finite or diverges.
       Stopped: after SIGTERM or SIGINT; everything is saved.
     """
     workdir = Path(workdir)
@@ -110,7 +110,7 @@ class _Run:
         self.position: dict[str, float] = {}
         self.pending: tuple[int, Any, np.ndarray] | None = None
         self.state = self._initial_state(self.optimizer)
-        # After the state was placed: the rest of the memory is free for data.
+        # This comes after the state was placed, so that the memory still free is known.
         self.placement = choose_placement(
             config,
             Layout.of(self.rows, self.objective.view, cohort.manifest, self.devices.num_devices),
@@ -125,7 +125,7 @@ class _Run:
     def _initial_state(self, optimizer: optax.GradientTransformation) -> TrainState:
         if not self.checkpoints.started:
             return self.devices.replicate(self._new_state(optimizer, self.config.get("init_from")))
-        # Shapes are enough to restore into: no parameters are initialised only to be replaced.
+        # A resumed run needs only shapes to restore into, so parameters are not initialised.
         shapes = jax.eval_shape(lambda: self._new_state(optimizer, None))
         restored = self.checkpoints.restore(self.devices.replicated_like(shapes))
         state, self.position = restored
@@ -169,9 +169,9 @@ class _Run:
         with self._bar(), logging_redirect_tqdm(), StopSignals() as signals:
             for step, count in self._dispatches():
                 profile.before(step, metrics)
-                asked = time.perf_counter()
+                before = time.perf_counter()
                 batch, rows = feed.next(count)
-                waited = time.perf_counter() - asked
+                waited = time.perf_counter() - before
                 self.state, metrics = advance(self.state, batch, self.key)
                 if step - count == first:
                     self._tell_first_step(start, metrics)
@@ -199,7 +199,7 @@ class _Run:
         return dispatches(self.first_step, self.total_steps, per_dispatch, every)
 
     def _bar(self) -> tqdm:
-        """The progress bar. What it measures starts now."""
+        """The progress bar, whose clock starts now."""
         self.began = time.perf_counter()
         self.watch = Stopwatch(self.config.batch_size, self.devices.num_devices)
         self.progress = tqdm(
@@ -225,7 +225,7 @@ class _Run:
     def _save_or_stop(self, step: int, signal: Signals | None) -> None:
         """Validates, saves or stops, if due after this step."""
         last = step == self.total_steps
-        # The last step is validated anyway: not shortly before it as well.
+        # The last step is validated in any case; a validation shortly before it is left out.
         validate = last or (
             step % self.eval_steps == 0 and self.total_steps - step >= self.eval_steps / 2
         )
@@ -234,7 +234,7 @@ class _Run:
             return
         self._fetch_metrics()
         with self.watch.pause():
-            # A cluster that stops a job does not wait for a validation: the next run does it.
+            # A cluster that stops a job does not wait for a validation; the resumed run does it.
             if validate and not stop:
                 self._validate(step)
             hours = (time.perf_counter() - self.began) / 3600
@@ -300,8 +300,8 @@ class _Run:
             self.checkpoints.save_best(self.state, finite)
 
     def close(self, failed: bool = False) -> None:
-        """failed: this process ended by an exception. The others may not have met it: waiting for
-        them could take for ever."""
+        """Closes files. failed: whether this process ended by an exception. Other processes may
+        not have raised it, so waiting for them could take for ever."""
         self.writer.close()
         if not failed or jax.process_count() == 1:
             self.checkpoints.close()
@@ -313,11 +313,11 @@ def _say(text: str) -> None:
 
 
 def _of_first_process(metrics: dict[str, float]) -> dict[str, float]:
-    """Process 0's numbers on all processes. A difference in the last bit could make one process
-    save the best step and another not."""
+    """Process 0's numbers on all processes. Without this, a difference in the last bit could make
+    one process save the best step and another not."""
     if jax.process_count() == 1:
         return metrics
-    # Sent as bits: jax would round the numbers to float32.
+    # The numbers are sent as bits, because jax would round them to float32.
     bits = np.array(list(metrics.values()), np.float64).view(np.uint32)
     same = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
     return dict(zip(metrics, same.tolist(), strict=True))

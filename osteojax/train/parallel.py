@@ -3,9 +3,9 @@
 The step is written for one device's share of the batch, with collectives over a named axis. It is
 mapped by `jax.shard_map` over a mesh, or by `jax.pmap`, with the same results as one device.
 
-The loss must be averaged over the axis *inside* the function that is differentiated. shard_map then
-gives the gradient of that average by itself; pmap gives each device's part, and
-`mean_gradients` puts them together.
+The loss must be averaged over the axis *inside* the function that is differentiated. With shard_map
+differentiation then gives the gradient of that average; with pmap it gives each device's part, and
+`mean_gradients` combines the parts.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class DataParallel:
         if engine not in ENGINES:
             raise UserError(f"engine is {engine!r}; choose one of {', '.join(ENGINES)}.")
         if engine == "pmap" and jax.process_count() > 1:
-            # Its results are each process's own, which no checkpoint can hold.
+            # With pmap each process has its own results, which a checkpoint cannot hold.
             raise UserError("engine=pmap is for one process; with several, use engine=shard_map.")
-        # A process's devices side by side, so that its share of a batch is one piece. jax.make_mesh
-        # would follow the wires instead.
+        # The devices of a process are adjacent, so that its share of a batch is one piece.
+        # jax.make_mesh would order devices by their interconnect instead.
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         mesh = Mesh(np.array(devices[:num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
         return cls(mesh, engine)
@@ -86,34 +86,35 @@ class DataParallel:
         return jax.make_array_from_process_local_data(sharding, local_batches)
 
     def put_whole(self, batch: dict[str, np.ndarray]) -> Any:
-        """A batch that every process holds whole -> spread over the devices."""
+        """A global batch, of which every process has a copy -> spread over the devices."""
         share = len(next(iter(batch.values()))) // jax.process_count()
         start = jax.process_index() * share
         return self.put({key: value[start : start + share] for key, value in batch.items()})
 
     def replicate(self, tree: Any) -> Any:
-        """Host or single-device arrays -> the same values on every device, in buffers of their own.
+        """Host or single-device arrays -> the same values on every device, in new buffers.
 
-        A step donates its state: an array that stood in it twice, or was used elsewhere, would be
-        deleted under its other user. With several processes the values are those of process 0.
+        New buffers are needed because a step donates its state: if an array appeared twice in it or
+        were used elsewhere, the other use would find it deleted. With several processes the values
+        are those of process 0.
         """
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         if jax.process_count() > 1:
-            # Not device_put: it compares the processes' values first, and NaN differs from NaN.
+            # device_put would first check that all processes have equal values; NaN fails that.
             host = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
             return jax.make_array_from_process_local_data(everywhere, host)
         return jax.device_put(jax.tree.map(jnp.copy, tree), everywhere)
 
     def replicated_like(self, shapes: Any) -> Any:
-        """Shapes and dtypes -> the same, on every device: what to restore a checkpoint into."""
+        """Shapes and dtypes -> the same with replicated sharding, to restore a checkpoint into."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
         )
 
     def map_step(self, step: Callable) -> Callable:
-        """(state, share of batch, key) -> (state, metrics), both equal on all devices. The state
-        passed in is donated (shard_map)."""
+        """Maps a step (state, share of batch, key) -> (state, metrics), both equal on all devices.
+        With shard_map the state passed in is donated."""
         if self.engine == "pmap":
             return jax.pmap(
                 step, AXIS, in_axes=(None, 0, None), out_axes=None, devices=self._devices
@@ -127,7 +128,7 @@ class DataParallel:
         return jax.jit(mapped, donate_argnums=0)
 
     def map_steps(self, steps: Callable) -> Callable:
-        """(state, share of the data that the devices hold, share of the draws of K steps, key) ->
+        """Maps K steps (state, share of the resident data, share of the draws of K steps, key) ->
         (state, metrics [K]), both equal on all devices. The state passed in is donated."""
         assert self.engine == "shard_map"  # `placement` refuses resident data with pmap
         mapped = jax.shard_map(
@@ -144,7 +145,7 @@ class DataParallel:
         return jax.jit(mapped, donate_argnums=0)
 
     def map_reduce(self, function: Callable) -> Callable:
-        """(variables, share of batch) -> values equal on all devices."""
+        """Maps a function (variables, share of batch) -> values that are equal on all devices."""
         if self.engine == "pmap":
             return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=self._devices)
         mapped = jax.shard_map(
@@ -156,7 +157,8 @@ class DataParallel:
         return jax.jit(mapped)
 
     def map_forward(self, function: Callable) -> Callable:
-        """(variables, share of batch) -> per-example outputs; numpy arrays of the whole batch."""
+        """Maps a function (variables, share of batch) -> outputs per example. The mapped function
+        returns them as NumPy arrays of the whole batch."""
         if self.engine == "pmap":
             mapped = jax.pmap(function, AXIS, in_axes=(None, 0), devices=self._devices)
             return lambda variables, batch: jax.tree.map(
@@ -173,12 +175,12 @@ class DataParallel:
         return lambda variables, batch: _fetch(mapped(variables, batch))
 
     def mean_gradients(self, gradients: Any) -> Any:
-        """Gradients of the averaged loss, from what differentiation gave on each device."""
+        """Gradients of the averaged loss, from the gradients that each device computed."""
         return lax.pmean(gradients, AXIS) if self.engine == "pmap" else gradients
 
 
 def _fetch(tree: Any) -> Any:
-    """Sharded arrays -> numpy arrays, whole on every process."""
+    """Sharded arrays -> complete NumPy arrays on every process."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(np.asarray, tree)

@@ -1,6 +1,6 @@
-"""Where the volumes of a run lie, on disk or in device memory, and how many steps a dispatch makes.
+"""Decides whether volumes are read from disk or kept in device memory, and the steps per dispatch.
 
-Neither changes a number of the run: it may be resumed with another choice.
+Neither affects results, so a run may be resumed with another choice.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 PLACEMENTS = ("auto", "resident", "disk")
 
 AUTO_SHARE = 0.5
-"""Of the device memory that is free once the state is there: what "auto" gives to volumes. The
-other half is the step's; at 96^3 and batch 32 its activations are several times the state."""
+"""Share of the device memory still free after the state was placed that "auto" may use for volumes.
+The step needs the rest; at 96^3 and batch 32 its activations are several times the state."""
 
 AUTO_STEPS = 8
-"""Steps a dispatch on an accelerator. On a CPU core, dispatching 300 arrays took the host 3 ms and
-drawing 32 examples 3 to 5 ms: together more than the 7 ms that a step at 64^3 is meant to last."""
+"""Steps per dispatch on an accelerator. On one CPU core, dispatching 300 arrays took 3 ms and
+drawing 32 examples 3 to 5 ms, together about the 7 ms that a step at 64^3 should take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Placement:
     """The choice.
 
     Attributes:
-      layout: of the volumes in device memory; None leaves them on disk.
+      layout: of the volumes in device memory; None if they stay on disk.
       steps_per_dispatch: 1 or more; 1 on disk.
       reason: one line for the user, with the budget.
     """
@@ -46,16 +46,15 @@ class Placement:
 
 
 def choose_placement(config: ConfigDict, layout: Layout | None, engine: str) -> Placement:
-    """By `config.data.placement` and `config.steps_per_dispatch`; the same on all processes.
+    """Chooses by `config.data.placement` and `config.steps_per_dispatch`; all processes agree.
 
     Args:
-      layout: that the volumes would have in device memory; None where they do not fit into one
-        array.
+      layout: that the volumes would have in device memory; None if they cannot be one array.
       engine: of `DataParallel`; pmap reads from disk.
 
     Raises:
-      UserError: resident data that do not fit or that the engine cannot have, several steps a
-        dispatch without resident data, or a value that is none.
+      UserError: resident data that do not fit or that the engine does not support, several steps
+        per dispatch without resident data, or an invalid value.
     """
     wanted = config.data.placement
     if wanted not in PLACEMENTS:
@@ -109,11 +108,11 @@ def _decide(wanted: str, layout: Layout | None, engine: str, free: int | None) -
             )
         return True, f"data are resident: {budget}"
     if jax.default_backend() == "cpu":
-        # Reading is under 1% of a CPU's step, and its memory is where the files are cached anyway.
+        # Reading takes under 1% of a step on CPU, and the system caches the files in memory.
         return False, f"data stay on disk (a CPU's steps hide reading): {budget}"
     if jax.process_count() > 1:
-        # Every device sends the global batch round: 3% of a step inside a host of 8 GPUs, more
-        # than a step between hosts (docs/scaling.md).
+        # Gathering sends the global batch round all devices: 3% of a step within a host of 8 GPUs,
+        # more than a step between hosts (docs/scaling.md).
         return False, f"data stay on disk (gathering would cross processes): {budget}"
     if free is None or needed > AUTO_SHARE * free:
         return False, f"data stay on disk: {budget}, of which they may take {AUTO_SHARE:.0%}"
@@ -121,7 +120,7 @@ def _decide(wanted: str, layout: Layout | None, engine: str, free: int | None) -
 
 
 def free_bytes() -> int | None:
-    """Free memory of the fullest device of all processes; None where a platform does not say.
+    """Least free memory of a device, over all processes; None where a platform does not report it.
 
     A CPU's devices share the free memory of the host.
     """

@@ -1,4 +1,4 @@
-"""`--profile`: a trace of a few steps once the run is warm."""
+"""`--profile`: writes a trace of a few steps after the first, slower ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TRACED_STEPS = 3
 
 class Profile:
     """Traces the dispatches of `TRACED_STEPS` steps into `workdir/profile`, after `WARM_UP_STEPS`
-    others (fewer where the run is shorter). Nothing where it is not wanted.
+    others (fewer if the run is shorter). Does nothing if `wanted` is false.
 
-    TensorBoard's profile plugin, Perfetto and XProf read what it writes.
+    TensorBoard's profile plugin, Perfetto and XProf read the trace.
     """
 
     def __init__(self, workdir: Path, first_step: int, total_steps: int, wanted: bool) -> None:
@@ -26,14 +26,14 @@ class Profile:
         self._wanted, self._tracing = wanted, False
 
     def before(self, step: int, previous: Any) -> None:
-        """Call before a dispatch that ends with `step`, with what the one before it gave."""
+        """Call before the dispatch that ends with `step`, with the results of the previous one."""
         if self._wanted and not self._tracing and step >= self._start:
             jax.block_until_ready(previous)
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def after(self, step: int, result: Any) -> bool:
-        """Call after that dispatch; True where the trace has just been written."""
+        """Call after that dispatch. Returns True if the trace has just been written."""
         if not self._tracing or step < self._end:
             return False
         jax.block_until_ready(result)

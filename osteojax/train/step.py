@@ -1,4 +1,4 @@
-"""One update: a gradient, an optimiser, an average. It knows no objective."""
+"""One update of the parameters and of their moving average, for any objective."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def make_step(
         over the device axis.
       optimizer: gradient -> update.
       devices: how it is mapped.
-      ema_decay: of the averaged parameters; None keeps none.
+      ema_decay: of the moving average of the parameters; None keeps no average.
 
     Returns:
       (state, global batch, run key) -> (state, metrics). The state passed in is donated. The key of
-      a step is the run's key folded with the step: a resumed run draws what it would have drawn.
+      a step is the run's key folded with the step number, so that a resumed run draws the same.
     """
     return devices.map_step(_update(loss, optimizer, devices, ema_decay))
 
@@ -50,9 +50,8 @@ def make_steps(
 
     Returns:
       (state, data, draws of K steps, run key) -> (state, metrics [K]). The state passed in is
-      donated; each K is a program of its own. Numbers do not depend on K or on where batches come
-      from, to the bit (on CPU, tested); those of `make_step` are another program's, equal to
-      rounding.
+      donated; each K is compiled separately. On CPU the results are equal to the bit for every K
+      and for data on disk or in memory (tested); those of `make_step` are equal to rounding.
     """
     update = _update(loss, optimizer, devices, ema_decay)
 
@@ -100,7 +99,7 @@ def _update(
 def _averaged(state: TrainState, params, decay: float | None):
     if decay is None:
         return None
-    # The early average follows the parameters closely instead of remembering initialisation.
+    # At first the average decays faster, so that it forgets the initial parameters.
     early = (1.0 + state.step) / (10.0 + state.step)
     rate = jnp.minimum(decay, early)
     return jax.tree.map(lambda a, p: rate * a + (1.0 - rate) * p, state.ema_params, params)

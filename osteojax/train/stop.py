@@ -1,6 +1,6 @@
-"""Being told to stop: SIGTERM (a scheduler, a spot instance) and SIGINT (Ctrl-C).
+"""Stopping on SIGTERM (from a scheduler or a spot instance) and on SIGINT (Ctrl-C).
 
-Both mean: finish this step, save, leave. A second SIGINT or SIGTERM ends the process at once.
+After either, the run finishes its step, saves and exits. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import jax
 from jax.experimental import multihost_utils
 
 REQUEUE_STATUS = 75
-"""Exit status after SIGTERM: everything is saved, run the same command again (BSD's EX_TEMPFAIL).
+"""Exit status after SIGTERM (BSD's EX_TEMPFAIL): everything is saved, and the same command resumes.
 launch/slurm.sbatch and launch/k8s_jobset.yaml requeue on it."""
 
 INTERRUPT_STATUS = 130
-"""Exit status after SIGINT, as everywhere."""
+"""Exit status after SIGINT, by the shell's convention."""
 
 
 class Stopped(Exception):
-    """The run was told to stop, and saved itself.
+    """The run was stopped by a signal, after saving a checkpoint.
 
     Attributes:
-      step: that the checkpoint holds.
+      step: of the checkpoint.
       status: exit status of the process.
     """
 
@@ -38,11 +38,11 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Listens while it is entered; `received()` is asked after every dispatch of steps.
+    """Catches signals inside its `with` block; call `received()` after every dispatch of steps.
 
     With several processes the signal may reach one before the others, and all must save the same
-    step. jax.distributed listens to SIGTERM by itself and lets them agree on the question
-    after which to stop; SIGINT is turned into SIGTERM.
+    step. jax.distributed handles SIGTERM itself and makes all processes agree on the call of
+    `received()` after which to stop; SIGINT is turned into SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class StopSignals:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python handles signals in the main thread only: from another one nothing is installed.
+        # Python handles signals in the main thread only; in another thread, none are caught.
         if threading.current_thread() is threading.main_thread():
             wanted = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
             for number in wanted:
@@ -65,18 +65,18 @@ class StopSignals:
         self._before.clear()
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        self.__exit__()  # a second signal goes to the handlers that were there before
+        self.__exit__()  # a second signal goes to the previous handlers
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self._received = signal.Signals(number)
 
     def received(self) -> signal.Signals | None:
-        """The signal to stop for now; None to go on. Equal on all processes."""
+        """The signal that the run must stop for, or None to continue. Equal on all processes."""
         self._asked += 1
         if self._several:
-            # Calls are counted, not steps: a dispatch can be several steps, and every process makes
-            # every call.
+            # Calls are counted instead of steps, because a dispatch can be several steps; all
+            # processes make the same calls.
             reached = multihost_utils.reached_preemption_sync_point(self._asked)
             return signal.SIGTERM if reached else None
         return self._received

@@ -1,5 +1,5 @@
-"""Throughput of training alone: compilation, validation and saving are not in it. Also the time
-before the first step."""
+"""Throughput of training, without compilation, validation and saving; and the time to the first
+step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class Stopwatch:
-    """Images per second and device since the last report, and its share spent waiting for data.
+    """Images per second and device since the last report, and the share of time spent waiting for
+    data.
 
-    `tick` after each dispatch of steps; what runs inside `pause` is not counted, nor is the first
+    Call `tick` after each dispatch of steps. Time inside `pause` is not counted, nor is the first
     dispatch of each number of steps, which compiles.
     """
 
@@ -62,9 +63,9 @@ class Stopwatch:
 
 
 class Start:
-    """From the start of the program's work to the end of its first step.
+    """Measures the time from the start of the program's work to the end of its first step.
 
-    Compilation includes whatever was compiled on the way: initialisation and a first validation.
+    Compilation time includes the initialisation and a first validation.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Start:
             self._compile_s += duration_secs
 
     def report(self) -> dict[str, float]:
-        """Call once, when the first step's results are there."""
+        """Call once, when the first step has finished."""
         jax.monitoring.unregister_event_duration_listener(self._count)
         return {
             "time_to_first_step_s": time.perf_counter() - self._start,
@@ -86,8 +87,8 @@ class Start:
 
 
 def device_memory() -> dict[str, float]:
-    """Most memory this process's first device has held, GiB; nothing where the platform does not
-    say (CPU)."""
+    """Peak memory of this process's first device in GiB; empty where the platform does not report
+    it (CPU)."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" not in statistics:
         return {}

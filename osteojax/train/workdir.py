@@ -1,4 +1,4 @@
-"""A workdir belongs to one config and one cohort; and what has to hold before a run starts."""
+"""Checks before a run starts; a workdir belongs to one config and one cohort."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_devices() -> None:
         wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = str(error).splitlines()[0] if str(error) else f"JAX_PLATFORMS is {wanted!r}"
         raise UserError(
-            f"no device to train on: {reason}. Look at the driver and at what of jax is installed, "
+            f"no device to train on: {reason}. Check the driver and the installed jax packages, "
             "or set JAX_PLATFORMS=cpu."
         ) from error
 
@@ -70,14 +70,14 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
                 "--data to resume, or another --workdir."
             )
     elif jax.process_index() == 0:
-        # As it stands there: a folder of an earlier version keeps its own form.
+        # The text is copied unchanged, also of a folder that an earlier version wrote.
         manifest = (cohort.directory / "manifest.json").read_text(encoding="utf-8")
         write_text(workdir / "manifest.json", manifest)
         write_json(path, {"config": wanted, "osteojax": __version__, "data": str(cohort.directory)})
 
 
 def _read_claim(workdir: Path) -> tuple[dict[str, Any], str]:
-    """(config, manifest's text) of an earlier start."""
+    """(config, text of the manifest) that an earlier start wrote."""
     try:
         config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
         return config, (workdir / "manifest.json").read_text(encoding="utf-8")
@@ -89,8 +89,8 @@ def _read_claim(workdir: Path) -> tuple[dict[str, Any], str]:
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    """Fields that differ, in words. A field that the earlier start did not know yet is not one, nor
-    is one of `MAY_DIFFER`."""
+    """Fields that differ, in words. Fields of `MAY_DIFFER` are left out, as are fields that the
+    earlier start did not have."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         parts = []
         for key in sorted({*found, *wanted}):

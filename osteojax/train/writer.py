@@ -1,4 +1,4 @@
-"""Metrics to `metrics.jsonl` and TensorBoard, by process 0 alone."""
+"""Writes metrics to `metrics.jsonl` and TensorBoard, in process 0 only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from osteojax.files import write_text
 
 
 class Writer:
-    """One JSON object a line, `{"step": 10, "train/loss": ...}`; NaN is written as null."""
+    """Writes one JSON object per line, `{"step": 10, "train/loss": ...}`; NaN becomes null."""
 
     def __init__(self, workdir: Path, first_step: int) -> None:
         self._active = jax.process_index() == 0
@@ -25,7 +25,7 @@ class Writer:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
 
     def _forget_after(self, step: int) -> None:
-        """Removes the lines past the restored step: they will be written again."""
+        """Removes the lines after the restored step, which will be written again."""
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line, default=step + 1) <= step]
@@ -50,5 +50,5 @@ class Writer:
 def _step_of(line: str, default: int) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # the half line of a killed run
+    except (ValueError, KeyError):  # an incomplete line of a killed run
         return default

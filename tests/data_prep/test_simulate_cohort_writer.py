@@ -120,7 +120,7 @@ def test_other_settings_and_other_folders_are_refused(cohort, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a simulated cohort"):
         simulate_cohort(tmp_path, SETTINGS, 4)
-    with pytest.raises(UserError, match=r"at least one a site.*Ask for 4"):
+    with pytest.raises(UserError, match=r"at least one per site.*Ask for 4"):
         simulate_cohort(tmp_path / "new", SETTINGS, 1)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "simulation.json").write_text("{")

@@ -114,7 +114,7 @@ def test_an_error_of_a_task_is_raised():
 
 def test_workers_that_stay_away_end_the_run(monkeypatch):
     monkeypatch.setattr(workers, "LOST_SECONDS", 0.2)
-    with pytest.raises(UserError, match="no worker has been there"):
+    with pytest.raises(UserError, match="there has been no worker"):
         list(run_tasks(named([1]), Crew(Puppets(0))))
     gone = Puppets(1)
     gone.capacity = itertools.chain([1], itertools.repeat(0)).__next__
