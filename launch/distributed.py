@@ -1,7 +1,7 @@
-"""One training over several processes, machines or hosts.
+"""Joins the processes of one training run, on one or several hosts.
 
-JAX finds the others by itself under SLURM, Open MPI 4 and on Cloud TPU (GCE and GKE). What it lacks
-is here: explicit flags, Open MPI 5, and leaving a run that has none of these alone.
+JAX finds the other processes by itself under SLURM, Open MPI 4 and on Cloud TPU (GCE and GKE). This
+module adds explicit flags and Open MPI 5; a process without any of these trains alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NoReturn
 from osteojax.errors import UserError
 
 SHUTDOWN_SECONDS = 60
-"""A process that fails waits so long for the others, which may be failing too, before it goes; the
-rest are then ended by jax.distributed."""
+"""How long a failing process waits for the others, which may be failing too, before it exits;
+jax.distributed then ends the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Group:
     """The processes that train together.
 
     Attributes:
-      coordinator: "host:port" of process 0; None where JAX asks the cluster.
+      coordinator: "host:port" of process 0; None where JAX gets it from the cluster.
       num_processes: of all hosts together; None likewise.
-      process_id: this one, from 0; None likewise.
-      local_device: the one GPU of the host that is this process's; None where JAX knows, or for all
-        of them.
+      process_id: of this process, from 0; None likewise.
+      local_device: index of this process's only GPU among those of the host; None for all GPUs, or
+        where JAX chooses.
     """
 
     coordinator: str | None = None
@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_group(args: argparse.Namespace, environment: Mapping[str, str]) -> Group | None:
-    """The group that the flags or the environment name; None for a process on its own.
+    """The group that the flags or the environment describe; None for a process that runs alone.
 
     Raises:
-      UserError: where the flags do not fit each other, or something is missing.
+      UserError: where the flags contradict each other or are incomplete.
     """
     flags = Group(args.coordinator, args.num_processes, args.process_id)
     if flags != Group():
@@ -103,18 +103,18 @@ def _is_tpu_machine() -> bool:
 
 
 def join(args: argparse.Namespace) -> bool:
-    """Joins the group, if there is one; before anything touches a device.
+    """Joins the group, if there is one. Call it before JAX uses a device.
 
     Returns:
       whether this is one of several processes.
 
     Raises:
-      UserError: where the others cannot be reached.
+      UserError: where the other processes cannot be reached.
     """
     group = find_group(args, os.environ)
     if group is None:
         return False
-    # Late: a process on its own, or with a wrong command line, need not wait for it.
+    # Imported here, so that a single process or a wrong command line does not wait for it.
     import jax
 
     try:
@@ -128,8 +128,8 @@ def join(args: argparse.Namespace) -> bool:
     except (RuntimeError, ValueError) as error:
         where = f" at {group.coordinator}" if group.coordinator else ""
         raise UserError(
-            f"the processes did not find each other{where}: {str(error).splitlines()[0]}. All have "
-            "to be started, and the port of process 0 open to the others."
+            f"the processes did not find each other{where}: {str(error).splitlines()[0]}. Start "
+            "all of them, and open the port of process 0 to the others."
         ) from error
     return jax.process_count() > 1
 
@@ -137,7 +137,7 @@ def join(args: argparse.Namespace) -> bool:
 def leave(status: int) -> NoReturn:
     """Ends one of several processes after a failure.
 
-    A plain exit would wait for threads that wait for the other processes.
+    A normal exit would wait for threads that wait for the other processes.
     """
     import jax
 
@@ -146,5 +146,5 @@ def leave(status: int) -> NoReturn:
     try:
         jax.distributed.shutdown()
     except RuntimeError as error:
-        print(f"osteojax: the other processes go on or are gone: {error}", file=sys.stderr)
+        print(f"osteojax: could not stop with the other processes: {error}", file=sys.stderr)
     os._exit(status)

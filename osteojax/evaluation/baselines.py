@@ -1,9 +1,9 @@
-"""What a reader compares the model with: the mean HU of the vertebra, alone and with age.
+"""Baselines for the model: diagnosis from the vertebra's mean HU, alone and with age.
 
 Both are logistic regressions fitted on the labelled vertebrae of the training split. With HU alone
-that is a threshold on HU, as opportunistic screening uses it: a larger probability is a smaller HU.
-HU are the mean over the vertebra's whole label, cortex and posterior elements included, not over a
-trabecular ellipse drawn by hand; published HU thresholds are of the latter.
+that is a threshold on HU, as opportunistic screening uses it: the smaller the HU, the larger the
+probability. HU are the mean over the vertebra's whole label, with cortex and posterior elements.
+Published HU thresholds are for a trabecular ellipse drawn by hand instead.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Baseline:
 
     Attributes:
       features: columns it reads.
-      mean, scale: f64[K], of the training vertebrae.
-      coefficients, intercept: of the standardised features.
-      n: training vertebrae.
+      mean, scale: f64[K], of the features in the training vertebrae.
+      coefficients, intercept: for the standardised features.
+      n: number of training vertebrae.
     """
 
     features: tuple[str, ...]
@@ -91,8 +91,8 @@ def _fit(training: pd.DataFrame, features: tuple[str, ...]) -> Baseline:
     for name, spread in zip(features, scale, strict=True):
         if spread < 1e-9:
             raise Undefined(f"{name} is the same for every training vertebra")
-    # A ridge of 1 on standardised features: next to hundreds of vertebrae it is nothing, and
-    # coefficients stay finite where the classes are separated.
+    # C = 1 is a ridge penalty on standardised features. With hundreds of vertebrae it is
+    # negligible, and it keeps coefficients finite where the classes are separated.
     model = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000, solver="newton-cholesky")
     model.fit((values - mean) / scale, labels)
     return Baseline(
@@ -107,7 +107,7 @@ def summarise(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The baselines' diagnosis, and the model against them on the same cases.
+    """Diagnosis by the baselines, and the model compared with them on the same cases.
 
     Args:
       table, valid: checked predictions of the reported splits and of validation, with the columns
@@ -175,7 +175,7 @@ def _against(
 
 
 def _adjust(result: dict[str, Any]) -> None:
-    """Puts Holm's p beside every DeLong p of the result."""
+    """Adds Holm's p to every DeLong p of the result."""
     tests = [
         entry[part][unit]["against_model"]["delong"]
         for entry in result.values()
@@ -188,7 +188,7 @@ def _adjust(result: dict[str, Any]) -> None:
 
 
 def _instead(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The table with the baseline's probability as the probability; rows without it dropped."""
+    """The table with the baseline's probability as `probability`, without rows that lack it."""
     rows = table[table[column(name)].notna()]
     return rows.assign(probability=rows[column(name)])
 

@@ -1,4 +1,4 @@
-"""What a reader must know before the numbers: sentences that open the report."""
+"""Warnings at the top of the report, as sentences."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ UNIT_NAMES = {
 def warnings(
     summary: dict[str, Any], table: pd.DataFrame, training_devices: Sequence[str] | None
 ) -> list[str]:
-    """Of what was left out, could not be fitted or computed, rests on few, or was never trained.
+    """Sentences on rows that were left out, values that could not be fitted or computed, groups of
+    few patients, and DXA scanners that training did not have.
 
     Args:
       summary: of `summary.summarise`: fitted, diagnosis and left_out.
-      table: the predictions that it is of.
-      training_devices: DXA devices of the training split; None where that is not known.
+      table: the predictions that the summary is about.
+      training_devices: DXA scanners of the training split; None if not known.
     """
     return [
         *_left_out(summary["left_out"]),
@@ -58,7 +59,7 @@ def _groups(diagnosis: dict[str, Any]) -> Iterator[str]:
         for part in ("internal", "external"):
             sites = groups["sites"][part].items()
             if not groups[part]["n"]:
-                continue  # the sites of a part without labels would say the same, one by one
+                continue  # sites of a part without labels would repeat the same sentence
             named += [(f"{part.capitalize()}, site {site}", entry) for site, entry in sites]
         for name, entry in named:
             reason = entry["at_0.5"]["notes"].get("AUROC")

@@ -1,9 +1,9 @@
-"""Two models on the same cases: is the difference more than the luck of the patients drawn?
+"""Compares two models on the same cases, with intervals and tests of the difference.
 
-Every difference is `first - second`. Intervals and p values of the bootstrap draw patients (and
-training seeds where there are several), the same draw for both models. DeLong's test is clustered
-by patient. McNemar's test has no clusters: on vertebrae it takes those of one patient for
-independent, and the bootstrap's p of the accuracy is the one to read.
+Every difference is `first - second`. The bootstrap draws patients (and training seeds if there are
+several), the same draw for both models. DeLong's test is clustered by patient. McNemar's test has
+no clusters: it treats vertebrae of one patient as independent, so prefer the bootstrap's p of the
+accuracy for vertebrae.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from osteojax.evaluation.statistics import bootstrap, delong, metrics
 from osteojax.evaluation.statistics.metrics import Undefined, attempt
 
 Thresholds = float | Sequence[float] | np.ndarray | None
-"""One for all seeds, or one per seed; None where no metric of a threshold is wanted."""
+"""One threshold for all seeds, or one per seed; None leaves out the metrics that need one."""
 
 Values = dict[str, np.ndarray]
 
@@ -33,17 +33,17 @@ def resample_diagnosis(
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
 ) -> tuple[dict[str, float], Values]:
-    """Metrics of one model, trained with one seed or several, and their bootstrap.
+    """Metrics of one model, trained with one or several seeds, and their bootstrap.
 
     Args:
       labels: int[N], 1 = osteoporosis.
       probabilities: f[N], or f[S, N] of S training seeds.
       patients: [N] patient of each case.
-      thresholds: fitted on validation; without, AUROC and AUPRC only.
-      resamples, seed: of the bootstrap. The same ones on the same cases draw the same patients.
+      thresholds: fitted on validation; None gives AUROC and AUPRC only.
+      resamples, seed: of the bootstrap. For the same cases, equal values draw the same patients.
 
     Returns:
-      metric -> its mean over the seeds (a metric that a seed leaves undefined is absent), and
+      metric -> its mean over the seeds (absent if it is undefined for a seed), and
       metric -> f64[resamples]: mean over seeds drawn with replacement, NaN where undefined.
     """
     labels, runs = np.asarray(labels), _runs(probabilities, len(labels))
@@ -145,7 +145,7 @@ def compare_bmd(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values adjusted for their number (Holm 1979); None stays None and does not count."""
+    """p values adjusted for multiple tests (Holm 1979); None stays None and is not counted."""
     known = [p for p in p_values if p is not None]
     adjusted = iter(multipletests(known, method="holm")[1] if known else [])
     return [None if p is None else float(next(adjusted)) for p in p_values]
@@ -179,7 +179,7 @@ def _differences(
 
 
 def _bootstrap_p(gaps: np.ndarray) -> float:
-    """Two-sided: twice the share of resamples on the far side of 0, never below 2 / (R + 1)."""
+    """Two-sided p: twice the share of resamples on the opposite side of 0, at least 2 / (R + 1)."""
     gaps = gaps[np.isfinite(gaps)]
     beyond = min(np.sum(gaps <= 0), np.sum(gaps >= 0))
     return float(min(1.0, 2 * (beyond + 1) / (len(gaps) + 1)))
@@ -240,7 +240,7 @@ def _per_run(thresholds: Thresholds, runs: int) -> list[float | None]:
 def _over_seeds(
     found: list[dict[str, Any]], values: list[Values], resamples: int, seed: int
 ) -> tuple[dict[str, float], Values]:
-    """Means over the runs; in each resample over runs drawn with replacement."""
+    """Means over the runs, and for each resample the mean over runs drawn with replacement."""
     runs = len(found)
     drawn = np.random.default_rng([seed, runs]).multinomial(
         runs, np.full(runs, 1 / runs), resamples

@@ -1,8 +1,8 @@
-"""From vertebrae to patients.
+"""Aggregates vertebrae to patients.
 
-Truth and prediction of a patient use the same vertebrae: the labelled ones. An unlabelled vertebra
-has a probability but no truth; letting it decide would compare a patient's answer about one set of
-bones with a truth about another.
+A patient's truth and prediction use the same vertebrae, the labelled ones. An unlabelled vertebra
+has a probability but no truth; including it would compare a prediction about one set of vertebrae
+with the truth about another.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import pandas as pd
 from osteojax.evaluation.predictions import labelled
 
 RULES = ("any", "mean")
-"""A patient's probability: "any" is the largest of the vertebrae (the paper: positive if any
-vertebra is), "mean" their mean. The truth is "any vertebra is positive" under both."""
+"""Rules for a patient's probability: "any" is the largest of the vertebrae's (in the paper, a
+patient is positive if any vertebra is), "mean" their mean. Under both, the truth is positive if any
+vertebra is."""
 
 
 def aggregate(table: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -24,8 +25,8 @@ def aggregate(table: pd.DataFrame, rule: str) -> pd.DataFrame:
       rule: member of `RULES`.
 
     Returns:
-      patient_id, site, split, sex, age, device ("mixed" for several DXA devices), vertebrae (how
-      many labelled), osteoporosis int64, probability float64.
+      patient_id, site, split, sex, age, device ("mixed" for several DXA scanners), vertebrae
+      (number of labelled ones), osteoporosis int64, probability float64.
     """
     if rule not in RULES:
         raise ValueError(f"patient rule {rule!r}; rules are {', '.join(RULES)}")

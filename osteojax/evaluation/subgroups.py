@@ -1,4 +1,4 @@
-"""Which subgroup a vertebra is in: device, sex, age, slice distance, level."""
+"""Subgroups of vertebrae: by DXA scanner, sex, age, slice distance and level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from osteojax.data.vertebrae import LEVELS
 
 NO_DEVICE = "no DXA"
-"""How rows with an empty device are called in tables."""
+"""Name in tables for rows with an empty device."""
 UNKNOWN = "unknown"
 
 Bands = Sequence[tuple[float, float, str]]
@@ -22,7 +22,7 @@ AGE_BANDS = (
     (70, 80, "70-79"),
     (80, np.inf, "80 and over"),
 )
-"""From (inclusive), to (exclusive) years."""
+"""Age bands: from (inclusive), to (exclusive) years, name."""
 
 SLICE_BANDS = (
     (0, 1.25, "up to 1.25 mm"),
@@ -30,11 +30,11 @@ SLICE_BANDS = (
     (2.5, 5, "2.5-5 mm"),
     (5, np.inf, "over 5 mm"),
 )
-"""From (exclusive), to (inclusive) mm between slices."""
+"""Bands of slice distance: from (exclusive), to (inclusive) mm, name."""
 
 
 def age_band(age: float) -> str:
-    """The age band's name; "unknown" for NaN."""
+    """Name of the age band; "unknown" for NaN."""
     found = [name for low, high, name in AGE_BANDS if low <= age < high]
     return found[0] if found else UNKNOWN
 
@@ -51,7 +51,7 @@ def device_names(table: pd.DataFrame) -> pd.Series:
 
 
 def groupings(table: pd.DataFrame, unit: str) -> tuple[dict[str, pd.Series], dict[str, str]]:
-    """Every subgroup of each row of a checked table.
+    """The subgroups of each row of a checked table.
 
     Args:
       unit: of `summary.UNITS`; levels are subgroups of vertebrae only.
@@ -68,7 +68,7 @@ def groupings(table: pd.DataFrame, unit: str) -> tuple[dict[str, pd.Series], dic
     notes = {}
     if len(table) and table["slice_mm"].isna().all():
         notes["slice thickness"] = (
-            "the prepared folder holds no slice distances (an earlier version prepared it); "
+            "the prepared folder has no slice distances (an earlier version prepared it); "
             "prepare the cohort again"
         )
     else:
@@ -79,6 +79,6 @@ def groupings(table: pd.DataFrame, unit: str) -> tuple[dict[str, pd.Series], dic
 
 
 def in_order(names: set[str]) -> list[str]:
-    """Levels from the head down, bands from the smallest up, other names by alphabet."""
+    """Sorts levels from the head down, bands from the smallest up, other names alphabetically."""
     known = [*LEVELS, *(band[-1] for band in (*AGE_BANDS, *SLICE_BANDS))]
     return sorted(names, key=lambda name: (known.index(name) if name in known else 99, name))

@@ -1,8 +1,8 @@
-"""From a predictions table to the content of `metrics.json`.
+"""Computes the content of `metrics.json` from a table of predictions.
 
-Two steps, so that nothing is tuned on what is reported: `fit_on_validation` makes thresholds and
-temperatures from the validation split, `summarise` applies them to the test and external splits.
-Every number that does not exist is None with its reason under the `notes` beside it.
+There are two steps, so that nothing is tuned on reported data: `fit_on_validation` fits thresholds
+and temperatures on the validation split, `summarise` applies them to the test and external splits.
+A value that is not defined is None, with its reason under the `notes` beside it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from osteojax.evaluation.statistics import (
 from osteojax.evaluation.statistics.metrics import Undefined, attempt
 
 UNITS = ("vertebra", "patient", "patient_mean")
-"""What is diagnosed: a vertebra; a patient by any-positive (the paper's); a patient by the mean
-probability of the same vertebrae."""
+"""Units of diagnosis: a vertebra; a patient, positive if any vertebra is (as in the paper); a
+patient by the mean probability of the same vertebrae."""
 
 RESIDUAL_QUANTILES = (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)
 
 
 def fit_on_validation(valid_table: pd.DataFrame) -> dict[str, Any]:
-    """Thresholds (Youden) and temperatures of each of `UNITS`, and BMD residual quantiles.
+    """Fits thresholds (Youden) and temperatures for each of `UNITS`, and BMD residual quantiles.
 
     Args:
       valid_table: checked predictions of the validation split.
@@ -88,18 +88,17 @@ def summarise(
     Args:
       table: checked predictions of the split that is reported, and of the external split.
       fitted: of `fit_on_validation`.
-      training_devices: DXA devices of the training split, to name devices never seen; None where
-        that is not known.
+      training_devices: DXA scanners of the training split, to warn of others; None if not known.
       resamples, seed: of the patient bootstrap.
-      valid: checked predictions of validation, for the thresholds of the baselines; without it
-        there are none.
-      left_out: of `predictions.set_aside`, to say what the numbers do not cover.
+      valid: checked predictions of validation, for thresholds of the baselines; without it there
+        are no baselines.
+      left_out: of `predictions.set_aside`, to report which rows the numbers do not cover.
 
     Returns:
       cohort, fitted, diagnosis (unit -> internal | external | sites -> internal | external ->
       site), subgroups (unit -> internal | external -> groups, notes), baselines
       (`baselines.summarise`), net_benefit (unit -> rows, notes), unlike_training, bmd, position,
-      gates, left_out, warnings (what a reader must know before the numbers), bootstrap (settings).
+      gates, left_out, warnings (sentences of `cautions`), bootstrap (settings).
     """
     settings = {"resamples": resamples, "seed": seed}
     internal, external = _groups(table)
@@ -162,7 +161,7 @@ def cohort(table: pd.DataFrame) -> list[dict[str, Any]]:
 def diagnosis(
     unit: str, fitted: dict[str, Any], settings: dict[str, int], rows: pd.DataFrame
 ) -> dict[str, Any]:
-    """One group of the diagnosis table: both thresholds with intervals, DeLong, calibration."""
+    """Diagnosis of one group: metrics at both thresholds with intervals, DeLong, calibration."""
     cases = cases_of(rows, unit)
     labels, probabilities = _arrays(cases)
     patients = cases["patient_id"].to_numpy()
@@ -192,7 +191,7 @@ def diagnosis(
 
 
 def auroc_interval(cases: pd.DataFrame) -> list[float]:
-    """DeLong's [low, high] of the AUROC of `cases_of` rows, vertebrae of a patient together.
+    """DeLong's [low, high] of the AUROC of `cases_of` rows, clustered by patient.
 
     Raises:
       Undefined: as `delong.auroc_interval`, or too few patients for a normal approximation.
@@ -204,7 +203,8 @@ def auroc_interval(cases: pd.DataFrame) -> list[float]:
 
 
 def gate_usage(table: pd.DataFrame) -> dict[str, Any]:
-    """Mean weight of each expert and mean entropy (nats; ln experts = all alike) by DXA device."""
+    """Mean weight of each expert and mean entropy of the gate by DXA scanner, in nats (equal
+    weights have entropy ln(experts))."""
     gates = expert_columns(table)
     if not gates:
         return {"experts": 0, "devices": {}, "notes": {"gates": "the model has no experts"}}
@@ -243,7 +243,7 @@ def _by_group(
 def _subgroups(
     rows: pd.DataFrame, unit: str, fitted: dict[str, Any], settings: dict[str, int]
 ) -> dict[str, Any]:
-    """groups: grouping -> subgroup with labels -> diagnosis; notes: why a grouping is absent."""
+    """The groups (grouping -> subgroup with labels -> diagnosis), and notes on absent groupings."""
     found, notes = subgroups.groupings(rows, unit)
     known = rows["osteoporosis"].notna()
     groups = {
@@ -281,7 +281,7 @@ def _bmd(rows: pd.DataFrame, settings: dict[str, int]) -> dict[str, Any]:
 
 
 def net_benefit_table(rows: pd.DataFrame, unit: str, fitted: dict[str, Any]) -> pd.DataFrame:
-    """`decision_curve.net_benefit` of calibrated probabilities. `Undefined` for one class."""
+    """`decision_curve.net_benefit` of calibrated probabilities; `Undefined` for one class."""
     labels, probabilities = _arrays(cases_of(rows, unit))
     metrics.require_both_classes(labels)
     temperature = fitted[unit]["temperature"]
@@ -297,7 +297,7 @@ def _net_benefit(rows: pd.DataFrame, unit: str, fitted: dict[str, Any]) -> dict[
 
 
 def _unlike_training(rows: pd.DataFrame) -> dict[str, Any]:
-    """How many vertebrae are farther from training than 99% of validation's."""
+    """Number of vertebrae that are farther from training than 99% of the validation vertebrae."""
     known = rows["ood_percentile"].dropna()
     if known.empty:
         why = "no distances from the training vertebrae were computed"

@@ -1,7 +1,7 @@
-"""Decoders that know the DXA device without experts: controls for `MixtureOfExperts`.
+"""Decoders that use the DXA scanner without experts: controls for `MixtureOfExperts`.
 
-They answer what the experts are worth beyond their size and beyond knowing the device. Both give
-the outputs of `TaskHeads` and a gate of one expert, so that nothing else changes.
+They show how much the experts gain beyond their number of parameters and beyond the knowledge of
+the scanner. Both return the outputs of `TaskHeads` and a gate of one expert, as the mixture does.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 OUTPUT_UNITS = 2 + 1 + len(LEVELS)
-"""Of `TaskHeads`: two logits, BMD, level logits."""
+"""Number of outputs of `TaskHeads`: two logits, BMD, level logits."""
 
 
 class ConcatenatedDevice(nn.Module):
-    """One head on [P_I, one-hot D_I], as many parameters as a mixture of experts (to within the
-    weights of one hidden unit).
+    """One head on [P_I, one-hot D_I], with as many parameters as a mixture of experts (to within
+    the weights of one hidden unit).
 
     Attributes:
-      num_scanners: DXA scanners of the cohort, "unknown" included.
-      num_experts, gate_dim, expert_dim: of the mixture that it is matched to.
+      num_scanners: number of DXA scanners of the cohort, with "unknown".
+      num_experts, gate_dim, expert_dim: of the mixture whose number of parameters is matched.
     """
 
     num_scanners: int
@@ -57,11 +57,11 @@ class ConcatenatedDevice(nn.Module):
 
 
 class DeviceAffine(nn.Module):
-    """One head whose diagnosis logits and BMD go through an affine function of each device's own:
-    what published cross-calibrations of DXA scanners do.
+    """One head whose diagnosis logits and BMD go through an affine function per scanner, as in
+    published cross-calibrations of DXA scanners.
 
     Attributes:
-      num_scanners: DXA scanners of the cohort, "unknown" included.
+      num_scanners: number of DXA scanners of the cohort, with "unknown".
       hidden_dim: of the head.
     """
 
@@ -82,8 +82,8 @@ class DeviceAffine(nn.Module):
 
 
 def build_decoder(config: ConfigDict, num_scanners: int) -> nn.Module:
-    """The decoder that `config.moe` describes: `decoder` is experts (the paper's; older workdirs
-    do not name it), concatenated or affine."""
+    """The decoder that `config.moe` describes. `config.moe.decoder` is "experts" (the paper's, and
+    the default for older workdirs without the field), "concatenated" or "affine"."""
     fields = config.to_dict()
     decoder = fields.pop("decoder", "experts")
     if decoder == "experts":

@@ -1,4 +1,4 @@
-"""What sits on the encoder: projector and prototypes (pre-training), task heads (fine-tuning)."""
+"""Heads on the encoder: projector and prototypes for pre-training, task heads for fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from osteojax.data.vertebrae import LEVELS
 
 
 def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:
-    """x / |x| along the last axis, f32. The epsilon keeps the gradient finite at zero; without the
+    """x / |x| along the last axis, f32. The epsilon keeps the gradient finite at zero. Without this
     normalisation SwAV's scores overflow (docs/method.md, traps)."""
     x = x.astype(jnp.float32)
     return x * jnp.reciprocal(jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + epsilon))
@@ -34,7 +34,7 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        # No bias: batch normalisation would take it away again.
+        # No bias, because batch normalisation would subtract it.
         x = nn.Dense(self.hidden_dim, use_bias=False, name="hidden")(x.astype(jnp.float32))
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"

@@ -13,11 +13,11 @@ from osteojax.models.heads import TaskHeads
 class MixtureOfExperts(nn.Module):
     """Device-aware gate over N experts: alpha = softmax(f_g(P_I + D_I)), sum_i alpha_i E_i(P_I).
 
-    Eq. 2 and 3. Every output of the experts is mixed: logits, BMD and level logits. One expert is
-    the plain multi-task head: its gate is 1 and costs nothing.
+    Eq. 2 and 3. Every output of the experts is mixed: logits, BMD and level logits. With one expert
+    this is the plain multi-task head, without a gate.
 
     Attributes:
-      num_scanners: DXA scanners of the cohort, "unknown" included.
+      num_scanners: number of DXA scanners of the cohort, with "unknown".
       num_experts: N (paper: 3).
       gate_dim: hidden width of f_g (the paper gives none).
       expert_dim: hidden width of an expert (the paper gives none).

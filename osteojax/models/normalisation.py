@@ -26,10 +26,10 @@ class Norm(nn.Module):
     Attributes:
       kind: "batch": statistics of each channel over the global batch (Ioffe & Szegedy 2015).
         "group": of at most 32 groups of channels within each sample (Wu & He 2018).
-        "per_map": as "batch", each texture map for itself; see `PerMapNorm`.
+        "per_map": as "batch", separately for each texture map; see `PerMapNorm`.
       axis_name: mapped axis that the batch is spread over; None on one device.
       dtype: of the result; None keeps the promoted dtype of input and parameters.
-      scale_init: of the scale; zeros where a residual branch should start as nothing.
+      scale_init: initialiser of the scale; zeros where a residual branch should start at zero.
     """
 
     kind: str = "batch"
@@ -39,7 +39,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, map_id: Array | None = None, *, train: bool) -> Array:
-        """f[B, *space, C] -> f[B, *space, C]. `map_id` i32[B] is used by "per_map" alone."""
+        """f[B, *space, C] -> f[B, *space, C]. Only "per_map" uses `map_id` i32[B]."""
         if self.kind == "batch":
             return nn.BatchNorm(
                 use_running_average=not train,
@@ -66,7 +66,7 @@ class Norm(nn.Module):
 
 
 class PerMapNorm(nn.Module):
-    """Batch normalisation with the statistics of each sample's own texture map.
+    """Batch normalisation with separate statistics for each texture map.
 
     In training a sample is normalised by the mean and variance of all samples of its map in the
     global batch; maps that are absent from the batch keep their running averages. Scale and bias
@@ -112,7 +112,8 @@ class PerMapNorm(nn.Module):
 def _map_statistics(
     x: Array, membership_BM: Array, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
-    """(mean f32[M, C], variance f32[M, C], samples f32[M]) over the global batch; absent: 0."""
+    """(mean f32[M, C], variance f32[M, C], samples f32[M]) over the global batch; 0 for maps that
+    are absent."""
     space = tuple(range(1, x.ndim - 1))
     moments = jnp.stack([x.mean(space), jnp.square(x).mean(space)])  # [2, B, C]
     total = jnp.einsum("bm,kbc->kmc", membership_BM, moments, precision="highest")

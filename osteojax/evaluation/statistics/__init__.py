@@ -1,1 +1,1 @@
-"""Metrics, intervals, tests and calibration: numbers from arrays, no tables of people."""
+"""Metrics, intervals, tests and calibration, computed from arrays."""

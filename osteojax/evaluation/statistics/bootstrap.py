@@ -16,11 +16,12 @@ from osteojax.evaluation.statistics.metrics import Undefined, attempt
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 MIN_PATIENTS = 10
-"""Fewer patients give no interval: it would repeat the same few and be far too narrow."""
+"""With fewer patients there is no interval: resamples of so few give far too narrow ones."""
 MIN_DEFINED = 0.9
-"""A metric that fails in more than a tenth of the resamples (one class drawn) gets no interval."""
+"""A metric gets an interval only if at least this share of the resamples defines it; a resample
+with one class, for example, does not define AUROC."""
 
-_CELLS = 4_000_000  # weights held at once, 32 MB
+_CELLS = 4_000_000  # largest number of weights in memory at a time (32 MB)
 
 Interval = list[float] | None
 
@@ -38,7 +39,7 @@ def percentile_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> l
 
     Raises:
       Undefined: fewer than `MIN_DEFINED` of the resamples define the metric; or all give one
-        value (13 of 13 right), from which the bootstrap would conclude certainty.
+        value (13 of 13 right), whose interval would have no width.
     """
     defined = values[np.isfinite(values)]
     if len(defined) < MIN_DEFINED * len(values):
@@ -64,7 +65,7 @@ def classification_intervals(
       labels: int[N], 1 = osteoporosis.
       probabilities: float[N].
       patients: [N] patient of each case; all cases of a patient are drawn together.
-      threshold: as in `metrics.classification`; held fixed (it comes from validation).
+      threshold: as in `metrics.classification`; not resampled, since it comes from validation.
       resamples, seed: of the bootstrap.
 
     Returns:
@@ -88,8 +89,8 @@ def diagnosis_values(
 ) -> dict[str, np.ndarray]:
     """Every metric in every resample; arguments as in `classification_intervals`.
 
-    The draws depend on the patients, `resamples` and `seed` alone: two models on the same cases
-    give values that differ resample by resample.
+    The draws depend only on the patients, `resamples` and `seed`, so that values of two models on
+    the same cases can be compared resample by resample.
 
     Returns:
       metric -> f64[resamples], NaN where a resample leaves it undefined.
@@ -132,7 +133,7 @@ def bmd_values(
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     index = _patient_index(patients)
     counts = patient_counts(index.max() + 1, resamples, seed)
-    # Centred first, so that the moments below keep their digits.
+    # Values are centred first to avoid cancellation in the moments below.
     x, y = truth - truth.mean(), predicted - predicted.mean()
     difference = predicted - truth
     columns = [np.ones_like(x), np.abs(difference), difference, x, y, x * x, y * y, x * y]
@@ -165,7 +166,7 @@ def mean_intervals(
 
 
 class _Ranks:
-    """Cases sorted by score with ties grouped, ready for any number of weighted ROC areas."""
+    """Cases sorted by score with ties grouped, from which weighted ROC areas are computed."""
 
     def __init__(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
         self.order = np.argsort(probabilities, kind="stable")
@@ -212,7 +213,7 @@ def _threshold_resamples(
 
 
 def too_few(patients: np.ndarray) -> str:
-    """Why [N] patients are too few for any interval; "" where they are enough."""
+    """Why the patients of [N] cases are too few for any interval; "" if they are enough."""
     count = len(np.unique(np.asarray(patients)))
     if count >= MIN_PATIENTS:
         return ""

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say: Brier, ECE, calibration line, temperature."""
+"""Calibration of probabilities: Brier score, ECE, calibration line, temperature."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from osteojax.evaluation.statistics.metrics import Undefined, attempt, require_b
 
 BINS = 10
 LOGIT_CLIP = 1e-6
-"""Probabilities are kept this far from 0 and 1 before the logit; it bounds one case's say."""
+"""Probabilities are clipped this far from 0 and 1 before the logit, so that no single case
+dominates a fit."""
 
 _MAX_LOG_TEMPERATURE = np.log(20.0)
-_MAX_ABS_INTERCEPT = 40.0  # beyond every logit that LOGIT_CLIP leaves
+_MAX_ABS_INTERCEPT = 40.0  # larger than any logit after LOGIT_CLIP
 
 
 def logit(probabilities: np.ndarray) -> np.ndarray:
@@ -33,8 +34,8 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]
       ECE: expected calibration error, `BINS` bins of equal width.
       slope: of a logistic regression of the label on logit(p); 1 is ideal, below 1 overconfident.
       intercept: calibration in the large, a in logit P(label) = a + logit(p); 0 is ideal, above 0
-        the model says too little risk (Van Calster et al. 2016).
-      notes: reasons for what is None.
+        the model underestimates risk (Van Calster et al. 2016).
+      notes: name -> reason for each value that is None.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     notes: dict[str, str] = {}
@@ -86,14 +87,15 @@ def slope(labels: np.ndarray, probabilities: np.ndarray) -> float:
         raise Undefined("all probabilities are the same")
     if positive.min() >= negative.max() or positive.max() <= negative.min():
         raise Undefined("the classes are separated entirely: the slope has no finite value")
-    # C = inf is no penalty; standardised so that the solver's tolerance means the same everywhere.
+    # C = inf means no penalty. Scores are standardised because the solver's tolerance is absolute.
     spread = scores.std()
     model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000, solver="newton-cholesky")
     return float(model.fit(scores[:, None] / spread, labels).coef_[0, 0] / spread)
 
 
 def intercept(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """a in logit P(label) = a + logit(p): where the mean probability meets the share positive."""
+    """a in logit P(label) = a + logit(p), with which the mean probability equals the share of
+    positives."""
     require_both_classes(labels)
     scores = logit(probabilities)
     return float(
@@ -109,8 +111,8 @@ def intercept(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The T > 0 whose sigmoid(logit(p) / T) has the smallest cross-entropy (Guo et al. 2017).
 
-    Fitted on validation, applied to test. Raises `Undefined` for one class, or where the
-    optimum runs away (probabilities that rank the classes backwards or separate them entirely).
+    It is fitted on validation and applied to test. Raises `Undefined` for one class, or where T has
+    no finite optimum (probabilities that rank the classes in reverse or separate them entirely).
     """
     require_both_classes(labels)
     scores, labels = logit(probabilities), np.asarray(labels, np.float64)

@@ -1,4 +1,4 @@
-"""Decision curve: is acting on the model better than acting on everybody or on nobody?
+"""Decision curve: the net benefit of treating by the model, against treating all or none.
 
 A. Vickers and E. Elkin, Medical Decision Making 26:565 (2006).
 """
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""Threshold probabilities 0.05 to 0.95: the risk at which one would send a patient to DXA."""
+"""Threshold probabilities 0.05 to 0.95: the risk from which a patient would be sent to DXA."""
 
 
 def net_benefit(
@@ -19,11 +19,11 @@ def net_benefit(
 
     Args:
       labels: int[N], 1 = osteoporosis.
-      probabilities: float[N]; they must be calibrated for the curve to mean what it says.
+      probabilities: float[N]; they must be calibrated, or the curve is not valid.
       thresholds: in the open interval 0-1.
 
     Returns:
-      threshold, model (act where p >= t), all (act on everybody), none (0).
+      threshold, model (treat where p >= t), all (treat everybody), none (0).
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     cut = np.asarray(thresholds, np.float64)

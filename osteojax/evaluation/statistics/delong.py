@@ -1,9 +1,9 @@
-"""Variance of the AUROC without resampling, and the paired test that rests on it.
+"""Variance of the AUROC without resampling, and the paired test based on it.
 
 E. DeLong, D. DeLong and D. Clarke-Pearson, Biometrics 44:837 (1988): each case contributes its
-share of winning pairs ("placement value"). N. Obuchowski, Biometrics 53:567 (1997), sums the
-contributions of cases of one cluster first, so that vertebrae of one patient are not taken for
-independent; with one case per cluster it is DeLong's.
+share of correctly ordered pairs ("placement value"). N. Obuchowski, Biometrics 53:567 (1997), first
+sums the contributions of the cases of a cluster, so that vertebrae of one patient do not count as
+independent; with one case per cluster this is DeLong's variance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def auroc_covariance(
     Args:
       labels: int[N], 1 = positive.
       scores: float[S, N], higher means more likely positive.
-      clusters: [N] patient of each case; None takes every case for independent.
+      clusters: [N] patient of each case; None treats all cases as independent.
 
     Returns:
       f64[S] AUROC and f64[S, S] covariance.
@@ -82,13 +82,13 @@ def paired_test(
     second: np.ndarray,
     clusters: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Is the AUROC of `first` different from that of `second`, on the same cases?
+    """Tests whether the AUROC of `first` and `second` differ on the same cases.
 
     Args:
       labels: int[N], 1 = positive.
-      first, second: float[N], or float[S, N] of S training seeds: the mean of their AUROC is
-        compared (the seeds are taken as they are; another draw of seeds is not tested for).
-      clusters: [N] patient of each case; None takes every case for independent.
+      first, second: float[N], or float[S, N] of S training seeds, whose mean AUROC is compared. The
+        test covers the choice of patients, not that of seeds.
+      clusters: [N] patient of each case; None treats all cases as independent.
 
     Returns:
       difference (first - second), standard_error, z, p (two-sided).
@@ -113,9 +113,10 @@ def paired_test(
 
 
 def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """f64[S, M], f64[S, N]: share of opponents each case beats, ties one half.
+    """f64[S, M], f64[S, N]: for each case, the share of cases of the other class on its correct
+    side; ties count one half.
 
-    From midranks (Sun and Xu 2014): n log n, where comparing all pairs is M * N.
+    Computed from midranks (Sun and Xu 2014) in n log n time; comparing all pairs takes M * N.
     """
     m, n = positive.shape[1], negative.shape[1]
     together = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)

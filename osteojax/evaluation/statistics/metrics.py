@@ -1,7 +1,7 @@
-"""Metrics of diagnosis, bone density and position under their true definitions.
+"""Metrics of diagnosis, bone density and vertebral level, by their standard definitions.
 
-Every function returns plain floats. What cannot be computed is None, with its reason under
-`notes`: never 0, never NaN.
+Every function returns plain floats. A value that cannot be computed is None, never 0 or NaN, with
+its reason under `notes`.
 
 The paper's columns "SEN" and "SPE" behave like PPV and NPV: only PPV and NPV are comparable with
 them.
@@ -17,17 +17,17 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 BLAND_ALTMAN_Z = 1.96
-"""Limits of agreement: bias -+ 1.96 SD of the differences (Bland and Altman 1986)."""
+"""Limits of agreement are bias -+ 1.96 SD of the differences (Bland and Altman 1986)."""
 
 
 class Undefined(ValueError):
-    """A number does not exist for these data. The message is the reason a report prints."""
+    """A value is not defined for these data. Reports print the message as the reason."""
 
 
 def attempt(
     notes: dict[str, str], name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """function(*args), or None with the reason in `notes[name]` where it raises `Undefined`."""
+    """function(*args); if it raises `Undefined`, None, with the reason in `notes[name]`."""
     try:
         return function(*args, **kwargs)
     except Undefined as reason:
@@ -92,7 +92,7 @@ def _thresholded(
         "SPE": (tn, tn + fp, "no negative cases"),
         "PPV": (tp, tp + fp, "no case was called positive"),
         "NPV": (tn, tn + fn, "no case was called negative"),
-        # Without positives 2 TP / (2 TP + FP + FN) would be a 0 that measures nothing.
+        # Without positives 2 TP / (2 TP + FP + FN) is 0 for every model.
         "F1": (2 * tp, 2 * tp + fp + fn if tp + fn else 0, "no positive cases"),
     }
     values: dict[str, Any] = {
@@ -122,15 +122,16 @@ def auprc(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The threshold with the largest sensitivity + specificity - 1 (Youden 1950).
 
-    It lies midway between the two neighbouring scores that it separates, so that it does not hug
-    one validation case; among equals the lowest wins (the most sensitive: this is screening).
+    It lies midway between the two neighbouring scores that it separates, so that it does not
+    coincide with the score of a validation case. Among equally good thresholds the lowest is taken,
+    because screening should be sensitive.
 
     Raises:
       Undefined: one class only, or no threshold separates better than chance.
     """
     labels, probabilities = _finite_pair(labels, probabilities)
     require_both_classes(labels)
-    # thresholds fall; drop_intermediate would keep the same optimum but lose the neighbours.
+    # Thresholds are descending. drop_intermediate would remove the neighbours of the optimum.
     false_rate, true_rate, scores = sklearn_metrics.roc_curve(
         labels, probabilities, drop_intermediate=False
     )
@@ -185,18 +186,18 @@ def _mean(values: np.ndarray) -> float:
 
 
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Pearson's r. Raises `Undefined` for fewer than 3 pairs or a constant side."""
+    """Pearson's r. Raises `Undefined` for fewer than 3 pairs or if either is constant."""
     if len(truth) < 3:
         raise Undefined(f"needs 3 measured values, has {len(truth)}")
     for name, values in (("measured", truth), ("predicted", predicted)):
-        # A spread below float32 rounding is a constant too: r of rounding noise means nothing.
+        # A spread below float32 rounding counts as constant: r would be that of rounding noise.
         if np.ptp(values) <= 1e-6 * max(1.0, float(np.max(np.abs(values)))):
             raise Undefined(f"{name} values are all the same")
     return float(stats.pearsonr(truth, predicted).statistic)
 
 
 def position(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Vertebral level, int[N] classes 1-18 (T1 to L6) both.
+    """Agreement of predicted with true vertebral level, both int[N] classes 1-18 (T1 to L6).
 
     Returns:
       n, accuracy, within_one (share within one level), mean_absolute_error in levels, notes.
@@ -218,7 +219,7 @@ def position(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
 
 
 def _finite_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as 1-D float64 of one length (labels as int64). NaN is a bug of the caller's."""
+    """Both as 1-D float64 of one length (labels as int64). Raises ValueError for NaN."""
     first, second = np.asarray(first), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"shapes {first.shape} and {second.shape} are not one vector each")

@@ -1,11 +1,11 @@
-"""How far a vertebra lies from those the model was trained on.
+"""Distance of a vertebra from those that the model was trained on (out-of-distribution score).
 
-The distance of Mahalanobis in the encoder's embedding (Lee et al., NeurIPS 2018, with one class),
-with the covariance of the training vertebrae shrunk as Ledoit and Wolf (2004) do, since there may
-be fewer vertebrae than features. Validation says which distances are usual. It sees what the
-embedding sees: an input that differs in a way the encoder ignores is not found.
+It is the Mahalanobis distance in the encoder's embedding (Lee et al., NeurIPS 2018, with one
+class). The covariance of the training vertebrae is shrunk by Ledoit and Wolf's (2004) method, since
+there may be fewer vertebrae than features. Quantiles on validation say which distances are usual.
+An input that differs only in ways that the encoder ignores is not detected.
 
-`embedding.safetensors` holds
+`embedding.safetensors` contains
 
     mean        f32[F]       of the training vertebrae's embeddings
     whitening   f32[F, F]    distance = |whitening (embedding - mean)| / sqrt(F)
@@ -30,19 +30,19 @@ from osteojax.files import atomic_path
 FILE = "embedding.safetensors"
 FORMAT, FORMAT_VERSION = "osteojax-embedding", "1"
 UNUSUAL_PERCENTILE = 99.0
-"""Farther than this share of the validation vertebrae is called unlike the training data."""
+"""A vertebra whose distance exceeds this percentile of validation counts as unlike training."""
 MIN_TRAINING, MIN_VALIDATION = 20, 20
 
 Stats = dict[str, np.ndarray]
 
 
 def fit(training: np.ndarray, validation: np.ndarray) -> Stats:
-    """Statistics from f[N, F] embeddings of training and f[M, F] of validation vertebrae.
+    """Computes statistics from f[N, F] embeddings of training and f[M, F] of validation vertebrae.
 
     Raises:
       Undefined: fewer than `MIN_TRAINING` or `MIN_VALIDATION`, or values that are not finite.
     """
-    from sklearn.covariance import ledoit_wolf  # `predict` needs no scikit-learn
+    from sklearn.covariance import ledoit_wolf  # not imported at the top: `predict` runs without it
 
     from osteojax.evaluation.statistics.metrics import Undefined
 
@@ -57,11 +57,11 @@ def fit(training: np.ndarray, validation: np.ndarray) -> Stats:
     training = np.asarray(training, np.float64)
     covariance, _ = ledoit_wolf(training)
     values, vectors = np.linalg.eigh(covariance)
-    # A feature that never varies would divide by 0: nothing is known of its spread.
+    # The lower bound avoids a division by 0 for directions in which training does not vary.
     values = np.maximum(values, max(1e-6 * values.max(), 1e-12))
     stats = {
         "mean": training.mean(axis=0).astype(np.float32),
-        # Contiguous: safetensors writes the buffer as it lies.
+        # Contiguous, because safetensors writes the buffer in memory order.
         "whitening": np.ascontiguousarray((vectors / np.sqrt(values)).T, np.float32),
     }
     distances = ood_distance(validation, stats)
@@ -78,7 +78,7 @@ def ood_distance(embedding: np.ndarray, stats: Stats) -> np.ndarray:
     embedding, mean = np.asarray(embedding, np.float64), stats["mean"]
     if embedding.ndim != 2 or embedding.shape[1] != len(mean):
         raise UserError(
-            f"{FILE} is of embeddings of {len(mean)} features, the model's have shape "
+            f"{FILE} is for embeddings of {len(mean)} features, the model's have shape "
             f"{embedding.shape}: they belong to different models. Evaluate and export again."
         )
     whitened = (embedding - mean) @ stats["whitening"].astype(np.float64).T
@@ -86,7 +86,7 @@ def ood_distance(embedding: np.ndarray, stats: Stats) -> np.ndarray:
 
 
 def percentile(distance: np.ndarray, stats: Stats) -> np.ndarray:
-    """f64[B], 0-100: the share of validation vertebrae that are nearer than f[B] distances."""
+    """f64[B]: percentile, 0-100, of each of f[B] distances among those on validation."""
     quantiles = stats["quantiles"].astype(np.float64)
     distance = np.asarray(distance, np.float64)
     found = np.interp(distance, quantiles, np.arange(101.0))
@@ -107,7 +107,7 @@ def save(path: str | Path, stats: Stats, facts: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> Stats:
-    """Reads what `save` wrote. Raises UserError for anything else."""
+    """Reads a file that `save` wrote. Raises UserError for any other file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. `osteojax evaluate` writes it.")
