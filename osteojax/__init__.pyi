@@ -5,6 +5,8 @@ from launch.configs import load_config
 from launch.evaluation.run import evaluate
 from launch.inspection.slices import draw_slices as draw_vertebra
 from launch.prediction.scan import predict_scan
+from launch.studies.plan import load_study
+from launch.studies.run import run_study
 from osteojax.data.cohort import open_cohort
 from osteojax.errors import UserError
 from osteojax.evaluation.predictions import read as read_predictions
@@ -25,9 +27,11 @@ __all__ = [
     "export_model",
     "load_config",
     "load_model",
+    "load_study",
     "open_cohort",
     "predict_scan",
     "read_predictions",
+    "run_study",
     "score_predictions",
     "train_model",
     "voxel_maps",

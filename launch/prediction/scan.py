@@ -9,7 +9,8 @@ import pandas as pd
 from data_prep.vertebrae.label_schemes import find_scheme
 from launch.prediction.cases import Case
 from launch.prediction.decision import vertebra_table
-from launch.prediction.loading import Frame, LoadedCase, load
+from launch.prediction.loading import LoadedCase, load
+from launch.prediction.many import frame_of
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.export.load import ExportedModel
 
@@ -41,9 +42,8 @@ def predict_scan(
     ct, mask = Path(ct), Path(mask)
     find_scheme(label_scheme, ct.name)
     index = model.device_index(device)
-    background = model.card["inputs"]["hu"]["outside_vertebra"]
-    frame = Frame(model.size, model.spacing_mm, background)
-    found = load(Case(ct.name, ct, mask, label_scheme, model.devices[index], ct.parent), frame)
+    case = Case(ct.name, ct, mask, label_scheme, model.devices[index], ct.parent)
+    found = load(case, frame_of(model))
     if not isinstance(found, LoadedCase):
         raise found
     table, _ = vertebra_table(model, found, model.predict(found.hu, index))

@@ -20,6 +20,7 @@ from launch.configs import load_config
 from launch.studies import plan
 from launch.studies.cohorts import Cohorts
 from launch.studies.plan import Cohort, Contrast, Row, load_study, with_settings
+from launch.studies.run import Progress, run_study
 from launch.studies.runs import Runs
 from osteojax.errors import UserError
 from osteojax.train.stop import Stopped
@@ -149,6 +150,23 @@ def test_a_study_of_ceilings_runs_resumes_and_tells_what_failed(
     assert cli.main(["study", config, "--workdir", str(workdir), "--rows", "hu"]) == 0
     assert cli.main(["study", config, "--workdir", str(workdir), "--rows", "hue"]) == 1
     assert cli.main(["study", config, "--workdir", str(workdir), "--seeds", "3"]) == 1
+
+
+def test_a_notebook_runs_a_study_without_a_word(
+    tiny_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in_cohort(tmp_path, tiny_pool)
+    told: list[Progress] = []
+    rows = (Row("HU", ceiling="hu"), Row("bad", settings={"moe.nonsense": 1}))
+    outcome = run_study(study(rows=rows, contrasts=(), seeds=(0,)), tmp_path, progress=told.append)
+    assert capsys.readouterr() == ("", "")
+    assert [failure["row"] for failure in outcome.results.failures] == ["bad"]
+    assert {line["row"] for line in outcome.results.scores} == {"HU"}
+    assert [line.text.partition(",")[0] for line in told if line.failed] == ["failed: bad"]
+    assert outcome.grids[0].rows[0][:3] == ("HU", "main", "1")
+    assert outcome.stopped is None
+    with pytest.raises(UserError, match="--seeds 2: the study has 1"):
+        run_study(study(rows=rows, contrasts=(), seeds=(0,)), tmp_path, seeds=2)
 
 
 def test_a_row_of_another_study_is_not_taken_for_this_ones(

@@ -1,0 +1,185 @@
+"""Runs a study: trains what is not finished, scores what is, and writes the tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.studies import plots, scores, study_report
+from launch.studies.cohorts import run_verb
+from launch.studies.plan import Row, Study
+from launch.studies.runs import Runs, slug
+from osteojax.errors import UserError
+from osteojax.evaluation.report.plots import save
+from osteojax.files import write_text
+from osteojax.train.stop import Stopped
+
+RESULTS = "results"
+"""Folder of a study's workdir with study.md and the other tables."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a study tells while it runs: a line of text, and whether it is of a row that failed."""
+
+    text: str
+    failed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a study found so far.
+
+    Attributes:
+      results: scores, contrasts, failures.
+      grids: the tables of study.md.
+      stopped: the signal that ended the training early, or None.
+    """
+
+    results: study_report.Results
+    grids: list[study_report.Grid]
+    stopped: Stopped | None = None
+
+
+def run_study(
+    study: Study,
+    workdir: str | Path,
+    *,
+    seeds: int | None = None,
+    rows: Sequence[str] = (),
+    progress: Callable[[Progress], None] = lambda _: None,
+    run_verb: Callable[[list[str]], int] = run_verb,
+) -> Outcome:
+    """Trains every row that is not finished, then writes WORKDIR/results.
+
+    A row that fails does not stop the others. Running it again goes on where it was.
+
+    Args:
+      study: of `plan.load_study`.
+      workdir: where the study lives.
+      seeds: only the first so many of its training seeds; None takes all.
+      rows: only these rows and what they need, by name or by folder; empty takes all.
+      progress: is called with every step and failure.
+      run_verb: as for `cohorts.Cohorts`.
+
+    Raises:
+      UserError: more seeds than the study has, or a row that it lacks.
+    """
+    if seeds and seeds > len(study.seeds):
+        raise UserError(f"--seeds {seeds}: the study has {len(study.seeds)}: {study.seeds}.")
+    folders = {slug(row.name): row.name for row in study.rows}
+    wanted = [study.row(folders.get(name, name)) for name in rows or folders]
+    runs = Runs(study, Path(workdir), run_verb)
+    failures: list[dict[str, Any]] = []
+    stopped = None
+    try:
+        _train_all(runs, _units(study, wanted, study.seeds[:seeds]), failures, progress)
+    except Stopped as signal:
+        stopped = signal
+    results = _results(runs, failures)
+    return Outcome(results, _write(runs, results), stopped)
+
+
+def _units(study: Study, rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]:
+    """What there is to train, seed by seed, so that a table of all rows is there early. A ceiling
+    draws nothing at random: one seed is enough."""
+    wanted = list(dict.fromkeys(study.trained(row).name for row in rows))
+    return [
+        (study.row(name), seed)
+        for seed in seeds
+        for name in wanted
+        if seed == seeds[0] or not study.row(name).ceiling
+    ]
+
+
+def _train_all(
+    runs: Runs,
+    units: Sequence[tuple[Row, int]],
+    failures: list[dict[str, Any]],
+    progress: Callable[[Progress], None],
+) -> None:
+    """Every unit that is not finished; what fails is appended to `failures`. Raises Stopped."""
+    began, spent = time.perf_counter(), []
+    for number, (row, seed) in enumerate(units, start=1):
+        start = time.perf_counter()
+        reason = ""
+        try:
+            if runs.done(row, seed):
+                continue
+            progress(Progress(f"-- {number} of {len(units)}: {row.name}, seed {seed}"))
+            runs.do(row, seed)
+        except Stopped:
+            raise
+        except UserError as error:
+            reason = str(error)
+        except Exception as error:  # the other rows' hours must not go with it
+            reason = _keep(runs, row, seed, error)
+        if reason:
+            failures.append({"row": row.name, "seed": seed, "reason": reason})
+            progress(Progress(f"failed: {row.name}, seed {seed}: {reason}", failed=True))
+        spent.append(time.perf_counter() - start)
+        left = (len(units) - number) * sum(spent) / len(spent)
+        hours = (time.perf_counter() - began) / 3600
+        progress(
+            Progress(
+                f"-- {row.name}, seed {seed}: {spent[-1] / 60:.1f} minutes; {hours:.2f} hours so "
+                f"far, about {left / 3600:.2f} to go if the rest is alike"
+            )
+        )
+
+
+def _keep(runs: Runs, row: Row, seed: int, error: Exception) -> str:
+    """Writes the traceback of an error of the program's own; one line for the table."""
+    path = runs.folder(row, seed) / "error.txt"
+    write_text(path, "".join(traceback.format_exception(error)))
+    first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return f"{type(error).__name__}: {first} (see {path})"
+
+
+def _results(runs: Runs, failures: list[dict[str, Any]]) -> study_report.Results:
+    """Scores of every row that has a finished seed."""
+    study = runs.study
+    answers: dict[str, scores.Answers] = {}
+    lines: list[dict[str, Any]] = []
+    swaps: list[dict[str, Any]] = []
+    hours: dict[str, float] = {}
+    for row in study.rows:
+        trained = study.trained(row)
+        if not (seeds := [seed for seed in study.seeds if _finished(runs, trained, seed)]):
+            continue
+        predicted = [runs.predictions(row, seed) for seed in seeds]
+        answers[row.name] = scores.Answers(
+            row.name, seeds, predicted, bool(row.ceiling), study.trains_bmd(row)
+        )
+        about = {"row": row.name, "cohort": trained.cohort, "seeds": seeds}
+        found = scores.scores(answers[row.name], study.resamples)
+        lines += [{**about, **line} for line in found]
+        if not row.like:
+            hours[row.name] = sum(runs.seconds(row, seed) for seed in seeds) / 3600
+        if row.swap:
+            told = [runs.told(row, seed) for seed in seeds]
+            found = scores.device_swap(told, runs.true_bmd(row), study.resamples)
+            swaps += [{"row": row.name, **line} for line in found]
+    contrasts = scores.contrast_results(study.contrasts, answers, study.resamples)
+    return study_report.Results(lines, contrasts, swaps, failures, hours)
+
+
+def _write(runs: Runs, results: study_report.Results) -> list[study_report.Grid]:
+    """Writes WORKDIR/results; the tables for a terminal."""
+    out = runs.workdir / RESULTS
+    grids = study_report.write(out, runs.study, results)
+    if (figure := plots.contrasts(results.contrasts)) is not None:
+        save(figure, out / "contrasts.png")
+    return grids
+
+
+def _finished(runs: Runs, row: Row, seed: int) -> bool:
+    """A row that another version of the study made is among the failures, not in the table."""
+    try:
+        return runs.done(row, seed)
+    except UserError:
+        return False
