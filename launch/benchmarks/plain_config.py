@@ -11,17 +11,31 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-CONFIGS = {"swav": "tp_swav_resnet34", "multitask": "moe_multitask_resnet34"}
-"""By `config.objective.name`."""
+import configs
+from osteojax.errors import UserError
 
 
 def shipped_config(objective: str) -> Any:
-    """The config of configs/ that trains an objective, of a real ConfigDict where there is one."""
+    """The config of configs/ that trains an objective (the first by name, where several do), of a
+    real ConfigDict where there is one.
+
+    Raises:
+      UserError: no config has this `objective.name`.
+    """
+    found: dict[str, Any] = {}
     with _ml_collections_or_stand_in():
-        return importlib.import_module(f"configs.{CONFIGS[objective]}").get_config()
+        for file in sorted(Path(str(configs.__file__)).parent.glob("*.py")):
+            module = importlib.import_module(f"configs.{file.stem}")
+            if hasattr(module, "get_config"):
+                config = module.get_config()
+                found.setdefault(config.objective.name, config)
+    if objective not in found:
+        raise UserError(f"--objective {objective!r}: choose one of {', '.join(sorted(found))}.")
+    return found[objective]
 
 
 class ConfigDict(dict):

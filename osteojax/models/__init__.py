@@ -1,32 +1,76 @@
 """Encoders and heads. `model.name = "resnet"` in a config loads `osteojax/models/resnet.py`.
 
-A backbone module names its Linen class `Backbone`; the class takes the other fields of
-`config.model` and returns named features, "pooled" f32[B, F] among them.
+A backbone is a module with `build(fields, axis_name) -> nn.Module`; `fields` are those of
+`config.model` but for `name`, and the module alone knows them. One of them is `rank`, which
+objectives read too: 3 for volumes, 2 for the mid-sagittal slice. The Linen module is called as
+`backbone(x f[B, *space, 1], train=bool, map_id=i32[B])`, with which texture map each sample is, and
+returns named features, "pooled" f32[B, F] among them. It may have
+
+  attention_layers    where Grad-CAM may look (`AttentionLayer`), from the first to the last
+  remat               a field: whether layers are computed again in the backward pass
+
+and its file may have PLAIN, values of fields with which the program shows the model's own work and
+no trick of ours, for counting it (`osteojax.train.costs`).
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
+from osteojax.choices import chosen_module
 from osteojax.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-BACKBONES = ("resnet",)
+
+class AttentionLayer(NamedTuple):
+    """A layer whose output f[B, *space, C] still knows where in the image it looks.
+
+    Attributes:
+      name: of the module in the backbone, "/" between modules inside each other.
+      stride: voxels of the input from one voxel of the output to the next.
+      first_centre: voxel of the input on which the output's first voxel is centred.
+    """
+
+    name: str
+    stride: int
+    first_centre: float = 0.0
 
 
 def build_backbone(config: ConfigDict, axis_name: str | None) -> nn.Module:
-    """The backbone that `config.model` describes; statistics are taken over `axis_name`."""
+    """The backbone that `config.model` describes; statistics are taken over `axis_name`.
+
+    Raises:
+      UserError: no such backbone, or it has no such field.
+    """
     fields = config.to_dict()
-    name = fields.pop("name")
-    if name not in BACKBONES:
-        raise UserError(f"model.name is {name!r}; choose one of {', '.join(BACKBONES)}.")
-    module = importlib.import_module(f"osteojax.models.{name}")
-    fields["dtype"] = jnp.dtype(fields["dtype"])
-    fields["stage_sizes"] = tuple(fields["stage_sizes"])
-    return module.Backbone(axis_name=axis_name, **fields)
+    module = chosen_module("model.name", fields.pop("name"), __name__)
+    return module.build(fields, axis_name)
+
+
+def from_fields(
+    backbone: type[nn.Module], fields: Mapping[str, Any], axis_name: str | None
+) -> nn.Module:
+    """`backbone(axis_name=axis_name, **fields)`: what most `build` do last.
+
+    Raises:
+      UserError: it has no such field.
+    """
+    known = {field.name for field in dataclasses.fields(backbone)} - {"parent", "name", "axis_name"}
+    if unknown := sorted(set(fields) - known):
+        raise UserError(
+            f"config.model has {', '.join(unknown)}, which {backbone.__name__} does not know; its "
+            f"fields are {', '.join(sorted(known))}."
+        )
+    return backbone(axis_name=axis_name, **fields)
+
+
+def plain_fields(config: ConfigDict) -> dict[str, Any]:
+    """`PLAIN` of the backbone that `config.model` names; {} where it has none."""
+    module = chosen_module("model.name", config.name, __name__)
+    return dict(getattr(module, "PLAIN", {}))

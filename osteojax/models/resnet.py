@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
+from osteojax.models import AttentionLayer, from_fields
 from osteojax.models.normalisation import Norm
 from osteojax.ops.conv3d import Conv
+
+STEM_STRIDE = 4
+"""Of stage 1 to the input; each later stage doubles it."""
 
 
 class ResNet(nn.Module):
@@ -38,6 +43,15 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     lowering: str = "auto"
+
+    @property
+    def attention_layers(self) -> tuple[AttentionLayer, ...]:
+        """The last block of each stage. Voxel i of a stage is centred on the input's voxel
+        stride * i: every layer of stride 2 pads evenly."""
+        return tuple(
+            AttentionLayer(f"stage{stage}_block{blocks}", STEM_STRIDE * 2 ** (stage - 1))
+            for stage, blocks in enumerate(self.stage_sizes, start=1)
+        )
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, map_id: Array | None = None) -> dict[str, Array]:
@@ -158,4 +172,11 @@ def resnet34(**fields: Any) -> ResNet:
     return ResNet(**{"stage_sizes": (3, 4, 6, 3), **fields})
 
 
-Backbone = ResNet
+def build(fields: Mapping[str, Any], axis_name: str | None) -> nn.Module:
+    """The `ResNet` of a config's fields; see `osteojax.models`."""
+    dtype, stage_sizes = jnp.dtype(fields["dtype"]), tuple(fields["stage_sizes"])
+    return from_fields(ResNet, {**fields, "dtype": dtype, "stage_sizes": stage_sizes}, axis_name)
+
+
+PLAIN = {"lowering": "xla", "remat": False}
+"""XLA's own convolutions, each computed once."""

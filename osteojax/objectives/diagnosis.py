@@ -62,14 +62,14 @@ def model_export(config: ConfigDict, manifest: Manifest) -> Export:
 
     attention: the same inputs -> attention f32[B, D, H, W] >= 0, Grad-CAM of the log odds of
     osteoporosis (`osteojax.models.gradcam`); f32[B, D, H], the mid-sagittal plane, for a model of
-    rank 2.
+    rank 2. Left out where the backbone has no `attention_layers`.
     """
     outputs = _describe_outputs(manifest)
+    programs = {"program": predict_program(config, manifest)}
+    if hasattr(build_backbone(config.model, None), "attention_layers"):
+        programs["attention"] = attention_program(config, manifest)
     return Export(
-        programs={
-            "program": predict_program(config, manifest),
-            "attention": attention_program(config, manifest),
-        },
+        programs=programs,
         variables=lambda params, state: {"params": params, "batch_stats": image_statistics(state)},
         inputs=describe_inputs(manifest, with_device=True),
         describe=outputs.__getitem__,

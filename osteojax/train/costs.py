@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from osteojax import objectives
+from osteojax.models import plain_fields
 from osteojax.train.optim import adamw_direction
 from osteojax.train.parallel import DataParallel
 from osteojax.train.step import make_step
@@ -103,7 +104,7 @@ def step_cost(config: ConfigDict, cohort: Any, batch: Any, num_devices: int = 1)
     """Cost of one step of `config` on each of `num_devices` devices. Nothing is computed.
 
     Args:
-      config: of configs/*.py; its model.lowering and model.remat make no difference.
+      config: of configs/*.py; fields of the backbone's `PLAIN` make no difference.
       cohort: `PreparedCohort`, or anything with the `manifest` and `directory` of one.
       batch: the global batch as the step takes it: arrays or `jax.ShapeDtypeStruct`s.
       num_devices: that share the batch; each of them must be there.
@@ -113,7 +114,7 @@ def step_cost(config: ConfigDict, cohort: Any, batch: Any, num_devices: int = 1)
     """
     plain = copy.deepcopy(config)
     with plain.unlocked():
-        plain.model.lowering, plain.model.remat = "xla", False
+        plain.model.update(plain_fields(plain.model))
     objective = objectives.load(plain, cohort)
     devices = DataParallel.create("shard_map", num_devices)
     devices.check_batch(plain.batch_size)

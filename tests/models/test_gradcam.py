@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from osteojax.models.gradcam import chosen_stage, gradcam
+from osteojax.models import AttentionLayer
+from osteojax.models.gradcam import _interpolation, chosen_layer, gradcam
 from osteojax.models.moe import MixtureOfExperts
 from osteojax.models.resnet import BasicBlock, ResNet
 from osteojax.objectives.diagnosis import DiagnosisModel
@@ -51,7 +52,7 @@ def example():
 def test_weights_are_finite_differences_of_the_second_half(example):
     """Stage 2, pooling and experts are called apart, on stage 1's output moved up and down."""
     model, variables, x, device, heat = example
-    assert chosen_stage(SIZE, 2) == 1
+    assert chosen_layer(model.backbone.attention_layers, SIZE).name == "stage1_block1"
     backbone = {key: variables[key]["backbone"] for key in ("params", "batch_stats")}
     activation = jax.jit(partial(model.backbone.apply, train=False))(backbone, x)["stage1"]
     block = BasicBlock(2 * WIDTH, 2, "batch", None, jnp.float32, "auto")
@@ -136,9 +137,20 @@ def test_a_plane_gives_a_plane():
 
 
 def test_the_stage_is_the_deepest_that_points_somewhere():
-    assert {size: chosen_stage(size, 4) for size in (16, 32, 64, 96, 128)} == {
-        16: 1, 32: 2, 64: 3, 96: 3, 128: 4,
+    layers = ResNet().attention_layers
+    assert [layer.name for layer in layers] == [
+        "stage1_block3", "stage2_block4", "stage3_block6", "stage4_block3"
+    ]  # fmt: skip
+    assert {size: chosen_layer(layers, size).stride for size in (8, 16, 32, 64, 96, 128)} == {
+        8: 4, 16: 4, 32: 8, 64: 16, 96: 16, 128: 32,
     }  # fmt: skip
+
+
+def test_patches_are_centred_between_voxels() -> None:
+    """Two patches of 4 voxels: centres at 1.5 and 5.5, constant outside."""
+    matrix = _interpolation(2, 8, AttentionLayer("patches", stride=4, first_centre=1.5))
+    share = np.clip((np.arange(8) - 1.5) / 4, 0, 1)
+    np.testing.assert_allclose(matrix, np.stack([1 - share, share], axis=1), atol=1e-6)
 
 
 @pytest.mark.slow

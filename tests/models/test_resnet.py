@@ -241,5 +241,10 @@ def test_wrong_rank_is_named():
         ResNet(**SMALL).init(jax.random.key(0), jnp.ones((1, 8, 8, 1)), train=False)
 
 
-def test_backbone_is_what_a_config_loads():
-    assert resnet.Backbone is ResNet
+def test_a_config_builds_it():
+    fields = {"stage_sizes": [1, 2], "width": 3, "dtype": "bfloat16", "norm": "group"}
+    built = resnet.build(fields, "data")
+    expected = ResNet(
+        stage_sizes=(1, 2), width=3, dtype=jnp.dtype("bfloat16"), norm="group", axis_name="data"
+    )
+    assert built == expected
