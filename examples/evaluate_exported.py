@@ -1,9 +1,9 @@
-"""Predicts with an exported model: needs jax, and nothing of OsteoJAX.
+"""Predicts with an exported model; needs jax, but not OsteoJAX.
 
     python examples/evaluate_exported.py MODEL ROIS.npz
 
 ROIS.npz: `hu` float32[N, D, H, W], one vertebra each, in the frame that MODEL/model.json describes,
-and `device`, N names of DXA devices.
+and `device`, N names of DXA scanners.
 """
 
 import json

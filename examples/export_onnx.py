@@ -1,4 +1,4 @@
-"""weights.safetensors -> ONNX, through PyTorch, checked with onnxruntime at two batch sizes.
+"""Converts weights.safetensors to ONNX through PyTorch, and checks it at two batch sizes.
 
     python examples/export_onnx.py MODEL OUT.onnx
 
@@ -47,7 +47,7 @@ def convert(model, out: Path) -> list[str]:
 
 
 def check(model, out: Path, names: list[str], batch: int) -> float:
-    """Largest difference between onnxruntime and PyTorch, of any output."""
+    """Largest difference between onnxruntime and PyTorch over all outputs."""
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     inputs = example(model, batch)
     feed = {spec.name: x.numpy() for spec, x in zip(session.get_inputs(), inputs, strict=True)}

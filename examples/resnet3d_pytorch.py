@@ -3,9 +3,9 @@
     python examples/resnet3d_pytorch.py MODEL ROIS.npz
 
 MODEL: exported folder (model.json, weights.safetensors). ROIS.npz: `hu` float32[N, D, H, W], one
-vertebra each, in the frame that model.json describes, and `device`, N names of DXA devices. Needs
-torch, numpy and safetensors, and nothing of OsteoJAX. Every tensor is a parameter or a buffer, so
-that the model can be trained on as it is.
+vertebra each, in the frame that model.json describes, and `device`, N names of DXA scanners. Needs
+torch, numpy and safetensors, but not OsteoJAX. Every tensor is a parameter or a buffer, so that
+training can be continued.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 
 class Norm(nn.Module):
-    """Batch normalisation by running statistics, or by groups of channels where there are none."""
+    """Batch normalisation with running statistics, or group normalisation, which has none."""
 
     def __init__(self, channels: int, kind: str, rank: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
 
 
 class Experts(nn.Module):
-    """Mixture of experts over diagnosis, BMD and level; the gate sees the device."""
+    """Mixture of experts for diagnosis, BMD and level; the gate uses the DXA scanner."""
 
     def __init__(self, shapes: dict) -> None:
         super().__init__()
@@ -111,16 +111,16 @@ class Experts(nn.Module):
 
 
 class OsteoModel(nn.Module):
-    """(HU f32[B, D, H, W], device i64[B]) -> what model.json lists; the embedding alone for an
-    exported encoder, which needs no device."""
+    """(HU f32[B, D, H, W], device i64[B]) -> the outputs that model.json lists. An exported encoder
+    needs no device and returns only the embedding."""
 
     def __init__(self, card: dict, shapes: dict) -> None:
         super().__init__()
         model = card["config"]["model"]
         if model["name"] != "resnet" or model["norm"] not in ("batch", "group", "per_map"):
-            raise SystemExit(f"not a network of this file: {model}")
+            raise SystemExit(f"this example does not support the model {model}")
         if card["config"].get("moe", {}).get("decoder", "experts") != "experts":
-            raise SystemExit("not a decoder of this file: moe.decoder is not experts")
+            raise SystemExit("this example supports only moe.decoder=experts")
         self.card, self.rank = card, model["rank"]
         self.backbone = ResNet(model["stage_sizes"], model["width"], self.rank, model["norm"])
         prefix = "params.experts."
@@ -161,7 +161,7 @@ def state_dict(weights: dict) -> dict:
         path, _, leaf = rest.rpartition(".")
         if leaf == "kernel":  # [*window, in, out] -> [out, in, *window]
             array = np.moveaxis(array, (-1, -2), (0, 1))
-        elif array.ndim == 2:  # statistics of each texture map: the image is the first
+        elif array.ndim == 2:  # statistics per texture map, of which the image is the first
             array = array[0]
         state[f"backbone.{path}.{LEAVES.get(leaf, leaf)}"] = torch.from_numpy(array.copy())
     return state

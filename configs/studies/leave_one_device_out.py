@@ -1,10 +1,10 @@
-"""Leave one DXA device out: does a model answer for a scanner whose results it never saw?
+"""Leave one DXA scanner out: how good is a model for a scanner that training did not have?
 
     osteojax study configs/studies/leave_one_device_out.py --workdir W
 
-For each device, every patient with a result of it is external; the other patients keep their
-splits. The experts are told the device they never saw (its embedding is untrained), or that the
-device is unknown, which training with device dropout has prepared them for.
+For each scanner, every patient with a result of it is external; the other patients keep their
+splits. The experts are given the scanner that training did not have (its embedding is untrained),
+or "unknown", whose embedding was trained by device dropout.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     osteojax study configs/studies/paper_ladder.py --workdir W --seeds 3
 
-Of Table 5 the rows with a Swin Transformer are not here: this build has a ResNet.
+The rows of Table 5 with a Swin Transformer are left out, because OsteoJAX has only a ResNet.
 Everything below was committed before the run whose table is benchmarks/paper_ladder.md: simulator
-options, what each contrast expects and the smallest difference that matters. Schedules were chosen
-by hand on no cohort; the one row with a tuned schedule is tuned on another cohort seed and another
-training seed. A first run with 240 patients of seed 11 was given up after 14 trainings, of which
-validation AUROCs and the ceilings were seen. Its test set of 71 patients was too small to conclude
-anything, so the size was changed, and the seed with it; rows, settings and contrasts were not.
+options, the expectation of each contrast and the smallest difference that matters. Schedules were
+chosen by hand without a cohort; the one row with a tuned schedule is tuned on another cohort seed
+and another training seed. A first run with 240 patients of seed 11 was abandoned after 14
+trainings, whose validation AUROCs and ceilings were seen. Its test set of 71 patients was too small
+for conclusions, so size and seed were changed; rows, settings and contrasts were not.
 
 `configs/studies/paper_ladder.py:full` is the same ladder at the paper's size, for a GPU.
 """
@@ -19,7 +19,7 @@ from configs.studies import small
 from launch.studies.plan import Cohort, Contrast, Row, Study
 
 REPORTED_SEED, TUNING_SEED = 13, 12
-"""Of the cohorts."""
+"""Seeds of the cohorts."""
 
 AUROC_MATTERS, MAE_MATTERS = 0.02, 0.005
 """Smallest differences that matter: two points of AUROC; half the precision error of a DXA scan
@@ -39,7 +39,7 @@ PRETRAININGS: dict[str, dict] = {
 
 
 def _rows(tuned_schedules: tuple[dict, ...]) -> tuple[Row, ...]:
-    """Losses in words: class, BMD, position; unified is all three."""
+    """Names give the losses: class, BMD, position; "unified" is all three."""
     tp = {"pretrain": "tp_swav"}
     return (
         Row("scratch, class", settings=DIAGNOSIS, note="Table 2"),
@@ -78,7 +78,8 @@ def _rows(tuned_schedules: tuple[dict, ...]) -> tuple[Row, ...]:
 
 
 def _contrasts() -> tuple[Contrast, ...]:
-    """+1 and -1 are the paper's claims, or what a control must show if they hold; 0: must not."""
+    """Expected signs: +1 and -1 as the paper claims, or as a control must show if the claims hold;
+    0 where there should be no difference."""
 
     def auroc(first: str, second: str, expected: int, **of: str) -> Contrast:
         return Contrast(first, second, "AUROC", expected, AUROC_MATTERS, **of)
@@ -99,7 +100,7 @@ def _contrasts() -> tuple[Contrast, ...]:
         auroc("scratch, class + position", "scratch, class", +1),
         auroc("scratch, unified", "scratch, class", +1),
         auroc(unified, "TP-SwAV, class", +1),
-        # Experts (Table 2), and what of them is the device, the size or an affine function
+        # Experts (Table 2), and how much is due to the device, the size or an affine function
         auroc(moe, unified, +1),
         mae(moe, unified, -1),
         mae(moe, "MoE without device embedding", -1),
@@ -107,7 +108,7 @@ def _contrasts() -> tuple[Contrast, ...]:
         mae(moe, "MoE, told no device", -1),
         mae(moe, "one MLP + device, same size", -1),
         mae(moe, "one head, affine per device", -1),
-        # The whole method, at the patient and outside
+        # The whole method, per patient and on external sites
         auroc(moe, "scratch, class", +1, unit="patient"),
         auroc(moe, "scratch, class", +1, group="external"),
         # Controls
@@ -115,7 +116,7 @@ def _contrasts() -> tuple[Contrast, ...]:
         auroc("same devices: unified + MoE", "same devices: unified", 0),
         mae("same devices: unified + MoE", "same devices: unified", 0),
         auroc("HU matched: TP-SwAV, class", "HU matched: image pairs, class", +1),
-        # Does the cohort hold what the ladder needs?
+        # Does the cohort contain the signal that the ladder needs?
         auroc("GLCM means, logistic", "HU, logistic", +1),
         auroc("HU matched: GLCM means, logistic", "HU matched: HU, logistic", +1),
         auroc("no texture: GLCM means, logistic", "no texture: HU, logistic", 0),
@@ -137,7 +138,7 @@ def _cohorts(simulate: str, prepare: str, tuning: str) -> dict[str, Cohort]:
 
 
 def _small() -> Study:
-    """32^3 at 3 mm, a ResNet10 of width 8: for two CPU cores."""
+    """The study for two CPU cores: 32^3 at 3 mm, a ResNet10 of width 8."""
     options = "--levels L1-L4 --spacing-mm 3.0 --complete-labels 0.15,0.35"
     return Study(
         name="The paper's ladder, small",
@@ -152,7 +153,7 @@ def _small() -> Study:
             (
                 {"optim.learning_rate": 3e-4},
                 {"optim.learning_rate": 3e-3},
-                # As many steps as pre-training and fine-tuning together
+                # The steps of pre-training and fine-tuning together
                 {"optim.train_steps": 900, "optim.warmup_steps": 90, "optim.eval_steps": 225},
             )
         ),
@@ -167,7 +168,7 @@ def _small() -> Study:
 
 
 def _full() -> Study:
-    """96^3 at 1 mm, ResNet34 of width 64 and the paper's schedules: for a GPU; never run yet."""
+    """The study for a GPU: 96^3 at 1 mm, ResNet34 of width 64, the paper's schedules; never run."""
     options = "--levels T10-L5 --spacing-mm 0.8 --complete-labels 0.1,0.3"
     return Study(
         name="The paper's ladder",

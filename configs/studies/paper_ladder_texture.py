@@ -1,10 +1,10 @@
-"""Why no row of the ladder finds texture; exploratory, chosen after a look at the ladder's seed 0.
+"""Why no row of the ladder finds texture: exploratory, designed after seeing the ladder's seed 0.
 
     osteojax study configs/studies/paper_ladder_texture.py --workdir W --seeds 1
 
-Where HU tell nothing of bone, networks are at chance, and a logistic model on mean GLCM features
-nearly so, though the structure is there. Is fine-tuning too short? Or are the voxels too large: do
-features, and networks, find it at 1.5 mm instead of 3?
+Where HU carry no information about bone, networks are at chance, and a logistic model on mean GLCM
+features nearly so, although the structure was simulated. Is fine-tuning too short? Or are the
+voxels too large: do features and networks find the structure at 1.5 mm instead of 3?
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launch.studies.plan import Cohort, Contrast, Row, Study
 SHORT = paper_ladder.DIAGNOSIS
 LONG = {**SHORT, "optim.train_steps": 3000, "optim.warmup_steps": 300, "optim.eval_steps": 500}
 AS_BOTH = {**SHORT, "optim.train_steps": 900, "optim.eval_steps": 225}
-"""As many steps as pre-training and fine-tuning together."""
+"""The steps of pre-training and fine-tuning together."""
 COARSE, FINE = "hu_matched", "hu_matched_fine"
 
 

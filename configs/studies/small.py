@@ -1,4 +1,4 @@
-"""The small size of studies, for two CPU cores: one block a stage, width 8, batch 16."""
+"""The small size of studies, for two CPU cores: one block per stage, width 8, batch 16."""
 
 from __future__ import annotations
 

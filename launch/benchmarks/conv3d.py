@@ -4,8 +4,8 @@ Example, one line per engine and size, then one per layer:
 
     osteojax benchmark conv3d --sizes 64x8,96x2,32x16 --peers pytorch --json conv3d.json
 
-Model FLOPs are 2 per multiply-add of the convolutions, taps that meet padding not counted; forward,
-input gradient and weight gradient each count once, the stem's input gradient not at all.
+Model FLOPs are 2 per multiply-add of the convolutions, without taps on padding; forward, input
+gradient and weight gradient each count once, and the stem's input gradient is not counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Layer:
     count: int
 
     def flops(self, batch: int) -> int:
-        """Of the forward pass, without taps that meet padding; each gradient has as many."""
+        """FLOPs of the forward pass, without taps on padding; each gradient has as many."""
         outputs = (self.size + 2 * self.padding - self.window) // self.stride + 1
         source = self.stride * np.arange(outputs)[:, None] + np.arange(self.window) - self.padding
         taps = int(((source >= 0) & (source < self.size)).sum())
@@ -66,7 +66,7 @@ def layers(size: int, width: int) -> Iterator[Layer]:
 
 
 def model_flops(size: int, batch: int, width: int) -> int:
-    """Of one forward and backward pass of ResNet34-3D."""
+    """FLOPs of one forward and backward pass of ResNet34-3D."""
     return sum(
         layer.flops(batch) * layer.count * (2 if layer.name == "stem" else 3)
         for layer in layers(size, width)
@@ -81,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers", default="", help="comma-separated: pytorch (same network, float32)"
     )
-    parser.add_argument("--skip-xla", action="store_true", help="leave the plain lowering out")
-    parser.add_argument("--skip-layers", action="store_true", help="leave the layer table out")
+    parser.add_argument("--skip-xla", action="store_true", help="leave out the plain lowering")
+    parser.add_argument("--skip-layers", action="store_true", help="leave out the table of layers")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="writes environment and rows")
 
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def matmul_gflops(repeats: int) -> float:
-    """The best float32 matrix product rate of this machine: what a convolution could reach."""
+    """The best rate of float32 matrix products on this machine, in GFLOP/s."""
     matrix = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(jnp.dot)
     best = measure.seconds(lambda: product(matrix, matrix), repeats)["min"]
@@ -128,7 +128,7 @@ def matmul_gflops(repeats: int) -> float:
 
 
 def _jax_step(size: int, batch: int, width: int, lowering: str, repeats: int) -> dict[str, float]:
-    """Seconds of forward + backward in training mode, and of compiling it."""
+    """Seconds of a forward and backward pass in training mode, and of its compilation."""
     model = resnet34(width=width, lowering=lowering)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((batch, *(size,) * 3, 1)), jnp.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))

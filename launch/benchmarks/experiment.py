@@ -1,6 +1,6 @@
-"""A training step by itself: a shipped config, data that nobody prepared, a way to take steps.
+"""A training step without the training loop: a shipped config, synthetic data, and steps on them.
 
-Everything here runs with jax, flax, optax and orbax alone.
+This needs only jax, flax, optax and orbax.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check_numbers(args: Any, *names: str) -> None:
 
 
 def config_of(args: Any) -> Any:
-    """The shipped config of `--objective` with the size of the step that `args` describe."""
+    """The shipped config of `--objective`, with the size of the step set from `args`."""
     config = shipped_config(args.objective)
     config.batch_size, config.engine = args.batch, args.engine
     config.model.width, config.model.dtype = args.width, args.dtype
@@ -54,9 +54,9 @@ def config_of(args: Any) -> Any:
 
 
 def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> Any:
-    """What a step reads of a `PreparedCohort`: a manifest, labels of every row, a folder's name.
+    """A stand-in for a `PreparedCohort` with what a step reads: manifest, labels, folder name.
 
-    Its labels are drawn; it has no volumes.
+    Its labels are random, and it has no volumes.
     """
     manifest = vertebrae_data.manifest_of(
         size=size,
@@ -98,7 +98,7 @@ def random_codes(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 class Experiment:
-    """The step of a config on some devices.
+    """The training step of a config on some devices.
 
     Attributes:
       config, cohort: `cohort` is a `PreparedCohort` or a stand-in.
@@ -121,12 +121,12 @@ class Experiment:
         self.key = jax.random.key(RUN_KEY)
 
     def draws(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the host knows of the examples of some rows, by the objective's own view."""
+        """Draws of the objective's view for some rows (`osteojax.data.views`)."""
         drawn = [self.objective.view.draw(self.cohort, int(row), rng) for row in rows]
         return {key: np.stack([draw[key] for draw in drawn]) for key in drawn[0]}
 
     def synthetic_batch(self) -> dict[str, np.ndarray]:
-        """A global batch as the step takes it, of noise."""
+        """A global batch of noise, in the form that the step takes."""
         count, size = self.config.batch_size, self.cohort.about.size
         rows = np.arange(count) % len(self.cohort.labels.level)
         draws = self.draws(rows, np.random.default_rng(0))
@@ -135,24 +135,24 @@ class Experiment:
         return {**draws, self.objective.view.key: codes}
 
     def new_state(self, batch: dict[str, Any]) -> TrainState:
-        """A state that no step has seen, on all devices."""
+        """A new training state on all devices."""
         params, model_state = self.objective.init(jax.random.key(0), batch)
         ema = params if self.config.optim.ema_decay is not None else None
         state = TrainState(jnp.int32(0), params, model_state, self.optimizer.init(params), ema)
         return self.devices.replicate(state)
 
     def program(self, gather: Callable) -> Callable:
-        """(state, data, batches or draws of some steps, run key) -> (state, metrics): what training
-        dispatches; `gather` as for `make_steps`."""
+        """The program that training dispatches: (state, data, batches or draws of some steps, run
+        key) -> (state, metrics); `gather` as for `make_steps`."""
         loss, ema_decay = self.objective.loss, self.config.optim.ema_decay
-        if self.devices.engine == "pmap":  # one step, without an axis for it
+        if self.devices.engine == "pmap":  # always one step, without a leading axis
             step = make_step(loss, self.optimizer, self.devices, ema_decay)
             return lambda state, data, batch, key: step(state, batch, key)
         return make_steps(loss, self.optimizer, self.devices, ema_decay, gather)
 
     def on_devices(self, batch: dict[str, np.ndarray]) -> Any:
-        """A global batch where a dispatch of one step finds it without a transfer."""
-        if self.devices.engine == "pmap":  # it would send NumPy arrays with every call
+        """A global batch on the devices, so that a dispatch of one step needs no transfer."""
+        if self.devices.engine == "pmap":  # pmap would send NumPy arrays with every call
             share = self.devices.put(batch)
             mapped = jax.pmap(lambda x: x, devices=list(self.devices.mesh.devices.flat))
             return jax.block_until_ready(mapped(share))
@@ -160,7 +160,7 @@ class Experiment:
         return jax.block_until_ready(self.devices.put_steps(steps))
 
     def same_batch_again(self, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
-        """A call that takes one step on a batch that lies on the devices: compute alone."""
+        """A call that takes one step, always on the same batch on the devices."""
         program, placed = self.program(lambda data, batch: batch), self.on_devices(batch)
         held = [self.new_state(batch)]
 
@@ -171,5 +171,5 @@ class Experiment:
         return once
 
     def cost(self, batch: dict[str, Any]) -> StepCost:
-        """Of one step, all devices together (`osteojax.train.costs`)."""
+        """Cost of one step on all devices together (`osteojax.train.costs`)."""
         return step_cost(self.config, self.cohort, batch)

@@ -1,7 +1,7 @@
-"""Ways of feeding a step: the same batch again, from the shards, from device memory.
+"""Sources of batches for a timed step: one batch repeated, shards, or device memory.
 
-Each gives a call that dispatches steps as training does. A prepared folder needs grain and
-array_record; noise needs neither.
+Each returns a call that dispatches steps as training does. Reading a prepared folder needs grain
+and array_record; noise needs neither.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from osteojax.errors import UserError
 
 @dataclasses.dataclass
 class Feed:
-    """A way of taking steps.
+    """A call that takes steps, and what it measured.
 
     Attributes:
       call: dispatches `steps_per_call` steps; returns their metrics, which may not be ready.
-      waited_s: seconds that each call spent on getting its data, one entry a call.
+      waited_s: seconds that each call waited for its data.
       resident_bytes: of data on each device.
     """
 
@@ -37,12 +37,12 @@ class Feed:
     resident_bytes: int = 0
 
     def wait_seconds(self) -> float:
-        """Median a step, without the first calls, which fill the queues."""
+        """Median wait per step, without the first calls, which fill the queues."""
         return statistics.median(self.waited_s[2:] or self.waited_s or [0.0]) / self.steps_per_call
 
 
 def same_batch(experiment: Experiment, batch: dict[str, np.ndarray]) -> Feed:
-    """One batch that lies on the devices: compute alone."""
+    """One batch on the devices, used in every step, so that input costs nothing."""
     return Feed(experiment.same_batch_again(batch))
 
 
@@ -66,12 +66,12 @@ def from_folder(experiment: Experiment, *, resident: bool, steps_per_call: int =
 
 
 def from_noise_in_memory(experiment: Experiment, steps_per_call: int, vertebrae: int) -> Feed:
-    """Volumes of noise in device memory; all that the host does for a step is to draw."""
+    """Volumes of noise in device memory; for a step the host only draws."""
     view, devices = experiment.objective.view, experiment.devices
     size, batch_size = experiment.cohort.about.size, experiment.config.batch_size
     rows, members = np.arange(vertebrae), tuple(view.members)
     layout = Layout.of(rows, view, experiment.cohort.manifest, devices.num_devices)
-    assert layout is not None  # the boxes of one folder are alike
+    assert layout is not None  # boxes of one folder have one shape
     resident = place(
         lambda row: random_codes(len(members), size, size, size, seed=row), layout, devices.mesh
     )
@@ -92,19 +92,19 @@ def from_noise_in_memory(experiment: Experiment, steps_per_call: int, vertebrae:
     )
 
 
-def _fed(experiment: Experiment, gather: Callable, data: Any, following: Callable) -> Feed:
-    """Steps on whatever `following()` puts on the devices, as the training loop takes them."""
+def _fed(experiment: Experiment, gather: Callable, data: Any, next_batches: Callable) -> Feed:
+    """Takes steps as the training loop does, on data that `next_batches()` puts on the devices."""
     program = experiment.program(gather)
     state, pending = experiment.new_state(experiment.synthetic_batch()), None
     waited: list[float] = []
 
     def once() -> Any:
         nonlocal state, pending
-        asked = time.perf_counter()
-        batches = following()
-        waited.append(time.perf_counter() - asked)
+        before = time.perf_counter()
+        batches = next_batches()
+        waited.append(time.perf_counter() - before)
         state, metrics = program(state, data, batches, experiment.key)
-        jax.block_until_ready(pending)  # training looks at step n - 1 while step n runs
+        jax.block_until_ready(pending)  # training fetches step n - 1's metrics while n runs
         pending = metrics
         return metrics
 
@@ -112,6 +112,6 @@ def _fed(experiment: Experiment, gather: Callable, data: Any, following: Callabl
 
 
 def check_resident(engine: str) -> None:
-    """Raises UserError where data cannot be resident."""
+    """Raises UserError if the engine does not support resident data."""
     if engine == "pmap":
         raise UserError("--data resident is for --engine shard_map: pmap takes batches from disk.")

@@ -1,8 +1,8 @@
-"""The floor of a training step: what its layers must compute and move, and how long that takes at
-the rates that this machine was measured to reach.
+"""Lower bound (floor) of the time of a training step, at the measured rates of this machine.
 
-A product takes at least the longer of its FLOPs at the peak and its bytes at the copy rate; a step
-at least the sum of them, with the training state read and written (`osteojax.train.costs`).
+A matrix product or convolution takes at least the longer of its FLOPs at the peak rate and its
+bytes at the copy rate. A step takes at least the sum of these, plus reading and writing the
+training state (`osteojax.train.costs`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from osteojax.train.costs import PASSES, Product, StepCost
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a machine was measured to reach, all devices together.
+    """Measured peak rates of a machine, all devices together.
 
     Attributes:
       flops_per_second: of a matrix product in the dtype of the computation.
@@ -32,7 +32,7 @@ class Rates:
 
 
 def floor_seconds(cost: StepCost, rates: Rates) -> float:
-    """The sum over products of each one's floor, and the bytes of everything else."""
+    """The sum of the floors of all products and of the time for the remaining bytes."""
     products = sum(rates.seconds(p.flops, p.bytes) for p in cost.products)
     return products + cost.state_and_batch_bytes / rates.bytes_per_second
 
@@ -48,7 +48,7 @@ def floor_rows(cost: StepCost, rates: Rates) -> list[dict[str, Any]]:
         if product.part == "forward":
             key = (_stage(product.layer), *product.operands)
             layers.setdefault(product.layer, key)
-        # A gradient is of the layer's own group, whatever its shapes.
+        # Gradients are grouped with their layer, although their shapes differ.
         groups.setdefault(layers.get(product.layer, (product.layer,)), []).append(product)
     rows = [_layer_row(products, rates) for products in groups.values()]
     moved = cost.state_and_batch_bytes
@@ -78,7 +78,7 @@ def _layer_row(products: list[Product], rates: Rates) -> dict[str, Any]:
 
 
 def _stage(layer: str) -> str:
-    """The layer's path without the number of its block and without its own name in it."""
+    """The layer's path without the block's number and the layer's name."""
     return re.sub(r"_block\d+/.*", "", layer)
 
 

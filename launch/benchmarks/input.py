@@ -1,14 +1,14 @@
-"""The training stream without training: samples/s from disk, from the page cache, from the device.
+"""Input of training without training steps: samples/s from disk, page cache and device memory.
 
     osteojax benchmark input                                    # a simulated folder, minutes
     osteojax benchmark input --folder pool --batch 32 --json input.json
 
-For each objective the stream that training reads, batches put on the devices, no step taken. Cold:
+For each objective it reads the stream that training reads and puts batches on the devices. Cold:
 the pages of the shards are dropped before each epoch (POSIX_FADV_DONTNEED; the row says which share
-of them was still there). Cached: epochs after the first. Resident: the volumes lie in device memory
-and a batch is gathered from draws. A sample is a vertebra: two members of its pool for swav, its
-image where textures are made online and for multitask. Without --folder a simulated folder is
-written first; TMPDIR chooses the disk.
+of them was still cached). Cached: epochs after the first. Resident: the volumes are in device
+memory and a batch is gathered from draws. A sample is a vertebra: two members of its pool for swav,
+its image for online textures and for multitask. Without --folder a simulated folder is written
+first; TMPDIR chooses the disk.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from osteojax.train.feed import Feed
 from osteojax.types import AXIS
 
 STREAMS = (("swav", "offline"), ("swav", "online"), ("multitask", "offline"))
-"""Objective and textures of each."""
+"""(objective, textures) of each stream."""
 SIZE = 64
 
 
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_numbers(args, "size", "vertebrae", "batch", "repeats")
     if args.folder and (args.size or args.vertebrae):
-        raise UserError("--size and --vertebrae are of simulated folders; --folder has its own.")
+        raise UserError("--size and --vertebrae are for simulated folders; leave out --folder.")
     with contextlib.ExitStack() as stack:
         folder = args.folder
         if folder is None:
@@ -74,14 +74,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure_input(cohort: PreparedCohort, batch_size: int, repeats: int) -> list[dict[str, Any]]:
-    """A row for each stream that the folder can serve and each place it is read from; printed as
-    they come."""
+    """A row for each stream that the folder can serve and each source; each is printed at once."""
     rows = []
     refused: UserError | None = None
     for objective, textures in STREAMS:
         try:
             experiment = _experiment(cohort, objective, textures, batch_size)
-        except UserError as error:  # an image-only folder has no offline textures, for one
+        except UserError as error:  # e.g. offline textures of a folder with images only
             print(f"{objective}, {textures}: not measured: {error}")
             refused = error
             continue
@@ -106,8 +105,8 @@ def _experiment(
     count = len(experiment.objective.training_rows())
     if count < batch_size:
         raise UserError(
-            f"{cohort.directory}: {count} vertebrae for {objective}, and a batch is {batch_size}. "
-            "Give a smaller --batch."
+            f"{cohort.directory}: {count} vertebrae for {objective}, fewer than a batch of "
+            f"{batch_size}. Give a smaller --batch."
         )
     return experiment
 
@@ -151,7 +150,7 @@ def _row(experiment: Experiment, source: str, repeats: int) -> dict[str, Any] | 
 
 
 def _from_disk(experiment: Experiment, batches: int) -> Callable[[], None]:
-    """An epoch: a new stream, because an old one has read ahead."""
+    """An epoch from the shards, each time with a new stream, because a used one has read ahead."""
     devices, cohort = experiment.devices, experiment.cohort
     rows, view = experiment.objective.training_rows(), experiment.objective.view
     seeds = itertools.count()
@@ -196,7 +195,7 @@ def _resident(experiment: Experiment, batches: int) -> Callable[[], None]:
 
 
 def _timed(epoch: Callable[[], None], repeats: int, prepare: Callable[[], None]) -> list[float]:
-    """Seconds of `repeats` epochs after one that is not counted; `prepare()` goes before each."""
+    """Seconds of `repeats` epochs after an uncounted one; `prepare()` runs before each."""
     seconds = []
     for _ in range(1 + repeats):
         prepare()

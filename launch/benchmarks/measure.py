@@ -1,4 +1,4 @@
-"""What every benchmark shares: warm up, block, median and spread, environment, JSON."""
+"""Shared by all benchmarks: timing (warm up, block, median and spread), environment, JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WINDOW_SECONDS = 1.0
 
 
 def seconds_per_call(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Wall seconds of a call that is dispatched again and again without waiting, as training does.
+    """Wall seconds per call when calls are dispatched without waiting, as in training.
 
     Returns {"median", "min", "max"} over `repeats` windows of at least a second (or one call), and
     "first", the first call with its compilation. Each window ends when its arrays are ready.
@@ -57,7 +57,7 @@ def seconds_per_call(call: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Hardware, versions and date, to stand beside every number."""
+    """Hardware, versions and date, written with all results."""
     versions = {}
     for package in ("jax", "jaxlib", "numpy", *packages):
         try:

@@ -1,14 +1,14 @@
-"""Textures offline or online: what making the maps in the training step costs, and what it saves.
+"""Offline or online textures: the cost of computing maps in the training step, and its savings.
 
-One pre-training step of configs/tp_swav_resnet34.py, from stored codes of two members of the pool
-and from the stored image alone (data.textures=online), one after the other in turn, from a batch
-that lies on the device. Beside them the maps alone, by every way of making them. With --data the
-images, their size, the texture settings and the bytes on disk are a prepared folder's; without,
-images are smooth noise and bytes are raw.
+Times one pre-training step of configs/tp_swav_resnet34.py from stored codes of two members of the
+pool, and from the stored image only (data.textures=online), alternately, on a batch on the device.
+It also times the maps alone, in every lowering. With --data the images, their size, the texture
+settings and the bytes on disk are those of a prepared folder; without, images are smooth noise and
+bytes are uncompressed.
 
-Textures come before everything else in a step and share nothing with it, so their share is the
-time of that part alone over the time of the online step; the difference of the two steps, which
-carries the noise of both, stands beside it.
+Textures are computed before the rest of a step, so their share is the time of that part alone
+divided by the time of the online step. The difference of the two steps, which has the noise of
+both, is printed too.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from osteojax.ops.texture.chosen_maps import chosen_maps
 from osteojax.ops.texture.grey_levels import levels_from_codes
 
 MOST_OF_A_STEP = 0.05
-"""Textures may cost this share of a step; above it a folder that stores the maps is better."""
+"""Largest share of a step that textures may cost; above it, store the maps in the folder."""
 DISK_SAMPLE = 32
-"""Vertebrae whose records are written out to be weighed."""
+"""Number of vertebrae whose records are written to measure bytes on disk."""
 LOWERINGS = ("batched", "one_by_one", "all_maps_then_select")
 
 
@@ -124,7 +124,7 @@ def _map_rows(
     stacked = np.repeat(images, map_ids.shape[1], axis=0)
     levels = levels_from_codes(stacked, texture.codes_per_level)
     ids = jnp.asarray(map_ids.reshape(-1) - 1)
-    made = int((map_ids > 0).sum()) * images[0].size  # members that are the image cost no map
+    made = int((map_ids > 0).sum()) * images[0].size  # the image itself is not computed
     runs: dict[str, Callable[[], Any]] = {
         name: functools.partial(_maps(texture, name), levels, ids) for name in LOWERINGS
     }
@@ -169,11 +169,11 @@ def _step_rows(
     map_ids: np.ndarray,
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Seconds per step of both, taken in turn so that a slow minute hits both."""
+    """Seconds per step of both, measured alternately, so that a slow minute affects both."""
     shared = {"index": np.arange(len(images), dtype=np.int32), "map_ids": map_ids}
     members = np.asarray(jax.jit(texture.members)(images, map_ids))
     batches = {"offline": {"codes": members}, "online": {"image": images}}
-    whole = SimpleNamespace(  # offline, the objective wants a folder that stores the maps
+    whole = SimpleNamespace(  # offline, the objective needs a folder that stores the maps
         manifest=_with_all_maps(cohort.manifest), directory=cohort.directory
     )
     steps: dict[str, Callable[[], Any]] = {}
@@ -189,7 +189,7 @@ def _step_rows(
             start = time.perf_counter()
             jax.block_until_ready(step())
             times[name].append(time.perf_counter() - start)
-    # Textures are no product: either step has the same model FLOPs, without those on padding.
+    # Textures are not counted as model FLOPs, so both steps have the same number.
     flops = experiments["offline"].cost(batches["offline"] | shared).flops
     mesh = experiments["offline"].devices.mesh
     peak = peaks.matrix_flops_per_second(mesh, args.dtype, args.repeats)
@@ -226,7 +226,7 @@ def _config(args: argparse.Namespace, textures: str) -> ConfigDict:
 
 
 def _saved_row(cohort: Any, texture: OnlineTexture, batch: int) -> dict[str, Any]:
-    """Bytes on disk by vertebra, and bytes of codes that a step reads and moves."""
+    """Bytes on disk per vertebra, and bytes of codes that a step reads and moves."""
     voxels = cohort.about.size**3
     plane_bytes = -(-2 * voxels // 8)
     disk = {name: len(stored) * voxels + plane_bytes for name, stored in _STORED.items()}
@@ -246,7 +246,7 @@ _STORED = {"offline": POOL, "online": IMAGE_ONLY}
 
 
 def _disk_bytes(cohort: PreparedCohort, texture: OnlineTexture) -> dict[str, float]:
-    """Bytes of a shard by vertebra, of both kinds of folder, from a sample of this one."""
+    """Bytes of a shard per vertebra, for both kinds of folder, from a sample of this one."""
     from data_prep.records import write_records
 
     sample = np.unique(np.linspace(0, len(cohort) - 1, DISK_SAMPLE).astype(int))

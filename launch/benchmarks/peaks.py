@@ -1,8 +1,8 @@
-"""What these devices reach at their best: matrix products and copies, measured in the same run.
+"""Peak rates of matrix products and copies on these devices, measured in the same run.
 
-Utilisation needs a peak. CPUs have no table of theirs and GPUs do not reach theirs, so that it is
-measured: a large matrix product in the dtype of the computation, on all devices at once (fake
-devices share one machine), as are the copies.
+Utilisation is relative to a peak. CPUs have no published peak and GPUs do not reach theirs, so it
+is measured with a large matrix product in the dtype of the computation, on all devices at once
+(fake devices share one machine). Copies are measured likewise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COPY_BYTES_ACCELERATOR = 2**30
 def matrix_flops_per_second(mesh: Mesh, dtype: str, repeats: int) -> float:
     """The best rate of a square matrix product on all devices of a mesh, in a dtype."""
     edge = MATRIX_EDGE.get(_platform(mesh), MATRIX_EDGE_ACCELERATOR)
-    # Not ones: multiplying them takes less power, and a GPU clocks higher than it can otherwise.
+    # Random values, because multiplying ones takes less power and lets a GPU clock higher.
     values = np.random.default_rng(0).standard_normal((edge, edge), np.float32)
     matrices = _one_on_each(mesh, jnp.asarray(values, dtype))
     product = _mapped(mesh, lambda m: m[0] @ m[0])
@@ -38,7 +38,7 @@ def matrix_flops_per_second(mesh: Mesh, dtype: str, repeats: int) -> float:
 def copy_bytes_per_second(mesh: Mesh, repeats: int) -> float:
     """The best rate of reading and writing large arrays on all devices of a mesh, both counted.
 
-    In place: a CPU's fresh array is page faults first, an eighth of the rate.
+    Copies are in place; writing to a new array on a CPU is an eighth as fast, due to page faults.
     """
     size = COPY_BYTES.get(_platform(mesh), COPY_BYTES_ACCELERATOR)
     state = [_one_on_each(mesh, jnp.zeros(size // 4, jnp.float32))]

@@ -1,8 +1,9 @@
-"""The SwAV step in PyTorch, as fast as it is known to go there: what ours is compared with.
+"""The SwAV step in PyTorch with its usual optimisations, for comparison with ours.
 
-The same network, losses, queue and optimiser from the same codes: bf16 autocast where the config
-computes in bfloat16, channels last, the fused AdamW; on CUDA torch.compile, and the whole step,
-optimiser included, captured as one CUDA graph. On CPU eager, which is what runs best there.
+Network, losses, queue and optimiser are the same, on the same codes. It uses bf16 autocast where
+the config computes in bfloat16, channels last, and the fused AdamW; on CUDA also torch.compile, and
+the whole step, with the optimiser, captured as one CUDA graph. On CPU it runs eagerly, which is
+fastest there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional
 from osteojax.errors import UserError
 
 CAPTURE_WARMUP = 3
-"""Steps before a CUDA graph is captured, as PyTorch asks for."""
+"""Steps before a CUDA graph is captured, as PyTorch requires."""
 
 
 class Block(nn.Module):
@@ -148,7 +149,7 @@ class SwAV(nn.Module):
 
 
 class _Dispatched:
-    """What `jax.block_until_ready` waits for in place of an array of JAX's."""
+    """A result of PyTorch that `jax.block_until_ready` can wait for."""
 
     def block_until_ready(self) -> _Dispatched:
         if torch.cuda.is_available():
@@ -159,18 +160,18 @@ class _Dispatched:
 def swav_step(
     config: Any, batch: dict[str, np.ndarray], map_affine: np.ndarray, platform: str
 ) -> Callable[[], _Dispatched]:
-    """A call that takes one step of `config` on a batch that lies on the device.
+    """A call that takes one step of `config` on a batch on the device.
 
     Args:
       config: of configs/tp_swav_resnet34.py.
       batch: codes uint8[B, 2, D, H, W] and map_ids i32[B, 2].
       map_affine: f32[len(POOL), 2] (`Manifest.map_affine`).
-      platform: "cpu" or "gpu": where JAX takes its steps.
+      platform: "cpu" or "gpu", where JAX takes its steps.
     """
     if (platform == "gpu" and not torch.cuda.is_available()) or platform not in ("cpu", "gpu"):
         raise UserError(
             f"--peers pytorch: JAX runs on {platform} and this PyTorch cannot. Install a build of "
-            "it that can, or leave the peer out."
+            "PyTorch that can, or leave out --peers."
         )
     device = torch.device("cuda" if platform == "gpu" else "cpu")
     torch.manual_seed(0)
@@ -199,7 +200,7 @@ def swav_step(
 
 def _captured(model: Any, optimizer: Any, codes: Any, map_ids: Any) -> Callable[[], _Dispatched]:
     """The step compiled, then captured with its optimiser as one CUDA graph."""
-    # TF32 is what JAX multiplies float32 in on a GPU by default.
+    # JAX multiplies float32 in TF32 on a GPU by default, so PyTorch does too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     loss = torch.compile(model, mode="max-autotune-no-cudagraphs")
@@ -216,7 +217,7 @@ def _captured(model: Any, optimizer: Any, codes: Any, map_ids: Any) -> Callable[
             step()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    optimizer.zero_grad(set_to_none=True)  # the graph's own gradients are written over each time
+    optimizer.zero_grad(set_to_none=True)  # the graph allocates its gradients and overwrites them
     with torch.cuda.graph(graph):
         step()
 

@@ -1,8 +1,8 @@
-"""The shipped configs where ml_collections is not installed.
+"""Loads the shipped configs where ml_collections is not installed.
 
-Benchmarks of the step run on machines with nothing but jax, flax, optax and orbax. configs/*.py
-stay the only place of their values: there they are built of the small `ConfigDict` below, which has
-what a config and the code that reads it use of the real one.
+Benchmarks of the step run on machines with only jax, flax, optax and orbax. There configs/*.py are
+built from the small `ConfigDict` below, which has the methods of the real one that configs and
+their readers use.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def placeholder(kind: type) -> None:
 
 @contextlib.contextmanager
 def _ml_collections_or_stand_in() -> Iterator[None]:
-    """While it lasts `import ml_collections` succeeds, by a stand-in if need be."""
+    """In this context `import ml_collections` succeeds, by a stand-in if it is not installed."""
     try:
         import ml_collections  # noqa: F401
     except ModuleNotFoundError:
@@ -90,6 +90,6 @@ def _ml_collections_or_stand_in() -> Iterator[None]:
             yield
         finally:
             for name in modules:
-                del sys.modules[name]  # nobody else is to mistake it for the real one
+                del sys.modules[name]  # so that other code does not import the stand-in
     else:
         yield

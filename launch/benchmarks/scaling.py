@@ -1,13 +1,13 @@
-"""Training on 1 to N devices: speed, the work of each device, and what they say to each other.
+"""Training on 1 to N devices: speed, work per device, and communication between devices.
 
-Weak scaling keeps the batch of a device, strong scaling the global batch; on one device they are
-the same step. The batch lies on the devices and is shown again and again, so no input is in it.
+Weak scaling keeps the batch per device, strong scaling the global batch; on one device they are
+the same step. The same batch, on the devices, is used in every step, so input is not measured.
 
-Work is XLA's own count of the compiled program of a device, and that of the model's products
-(osteojax/train/costs.py). Collective bytes are counted in the same program and stand beside what
-the method needs (osteojax/train/collectives.py). The share of time in collectives is the time of
-the same collectives alone, one after another, over that of the step: all of it where nothing hides
-them, more than is lost where they run beside the backward pass. What is lost in all is
+Work is XLA's count for the compiled program of a device, and the count of the model's products
+(osteojax/train/costs.py). Collective bytes are counted in the same program and printed with the
+bytes that the method needs (osteojax/train/collectives.py). The share of time in collectives is
+the time of the same collectives alone, one after another, divided by that of the step. It is an
+upper bound of their cost, since they may overlap with the backward pass. The total loss is
 1 - efficiency.
 
 --plan prints the arithmetic of docs/scaling.md for a large cohort on many devices instead; it
@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     platform = jax.default_backend()
     if platform == "cpu":
         print(
-            f"{max(counts)} fake devices share this machine's cores: their times say nothing of "
-            "scaling. What holds here is the work of a device and the bytes."
+            f"{max(counts)} fake devices share this machine's cores: their times do not show "
+            "scaling. Only the work per device and the bytes are valid."
         )
     config = shipped_config(args.objective)
     config.model.width, config.model.dtype = args.width, args.dtype
@@ -105,9 +105,9 @@ def _device_counts(text: str, batch_size: int) -> list[int]:
 
 
 def _make_devices(count: int) -> None:
-    """Sees to it that there are `count` devices: on a CPU, fake ones. Raises UserError if not."""
-    with contextlib.suppress(RuntimeError):  # JAX has its devices already; enough, perhaps
-        jax.config.update("jax_num_cpu_devices", count)  # other platforms keep their own
+    """Makes `count` devices available, on a CPU as fake devices. Raises UserError if it fails."""
+    with contextlib.suppress(RuntimeError):  # JAX has started already, perhaps with enough devices
+        jax.config.update("jax_num_cpu_devices", count)  # has no effect on other platforms
     found = jax.device_count()
     if found < count:
         raise UserError(
@@ -122,18 +122,18 @@ def _make_devices(count: int) -> None:
 def measure_scaling(
     config: Any, size: int, batch_size: int, device_counts: Sequence[int], repeats: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of weak and strong scaling, as they come.
+    """Yields rows of weak and strong scaling, each as soon as it is measured.
 
     Args:
       config: of configs/*.py; its batch_size is overwritten.
       size: edge of a volume in voxels.
       batch_size: of each device (weak) and of all (strong).
-      device_counts: ascending, from 1; that many devices must be there.
+      device_counts: ascending, from 1; so many devices must exist.
       repeats: timed steps; 0 compiles and counts only.
 
     Yields:
-      for each number of devices and scaling what `measure_step` gives, with "scaling", and
-      "efficiency", "flops_share" and "model_flops_share": speed and work of a device over those of
+      for each number of devices and scaling the row of `measure_step`, with "scaling", and
+      "efficiency", "flops_share" and "model_flops_share": speed and work per device relative to
       one device alone.
     """
     alone: dict[str, Any] = {}
@@ -176,20 +176,20 @@ def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict
     }
     if repeats:
         taken = measure.seconds(_runner(experiment, compiled, batch), repeats)
-        talking = measure.seconds(collectives_alone(collectives, devices), repeats)["median"]
+        alone = measure.seconds(collectives_alone(collectives, devices), repeats)["median"]
         row |= {
             "step_seconds": taken["median"],
             "step_seconds_min": taken["min"],
             "step_seconds_max": taken["max"],
             "images_per_second_per_device": config.batch_size / taken["median"] / num_devices,
-            "collective_seconds": talking,
-            "collective_share": talking / taken["median"],
+            "collective_seconds": alone,
+            "collective_share": alone / taken["median"],
         }
     return row
 
 
 def traceable_step(experiment: Experiment, batch: dict[str, np.ndarray]) -> tuple[Any, TrainState]:
-    """(the jitted step, shapes and dtypes of its state, on every device). Nothing is computed."""
+    """(the jitted step, shapes and dtypes of its replicated state). Nothing is computed."""
     config, objective = experiment.config, experiment.objective
     step = make_step(
         objective.loss, experiment.optimizer, experiment.devices, config.optim.ema_decay
@@ -218,7 +218,7 @@ def compiled_step(experiment: Experiment, batch: dict[str, np.ndarray]) -> tuple
 def _runner(
     experiment: Experiment, compiled: Any, batch: dict[str, np.ndarray]
 ) -> Callable[[], Any]:
-    """A call that takes one step, from the state that the last one left."""
+    """A call that takes one step from the state after the previous step."""
     held, placed = [experiment.new_state(batch)], experiment.devices.put(batch)
 
     def once() -> Any:
@@ -231,15 +231,15 @@ def _runner(
 def collectives_alone(
     collectives: Sequence[Collective], devices: DataParallel
 ) -> Callable[[], jax.Array]:
-    """A call that makes these collectives and nothing else, each after the one before it."""
-    program, buffers = talking(collectives, devices)
+    """A call that runs only these collectives, one after another."""
+    program, buffers = collectives_program(collectives, devices)
     return lambda: program(buffers)
 
 
-def talking(
+def collectives_program(
     collectives: Sequence[Collective], devices: DataParallel
 ) -> tuple[Any, list[jax.Array]]:
-    """The program of `collectives_alone`, and what it is given."""
+    """The program of `collectives_alone` and its arguments."""
     over_devices = NamedSharding(devices.mesh, PartitionSpec(AXIS))
     buffers = [
         jax.device_put(
@@ -252,7 +252,7 @@ def talking(
     def talk(buffers: list[jax.Array]) -> jax.Array:
         last = jnp.float32(0)
         for one, buffer in zip(collectives, buffers, strict=True):
-            # Each needs the one before it: XLA can neither join nor reorder them.
+            # Each depends on the previous one, so that XLA can neither join nor reorder them.
             last = 1e-6 * _collective(one.kind, buffer[0] + last).ravel()[0]
         return last
 
@@ -269,7 +269,7 @@ def talking(
 
 
 def _collective(kind: str, given: jax.Array) -> jax.Array:
-    """One collective over all devices, of a device's f32[size]."""
+    """One collective over all devices; each device passes f32[size]."""
     count = lax.axis_size(AXIS)
     if kind == "all-reduce":
         return lax.psum(given, AXIS)

@@ -1,8 +1,8 @@
-"""What a large cohort on many accelerators would need, by arithmetic from named inputs.
+"""Estimates what training on a large cohort with many accelerators needs, from named inputs.
 
-Every input says where it is from: measured or counted here, a goal, or an assumption about a
-machine that we have not seen. `osteojax benchmark scaling --plan` prints the tables of
-docs/scaling.md (a test holds the two equal); `--assume NAME=VALUE` puts another machine in.
+Every input states its origin: measured or counted by us, a goal, or an assumption about a machine
+that we have not used. `osteojax benchmark scaling --plan` prints the tables of docs/scaling.md (a
+test compares the two); `--assume NAME=VALUE` changes an input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from osteojax.errors import UserError
 
 
 class Input(NamedTuple):
-    """A number that the arithmetic starts from; kind: measured, counted, goal or assumed."""
+    """A number that the estimate starts from; kind: measured, counted, goal or assumed."""
 
     value: float
     kind: str
@@ -23,7 +23,7 @@ class Input(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A number that follows, and how."""
+    """A number that follows from the inputs, with its formula."""
 
     quantity: str
     formula: str
@@ -31,7 +31,7 @@ class Result(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What is needed over what there is: above 1 it holds the run back."""
+    """Needed amount divided by available amount of a resource; above 1 it limits the run."""
 
     what: str
     needed: str
@@ -102,7 +102,7 @@ def _number(text: str, value: str) -> float:
 
 
 def tables(inputs: dict[str, Input]) -> list[str]:
-    """Three tables in Markdown: the inputs, what follows, and what breaks first."""
+    """Three tables in Markdown: the inputs, the results, and the loads of the machine's parts."""
     values = {name: entry.value for name, entry in inputs.items()}
     known = [(f"`{n}`", f"{e.value:,.10g}", e.kind, e.source) for n, e in inputs.items()]
     broken = sorted(loads(values), key=lambda load: -load.ratio)
@@ -136,16 +136,16 @@ class Run:
         self.hours = self.steps * self.step_s / 3600
         self.epoch_s = v["vertebrae"] / self.batch * self.step_s
         self.host_reads_per_s = per_host * v["batch"] * v["steps_per_s"]
-        # The two members of five that a pair shows.
+        # A pair shows two of the five members of a pool.
         self.read_mb = 0.4 * v["pool_mb"]
         self.reads_gb_s = self.hosts * self.host_reads_per_s * self.read_mb / 1e3
         self.decode_cores = self.host_reads_per_s / v["reads_per_core_s"]
         self.pool_gb = 5 * v["vertebrae"] * v["volume_bytes"] / v["accelerators"] / 1e9
-        # Every device adds up the whole global batch, two views (osteojax/data/resident.py).
+        # Every device sums the whole global batch, two views (osteojax/data/resident.py).
         self.gather_gb = 2 * self.batch * v["volume_bytes"] / 1e9
         inside = (per_host - 1) / per_host / v["link_gb_s"]
         between = (self.hosts - 1) / self.hosts / v["network_gb_s"]
-        # A sum scatters and gathers again; inside a host first, then between hosts.
+        # An all-reduce is a reduce-scatter and an all-gather, inside hosts and between them.
         self.sum_inside_s = 2 * inside * v["sum_bytes"] / 1e9
         self.sum_between_s = 2 * between * v["sum_bytes"] / 1e9
         self.gather_s = (inside + between) * self.gather_gb
@@ -154,13 +154,13 @@ class Run:
         self.latency_s = v["sums"] * v["latency_us"] / 1e6
         self.save_s = v["state_bytes"] / 1e6 / v["checkpoint_mb_s"]
         self.mtbf_h = v["mtbf_hours"] / v["accelerators"]
-        # Young 1974; the first order of Daly 2006.
+        # Best interval between checkpoints: Young 1974, the first order of Daly 2006.
         self.interval_h = math.sqrt(2 * self.save_s / 3600 * self.mtbf_h)
         self.growth = self.batch / 32
 
 
 def results(v: dict[str, float]) -> list[Result]:
-    """What follows from the inputs, by name."""
+    """Results that follow from the inputs, by name."""
     run = Run(v)
     return [
         Result("global batch", "accelerators x batch", f"{run.batch:,.0f}"),
@@ -250,7 +250,7 @@ def results(v: dict[str, float]) -> list[Result]:
 
 
 def loads(v: dict[str, float]) -> list[Load]:
-    """What the run asks of each part of the machine."""
+    """Load of each part of the machine."""
     run = Run(v)
     sums_s = run.sum_inside_s + run.sum_between_s
     step = f"{_ms(run.step_s)} a step"

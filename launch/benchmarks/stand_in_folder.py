@@ -1,4 +1,4 @@
-"""A prepared folder for who has none: a few simulated patients, their vertebrae repeated."""
+"""Writes a prepared folder for benchmarks: the vertebrae of a few simulated patients, repeated."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
 
 SITES = ("A", "B")
-"""One patient each, six vertebrae a patient."""
+"""Sites of the simulated patients: one patient per site, six vertebrae per patient."""
 SHARD = "pool-00000-of-00001.array_record"
 
 
 def write_stand_in_folder(directory: Path, size: int, vertebrae: int) -> Path:
     """Simulates and prepares a patient of each of `SITES`; repeats their vertebrae.
 
-    It is for reading alone. Bytes and compression are those of the simulated CTs; a repeated
-    vertebra has records of its own, so that nothing is in the page cache because it was read
-    before. All train, with their labels.
+    It is meant for measuring reads. Bytes and compression are those of the simulated CTs; a
+    repeated vertebra has separate records, so that reading one does not put the others into the
+    page cache. All vertebrae are in the training split, with their labels.
 
     Returns:
       the prepared folder, inside `directory`.

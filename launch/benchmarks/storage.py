@@ -1,10 +1,10 @@
-"""Storage of texture pools: bytes, errors, and what training reads a second.
+"""Storage of texture pools: bytes, errors, and reads per second.
 
-Two questions. How many bits does a map need: each member of the pool as uint8, uint16 and float16,
-against its float32 map. And how are records laid out: a record per map or per vertebra, compression
-and group size, by bytes, by writing, and by random reads of two members of the pool of a vertebra,
-cold (after POSIX_FADV_DONTNEED) and from the page cache. Shards are written into the temporary
-folder: TMPDIR chooses the disk.
+It answers two questions. How many bits does a map need? Each member of the pool is stored as uint8,
+uint16 and float16, and compared with its float32 map. How should records be laid out? A record per
+map or per vertebra, compressions and group sizes are compared by bytes, by writing, and by random
+reads of two members of a vertebra's pool, cold (after POSIX_FADV_DONTNEED) and from the page cache.
+Shards are written into the temporary folder; TMPDIR chooses the disk.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from osteojax.data.pipeline import READ_THREADS
 from osteojax.errors import UserError
 
 PAPER_VERTEBRAE = 30_256
-"""Of the paper's pre-training set: what totals are scaled to."""
+"""Number of vertebrae of the paper's pre-training set, to which totals are scaled."""
 
 TODAY = Layout()
-"""What `osteojax prepare` writes."""
+"""The layout that `osteojax prepare` writes."""
 
 LAYOUTS = (
     *(
@@ -58,7 +58,8 @@ LAYOUTS = (
     Layout(stored_as="uint16"),
     Layout(stored_as="float16"),
 )
-"""One factor at a time around today's layout, and all compressions in both."""
+"""The measured layouts: all compressions with a record per map and per vertebra, and variations of
+one property of today's layout at a time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.data and args.size:
-        raise UserError("--size is of simulated boxes; a prepared folder has its own.")
+        raise UserError("--size is for simulated boxes; leave it out with --data.")
     for what, value in (("--vertebrae", args.vertebrae), ("--repeats", args.repeats)):
         if value < 1:
             raise UserError(f"{what} {value}: a number from 1 is needed.")
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         "size": boxes.size,
         "texture": dataclasses.asdict(boxes.texture),
         "read_threads": READ_THREADS,
-        # Reading and compressing take whole cores: on a busy machine only ratios hold.
+        # Reading and compressing use whole cores; on a busy machine only ratios are valid.
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "cold": "fsync and POSIX_FADV_DONTNEED before each run of reads",
     }
@@ -134,7 +135,7 @@ def encoded_pools(boxes: Boxes, stored_as: str) -> tuple[list[np.ndarray], list[
     for one, truth in boxes.pools():
         stored = [encode(spec, stored_as, truth[spec.name]) for spec in boxes.specs]
         if stored_as == "uint8":
-            stored[0] = one.codes  # from the unclipped HU, as `prepare` has it
+            stored[0] = one.codes  # computed from unclipped HU, as in `prepare`
         for own, spec, codes in zip(sums, boxes.specs, stored, strict=True):
             own.add(truth[spec.name], codes, one.training)
         pools.append(np.stack(stored))
@@ -170,7 +171,7 @@ def _layout_row(
     raw = sum(map(len, records))
     if shutil.disk_usage(folder).free < 2 * raw:
         raise UserError(
-            f"{folder}: {2 * raw / 1e9:.1f} GB are needed here. Point TMPDIR elsewhere, or ask "
+            f"{folder}: {2 * raw / 1e9:.1f} GB are needed here. Set TMPDIR to another disk, or ask "
             "for fewer --vertebrae."
         )
     written = write_seconds(path, records, layout.options, repeats)

@@ -1,4 +1,4 @@
-"""The vertebrae that the storage benchmark stores: simulated here, or out of a prepared folder."""
+"""The vertebrae that the storage benchmark stores, simulated or from a prepared folder."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from osteojax.data.vertebrae import HU_MAX, HU_MIN, POOL
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """One vertebra before its maps are made.
+    """One vertebra before its maps are computed.
 
     Attributes:
       codes: uint8[D, H, W] image codes.
-      hu: float32[D, H, W] clipped HU, or None where only codes are left of them.
+      hu: float32[D, H, W] clipped HU, or None where only codes are known.
       planes: the mask record, as stored.
-      training: of the training split, whose SD errors are told in.
+      training: whether it is of the training split, by whose SD errors are divided.
     """
 
     codes: np.ndarray
@@ -45,7 +45,7 @@ class Boxes:
     Attributes:
       name: "simulated" or "prepared folder".
       size: edge of a box in voxels.
-      texture: of the maps.
+      texture: settings of the maps.
       specs: uint8 storage of the pool's members, in `POOL` order.
       boxes: the vertebrae; 14 MB each at 96^3 with HU.
     """
@@ -57,7 +57,7 @@ class Boxes:
     boxes: tuple[Box, ...]
 
     def pools(self) -> Iterator[tuple[Box, dict[str, np.ndarray]]]:
-        """Each vertebra with its pool, float32[D, H, W] by name in the maps' units: the truth."""
+        """Each vertebra with its exact pool, float32[D, H, W] by name in the maps' units."""
         image = self.specs[0]
         for box in self.boxes:
             mask = None
@@ -69,9 +69,9 @@ class Boxes:
 
 
 def simulated_boxes(size: int, count: int) -> Boxes:
-    """The first `count` vertebrae of the simulated cohort of seed 0, default texture settings.
+    """The first `count` vertebrae of the simulated cohort of seed 0, with default texture settings.
 
-    The simulation is the one `osteojax simulate` writes: up to four sites, 1.5 mm in plane, T12-L5.
+    The cohort is that of `osteojax simulate`: up to four sites, 1.5 mm in plane, T12-L5.
     """
     patients = math.ceil(count / len(Settings().levels))
     settings = Settings(sites=Settings().sites[:patients])  # every site has a patient
@@ -95,7 +95,7 @@ def simulated_boxes(size: int, count: int) -> Boxes:
 def prepared_boxes(directory: Path, count: int) -> Boxes:
     """`count` vertebrae (or all there are), evenly spread over a folder of `osteojax prepare`.
 
-    The image's truth is the stored codes, so its uint8 error is not known and not told.
+    Of the image only codes are stored, so its uint8 error is not known and not reported.
     """
     cohort = PreparedCohort(directory)
     rows = np.unique(np.linspace(0, len(cohort) - 1, min(count, len(cohort))).astype(int))

@@ -1,8 +1,8 @@
-"""How a member of the pool can be stored, and what each way loses.
+"""Formats in which a member of the pool can be stored, and their errors.
 
-The truth is the float32 map (and the unrounded HU, where there is any). A format's error is told
-in the map's unit, against the map's SD, and in what training feels: the network input, the
-transformed value z-scored over the training split.
+The reference is the float32 map (or unrounded HU, where known). The error of a format is given in
+the map's unit, relative to the map's SD, and in the network's input, which is the transformed
+value z-scored over the training split.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from osteojax.data.codes import MapSpec
 from osteojax.data.vertebrae import HU_MAX, HU_MIN
 
 FORMATS = ("uint8", "uint8 linear", "uint8 log1p", "uint16", "float16")
-"""uint8: what `osteojax prepare` writes. uint8 linear, uint8 log1p: maps that it stores the other
-way, over the same range. uint16: the same range in 65,536 codes, the image in whole HU. float16:
-the value itself, in its unit."""
+"""uint8: as `osteojax prepare` writes. uint8 linear, uint8 log1p: maps that it stores with the
+other transform, over the same range. uint16: the same range in 65,536 codes; the image in whole HU.
+float16: the value in its unit."""
 
 
 def is_format_of(spec: MapSpec, stored_as: str) -> bool:
-    """Whether the format is another one than uint8 for this map."""
+    """Whether the format differs from uint8 for this map."""
     transform = stored_as.removeprefix("uint8 ")
     if transform not in ("linear", "log1p"):
         return True
@@ -30,7 +30,7 @@ def is_format_of(spec: MapSpec, stored_as: str) -> bool:
 
 
 def format_spec(spec: MapSpec, stored_as: str) -> MapSpec:
-    """The codes of one member of the pool in a format; float16 has none and keeps the spec."""
+    """The spec of one member of the pool in a format; float16 has no codes and keeps the spec."""
     if stored_as in ("uint8 linear", "uint8 log1p"):
         if not is_format_of(spec, stored_as):
             return spec
@@ -57,9 +57,9 @@ def encode(spec: MapSpec, stored_as: str, values: np.ndarray) -> np.ndarray:
 
 
 def decode(spec: MapSpec, stored: np.ndarray) -> np.ndarray:
-    """What was stored -> float64[...] transformed values, what the network's input is made of.
+    """Stored values -> float64[...] transformed values, from which the network's input is made.
 
-    spec: `format_spec` of the format; float16 is known by its dtype.
+    spec: `format_spec` of the format; float16 is recognised by its dtype.
     """
     if stored.dtype == np.float16:
         return transformed(spec, stored)
@@ -67,7 +67,7 @@ def decode(spec: MapSpec, stored: np.ndarray) -> np.ndarray:
 
 
 def transformed(spec: MapSpec, values: np.ndarray) -> np.ndarray:
-    """float64[...]: values in the map's unit as the spec transforms them."""
+    """float64[...]: values in the map's unit, transformed as in the spec."""
     values = values.astype(np.float64)
     return np.log1p(values) if spec.transform == "log1p" else values
 
@@ -78,20 +78,20 @@ def in_unit(spec: MapSpec, values: np.ndarray) -> np.ndarray:
 
 
 class ErrorSums:
-    """Errors of one map in one format, summed over vertebrae; nothing but sums is kept."""
+    """Errors of one map in one format, summed over vertebrae."""
 
     def __init__(self, spec: MapSpec, stored_as: str) -> None:
         self._spec = format_spec(spec, stored_as)
         self._voxels = 0
-        # Of the value in its unit, and of the transformed value: sum of squares, largest.
+        # Errors of the value in its unit and of the transformed value: sum of squares, largest.
         self._squares, self._largest = np.zeros(2), np.zeros(2)
         self._training_voxels = 0
         self._moments = np.zeros((2, 2))  # sum and sum of squares of the truth, each kind
 
     def add(self, truth: np.ndarray, stored: np.ndarray, training: bool) -> None:
-        """One vertebra: float32[...] truth in the map's unit, and what `encode` made of it.
+        """Adds a vertebra: float32[...] exact values in the map's unit, and their `encode`.
 
-        training: the vertebra counts for the SD.
+        training: whether the vertebra counts for the SD.
         """
         exact = transformed(self._spec, truth)
         found = decode(self._spec, stored)
@@ -106,11 +106,11 @@ class ErrorSums:
         self._training_voxels += truth.size if training else 0
 
     def errors(self) -> dict[str, Any]:
-        """RMS and largest error: in the unit, in SD of the value, and of the network input."""
+        """RMS and largest error in the unit, in SD of the value, and in the network's input."""
         rms = np.sqrt(self._squares / self._voxels)
         mean, square = self._moments.T / self._training_voxels
         sd = np.sqrt(np.maximum(square - mean**2, 0))
-        sd[sd == 0] = 1.0  # a map that does not vary, as in the manifest
+        sd[sd == 0] = 1.0  # for a map that does not vary, as in the manifest
         return {
             "rms_error": float(rms[0]),
             "max_error": float(self._largest[0]),

@@ -1,4 +1,4 @@
-"""Shards as they could be laid out: written, pushed out of the page cache, and read at random."""
+"""Layouts of shards: writes shards, drops them from the page cache, and reads them at random."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from osteojax.data.pipeline import READ_THREADS
 from osteojax.data.vertebrae import POOL
 
 RUNS_SECONDS = 10.0
-"""For the timed runs of one figure: what is slow is timed fewer times, twice at least."""
+"""Time for all timed runs of one number; slow runs are repeated less often, but at least twice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way of writing a shard.
+    """A layout of a shard.
 
     Attributes:
-      record: "map" (a record per map), "vertebra" (one record for all maps), or "image" (the
-        image alone, a record; maps are made in training). The mask is with them in each.
+      record: "map" (a record per map), "vertebra" (one record for all maps), or "image" (a record
+        of the image only; training computes the maps). Each layout includes the mask.
       compression: as ArrayRecord names it: "uncompressed", "zstd:1", "brotli:3", ...
       group_size: records that are compressed together.
       stored_as: "uint8", "uint16" or "float16".
@@ -54,7 +54,7 @@ class Layout:
     def read(
         self, source: ArrayRecordDataSource, position: int, members: list[int], shape: tuple
     ) -> np.ndarray:
-        """dtype[len(members), D, H, W]: some members of the pool of one vertebra, copied out."""
+        """dtype[len(members), D, H, W]: a copy of some members of the pool of one vertebra."""
         dtype = np.dtype(self.stored_as)
         if self.record == "vertebra":
             data = source.__getitems__([position])[0]
@@ -69,7 +69,7 @@ class Layout:
 
 
 def write_shard(path: Path, records: list[bytes], options: str) -> None:
-    """Writes an ArrayRecord file, through to its last byte but not to the disk itself."""
+    """Writes and closes an ArrayRecord file, without waiting for the disk (no fsync)."""
     writer = ArrayRecordWriter(str(path), options)
     for record in records:
         writer.write(record)
@@ -90,32 +90,33 @@ def drop_from_cache(path: Path) -> bool:
 
 
 def share_in_cache(path: Path, samples: int = 64) -> float | None:
-    """Share of some evenly spread pages that the page cache holds; None where no call tells.
+    """Share of some evenly spread pages that are in the page cache; None where the system cannot
+    tell.
 
-    A folder in memory (tmpfs) gives 1.0 however often pages are dropped: nothing is cold there.
+    A folder in memory (tmpfs) always gives 1.0: its pages cannot be dropped.
     """
     if not hasattr(os, "RWF_NOWAIT"):
         return None
     held, size = 0, path.stat().st_size
     with path.open("rb") as stream:
-        # A failed read may start read-ahead: from the back, it reaches nothing sampled later.
+        # From the back, because a failed read may start read-ahead, which loads later pages.
         for offset in np.linspace(0, max(size - 4096, 0), samples).astype(int)[::-1]:
             try:
                 os.preadv(stream.fileno(), [bytearray(1)], int(offset), os.RWF_NOWAIT)
                 held += 1
             except BlockingIOError:
                 pass
-            except OSError:  # this file system does not tell
+            except OSError:  # this file system does not support the query
                 return None
     return held / samples
 
 
 @contextlib.contextmanager
 def open_shard(path: Path) -> Iterator[ArrayRecordDataSource]:
-    """The source that training reads through, its index loaded."""
+    """The data source that training reads from, with its index loaded."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it complains of every group size but 1: we measure them
+    logger.setLevel(logging.CRITICAL)  # hides its warnings of group sizes other than 1
     try:
         with ArrayRecordDataSource([str(path)]) as source:
             source[0]
@@ -129,9 +130,9 @@ def read_seconds(
 ) -> list[float]:
     """Seconds of each run of random reads of a shard; a run reads every vertebra once.
 
-    Each read asks one vertebra for two distinct members of the pool, uniformly drawn (the image,
-    in the layout that has nothing else), as `osteojax.data.views.PoolPair` does, from as many
-    threads as training has. cold: after `drop_from_cache`; otherwise from the page cache.
+    Each read takes two distinct members of one vertebra's pool, uniformly drawn (the image in the
+    layout with images only), as `osteojax.data.views.PoolPair` does, from as many threads as
+    training uses. cold: after `drop_from_cache`; otherwise from the page cache.
     """
     rng, shape = np.random.default_rng(0), (size, size, size)
     with open_shard(path) as source, ThreadPoolExecutor(READ_THREADS) as threads:
@@ -159,8 +160,8 @@ def write_seconds(path: Path, records: list[bytes], options: str, repeats: int) 
 def _timed(
     run: Callable[[], None], repeats: int, prepare: Callable[[], None] = lambda: None
 ) -> list[float]:
-    """Seconds of `repeats` runs, or of what RUNS_SECONDS allow, after one that is not counted;
-    `prepare()` goes before each, untimed."""
+    """Seconds of `repeats` runs, or of fewer within RUNS_SECONDS, after an uncounted one;
+    `prepare()` runs before each, untimed."""
     seconds: list[float] = []
     while len(seconds) <= repeats:
         prepare()
@@ -173,7 +174,7 @@ def _timed(
 
 
 def rate(amount: float, seconds: list[float]) -> dict[str, float]:
-    """{"median", "spread", "runs"} of amount per second; spread: (max - min) / median time."""
+    """{"median", "spread", "runs"} of amount per second; spread is (max - min) / median time."""
     median = statistics.median(seconds)
     spread = (max(seconds) - min(seconds)) / median
     return {"median": amount / median, "spread": spread, "runs": len(seconds)}

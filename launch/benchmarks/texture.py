@@ -1,11 +1,10 @@
-"""Texture maps: voxels/s of the four maps of the paper, beside PyRadiomics and its successors.
+"""Texture maps: voxels/s of the paper's four maps, compared with PyRadiomics and its successors.
 
 Every rate is for all four maps of a whole box (48 smooth grey levels) or, where the row says so,
-of an ellipsoid mask in it; voxels are the box's. Beside them, on the smallest box: all 16 GLCM
-features, the nine first-order ones, and the four as patches 3 voxels apart. Peers run in the same
-process, on a smaller box where the full size would take minutes: their rate there is better than at
-full size, so the ratio
-is on their side.
+of an ellipsoid mask in it; all voxels of the box count. Further rows, on the smallest box: all 16
+GLCM features, the nine first-order features, and the four maps from patches 3 voxels apart. Peers
+run in the same process, on a smaller box where the full size would take minutes. They are faster
+there than at full size, so the ratio favours them.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from osteojax.train.parallel import DataParallel
 
 NUM_LEVELS = 48
 PEER_SIZE = 24
-"""Edge of the box that peers get when the asked one is larger."""
+"""Largest edge of the box on which peers are timed."""
 PEER_REPEATS = 3
 PATCH_STRIDE = 3
 FLOOR_BYTES = 1 + 4 * len(glcm.FEATURES)
-"""Per voxel, read and written once: what an ideal kernel moves."""
+"""Bytes per voxel that an ideal kernel moves: each read or written once."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def smooth_levels(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 grey levels 1..NUM_LEVELS, all present at either end, smooth like a CT."""
+    """uint8 grey levels that reach from 1 to NUM_LEVELS, smooth like a CT."""
     noise = np.random.default_rng(0).normal(size=shape)
     smooth = ndimage.gaussian_filter(noise, [0] * (len(shape) - 3) + [1.5] * 3)
     smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
@@ -139,7 +138,7 @@ def _own_row(shape: tuple[int, ...], masked: bool, radius: int, repeats: int) ->
 
 
 def _other_rows(shape: tuple[int, ...], radius: int, repeats: int) -> list[dict[str, Any]]:
-    """What else `osteojax.ops` makes of a box."""
+    """Rows of further features that `osteojax.ops` computes of a box."""
     levels = smooth_levels(shape)
     volumes, hu = jnp.asarray(levels), levels.astype(np.int32) * 25
     window = Window(radius)
@@ -171,7 +170,7 @@ def _pyradiomics(levels: np.ndarray, radius: int) -> dict[str, np.ndarray]:
 
 
 def _flash_radiomics(levels: np.ndarray, radius: int) -> dict[str, np.ndarray]:
-    """Its own extractor on one CPU thread; level 1 is a bin that starts at 0."""
+    """Maps by FlashRadiomics' extractor on one CPU thread; level 1 is a bin that starts at 0."""
     import SimpleITK as sitk
     from flash_radiomics.featureextractor import RadiomicsFeatureExtractor
 
@@ -190,7 +189,7 @@ def _flash_radiomics(levels: np.ndarray, radius: int) -> dict[str, np.ndarray]:
     image = sitk.GetImageFromArray((levels.astype(np.float32) - 1) * 25)
     mask = sitk.GetImageFromArray(np.ones(levels.shape, np.uint8))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        out = str(Path(folder) / "maps.h5")  # it writes one whether it is wanted or not
+        out = str(Path(folder) / "maps.h5")  # it always writes a file
         images = extractor.execute(image, mask, spatialMode=True, output_hdf5_path=out)
     return {n: sitk.GetArrayFromImage(images[f"original_glcm_{n}"]) for n in glcm.FEATURES}
 
@@ -218,7 +217,7 @@ def _peer_row(name: str, levels: np.ndarray, radius: int, repeats: int) -> dict[
 
 
 def _reference(levels: np.ndarray, radius: int) -> dict[str, np.ndarray] | None:
-    """PyRadiomics' maps, what errors are measured against; None where it is not installed."""
+    """PyRadiomics' maps, the reference for errors; None where it is not installed."""
     try:
         return _pyradiomics(levels, radius)
     except UserError:

@@ -1,10 +1,11 @@
-"""What is left of the trabecular texture at each slice thickness, on simulated vertebrae.
+"""How much of the trabecular texture is left at each slice thickness, on simulated vertebrae.
 
-Pairs of the same body and mean HU, one structure finer and one coarser by an SD than the mean, seen
-at each slice thickness with noise at equal dose, made into ROIs and texture maps as `prepare` makes
-them. d is Cohen's d of a map's mean inside the body; r is the correlation of that mean with the
-structure in the simulated population, so that r * 0.8 is its correlation with BMD at a given HU at
-texture signal 1. It measures the simulator, not patients.
+Vertebrae come in pairs of the same body and mean HU, one with a structure one SD finer and one with
+a structure one SD coarser than the mean. They are scanned at each slice thickness with noise at
+equal dose, and made into ROIs and texture maps as in `prepare`. d is Cohen's d of a map's mean
+inside the body; r is the correlation of that mean with the structure in the simulated population,
+so that r * 0.8 is its correlation with BMD at a given HU at texture signal 1. This measures the
+simulator, not patients.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ HEADS = ["in plane mm", "ROI mm", "slice mm", "noise HU", *FEATURES, "r"]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """What is left at the thickest slices in words, then every row."""
+    """The signal at the thickest slices in words, then a table of all rows."""
     lines = [HEADS, ["---"] * len(HEADS), *(cells(row) for row in rows)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return (
@@ -90,7 +91,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """For each in-plane and ROI voxel, whether the thickest slices leave any Contrast to see."""
+    """For each in-plane and ROI voxel, whether the thickest slices keep a signal in Contrast."""
     lines = []
     noisy = [row for row in rows if row["noise_hu"] > 0]
     for spacing, voxel in dict.fromkeys((row["spacing_mm"], row["roi_mm"]) for row in noisy):

@@ -4,13 +4,12 @@
     osteojax benchmark train --size 96 --batch 32 --width 64 --dtype bfloat16 --data resident \\
         --steps-per-dispatch 8 --peers pytorch --json train.json  # the real one, on a GPU
 
-Compute is a step on one batch of noise that lies on the devices; with --data disk or resident the
-same step is then fed, so that input is what is added. --data disk reads --folder, or a simulated
-folder that it writes first. Compute and resident need nothing beyond jax, flax, optax and orbax.
+"Compute" is a step on one batch of noise on the devices. With --data disk or resident the same step
+is timed with input as well. --data disk reads --folder, or a simulated folder that it writes first.
+Compute and resident need only jax, flax, optax and orbax.
 
-Utilisation is of model FLOPs (convolutions and matrix products, those on padding not counted,
-recomputation neither) over the matrix products that these devices reach in the same run, in the
-same dtype.
+Utilisation is the rate of model FLOPs (convolutions and matrix products, without padding and
+recomputation) divided by the rate of matrix products on these devices in the same run and dtype.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ PEERS = ("pytorch",)
 SIZE = 32
 PAPER_VERTEBRAE, PAPER_EPOCHS = 30_256, 300
 RESIDENT_BATCHES = 8
-"""Vertebrae of noise in device memory, in batches."""
+"""Number of batches of noise in device memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
-    """What describes a step."""
+    """Adds the options that describe a step."""
     parser.add_argument(
         "--objective", default="swav", help="of a shipped config (default: %(default)s)"
     )
@@ -88,7 +87,7 @@ def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     peers = _checked(args)
-    if peers:  # else JAX takes the memory that the peer needs
+    if peers:  # JAX must leave memory for the peer
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with contextlib.ExitStack() as stack:
         experiment = Experiment(config_of(args), _cohort(args, stack), args.devices)
@@ -110,29 +109,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checked(args: argparse.Namespace) -> list[str]:
-    """The peers, after a look at the arguments."""
+    """Checks the arguments and returns the peers."""
     numbers = ("size", "batch", "width", "devices", "steps_per_dispatch", "vertebrae", "repeats")
     check_numbers(args, *numbers)
     peers = [peer for peer in args.peers.split(",") if peer]
     if unknown := set(peers) - set(PEERS):
         raise UserError(f"--peers {', '.join(unknown)}: unknown; choose from {', '.join(PEERS)}.")
     if peers and (args.objective != "swav" or args.textures != "offline"):
-        raise UserError("--peers pytorch takes the steps of --objective swav --textures offline.")
+        raise UserError("--peers pytorch supports only --objective swav --textures offline.")
     if peers and (args.devices or 1) != 1:
         raise UserError("--peers pytorch runs on one device: compare with --devices 1.")
     if args.data == "resident":
         feeding.check_resident(args.engine)
     elif args.steps_per_dispatch > 1:
-        raise UserError("--steps-per-dispatch: several steps a dispatch need --data resident.")
+        raise UserError("--steps-per-dispatch: several steps per dispatch need --data resident.")
     if args.folder and args.size:
-        raise UserError("--size is of noise and simulated volumes; a prepared folder has its own.")
+        raise UserError("--size is for noise and simulated volumes; leave it out with --folder.")
     return peers
 
 
 def _cohort(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
     vertebrae = args.vertebrae or RESIDENT_BATCHES * args.batch
     if args.folder or args.data == "disk":
-        # Only here: they need what machines without a registry lack.
+        # Imported here, because some machines lack the packages that it needs.
         from launch.benchmarks.stand_in_folder import write_stand_in_folder
         from osteojax.data.cohort import PreparedCohort
 
@@ -173,7 +172,7 @@ def _measured(
     rates: Rates,
     peers: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for compute, one for the fed step, one for each peer; each is printed at once."""
+    """A row for compute, one for the step with input, one per peer; each is printed at once."""
     rows = []
 
     def add(engine: str, data: str, feed: feeding.Feed) -> None:

@@ -1,4 +1,4 @@
-"""Calls `osteojax prepare` on a cohort of phantoms and reads what it left."""
+"""Calls `osteojax prepare` on a cohort of phantoms and reads the folder that it wrote."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ TELLING = (
     *(struct.pack("<f", value) for value in (float("nan"), float("inf"), -1.0, 1e30, 1e-30)),
     b"\n", b",", b'"', b"-1", b"1e999", b"nan", b"../../x", b"\xc3", b"[]", b"{}", b"null",
 )  # fmt: skip
-"""Values that readers stumble over."""
+"""Values that often break readers."""
 
 
 def fuzz(examples: int) -> Any:
-    """The same examples every time, and no deadline: machines are busy."""
+    """Settings: the same examples in every run, and no deadline, because machines may be busy."""
     return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
 
 

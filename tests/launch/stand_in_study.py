@@ -28,7 +28,8 @@ SMALL = {
 
 
 def study(**fields: Any) -> Study:
-    """Ceilings, two trained rows that share no pre-training, one that is told other devices."""
+    """Ceilings, two trained rows without common pre-training, and one evaluated with the wrong
+    DXA scanner."""
     defaults = {
         "name": "Stand-in",
         "size": "nothing",
@@ -62,7 +63,7 @@ def study(**fields: Any) -> Study:
 
 
 def stand_in_cohort(workdir: Path, pool: Path, name: str = "main") -> None:
-    """What making a cohort leaves behind, around a prepared folder that is there."""
+    """Makes an existing prepared folder look like a cohort that the study has made."""
     folder = workdir / "cohorts" / name
     (folder / "simulated").mkdir(parents=True)
     (folder / "pool").symlink_to(pool, target_is_directory=True)
@@ -71,7 +72,7 @@ def stand_in_cohort(workdir: Path, pool: Path, name: str = "main") -> None:
 
 
 def truth(pool: Path) -> pd.DataFrame:
-    """BMD on each device: the measured one on its own, 0.1 g/cm^2 apart on the others."""
+    """BMD on each scanner: the measured value on its own, 0.1 g/cm^2 apart on the others."""
     table = pd.read_csv(pool / "vertebrae.csv", keep_default_na=False, na_values={"bmd_g_cm2": ""})
     devices = ("hologic", "ge_lunar", "medix")
     bmd = table["bmd_g_cm2"].to_numpy(np.float64)

@@ -105,7 +105,7 @@ def test_collectives_alone_are_made_one_after_another() -> None:
     asked = [Collective(kind, 64, 4) for kind in kinds]
     asked.append(Collective("collective-permute", 64, 2))
     assert np.isfinite(scaling.collectives_alone(asked, devices)())
-    program, buffers = scaling.talking(asked, devices)
+    program, buffers = scaling.collectives_program(asked, devices)
     text = program.lower(buffers).compile().as_text()
     assert scaling.compiled_collectives(text, 4) == asked
 

@@ -41,7 +41,7 @@ def features(counts: np.ndarray, grey: np.ndarray, num_levels: int) -> dict[str,
     covariance = (p * (i - mean_i) * (j - mean_j)).sum()
     difference = (p * k).sum()
     off = k > 0
-    # Counted, not computed: a rounded mean of one level has a "variance" of 1e-32.
+    # Levels are counted, because rounding gives one level a variance of 1e-32 instead of 0.
     flat = min(len(np.unique(x[p > 0])) for x in (i, j)) == 1
     found = {
         "Autocorrelation": (p * i * j).sum(),

@@ -1,5 +1,5 @@
 """A second kind of data, outside the packages: small pictures, one class, one number.
 
-It is here to prove that a kind is new files alone. The kind's name is "tests.pictures", the
+It proves that a new kind needs only new files. The kind's name is "tests.pictures", the
 method's "tests.pictures.objective".
 """

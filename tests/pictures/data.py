@@ -1,4 +1,4 @@
-"""What a prepared folder of pictures holds: a picture, the direction of its stripes, their width.
+"""Fields and targets of the pictures: a picture, the direction of its stripes, their width.
 
 meta      UTF-8 JSON, the picture's row of `pictures.csv`
 picture   uint8[H, W]

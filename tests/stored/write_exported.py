@@ -6,7 +6,7 @@ Run it once for a version whose exported folders differ from those stored alread
 remove an older one: it stands for a user's model.
 
 It holds `model` (with what `evaluate` fits, made up here) and `features`, both exported from the
-newest stored workdirs, and `expected.npz`: HU of three vertebrae, and what the models say.
+newest stored workdirs, and `expected.npz`: HU of three vertebrae, and the models' outputs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _pretend_evaluated(workdir: Path) -> None:
-    """Leaves thresholds and embedding statistics as `osteojax evaluate` does."""
+    """Writes thresholds and embedding statistics in the form of `osteojax evaluate`."""
     step, _ = load_variables(workdir)
     unit = {"n": 9, "patients": 5, "positives": 4, "threshold": 0.25, "temperature": 1.5}
     vertebra, patient = {**unit, "notes": {}}, {**unit, "threshold": 0.375, "notes": {}}
@@ -65,7 +65,7 @@ def _pretend_evaluated(workdir: Path) -> None:
 
 
 def _expected(stored: Path, content: Path) -> dict[str, np.ndarray]:
-    """What the programs say of the vertebrae of the stored workdirs."""
+    """Outputs of the programs for the vertebrae of the stored workdirs."""
     with np.load(stored / "expected.npz", allow_pickle=False) as arrays:
         hu, device = arrays["hu"], arrays["device"]
     model = ExportedModel(content / "model")

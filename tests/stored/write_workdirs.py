@@ -6,7 +6,7 @@ Run it once for a version whose checkpoints or configs differ from those stored 
 the new file. Never rewrite or remove an older one: it stands for a user's workdir.
 
 It holds `finetune` (with averaged weights) and `pretrain`, without their logs, and `expected.npz`:
-HU of three vertebrae, and what the models of that day said of them.
+HU of three vertebrae, and the outputs of that version's models for them.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _expected(content: Path) -> dict[str, np.ndarray]:
-    """What Flax says, straight from codes: the fine-tuned model by its averaged and by its raw
-    weights, and the encoder of the pre-training run by its statistics of images."""
+    """Outputs of Flax, computed from codes: of the fine-tuned model with averaged and with raw
+    weights, and of the encoder of the pre-training run with its statistics of images."""
     manifest = load_manifest(content / "finetune")
     config = fine_tuning(*TINY, *FINE_TUNING)
     image = about(manifest).maps[0]
