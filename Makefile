@@ -29,7 +29,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 lock:                     ## write requirements.lock anew from pyproject.toml
-	uv pip compile pyproject.toml --universal --extra dev --generate-hashes --no-emit-index-url -o requirements.lock
+	uv pip compile pyproject.toml --universal --extra dev --extra reference --generate-hashes --no-emit-index-url -o requirements.lock
 
 clean:
 	rm -rf $(VENV) demo
