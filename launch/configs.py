@@ -27,9 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: no such file or variant, a field that the config lacks, a value of another type.
     """
     file, colon, variant = str(path).partition(":")
-    place = Path(file)
-    if not place.is_file() and place.parts[:1] == ("configs",):
-        place = SHIPPED / place
+    place = given_or_shipped(file)
     if not place.is_file():
         raise UserError(f"--config {file}: no such file. The configs are in {SHIPPED / 'configs'}.")
     values = flags.FlagValues()
@@ -42,6 +40,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     if rest[1:]:
         raise UserError(f"unknown arguments: {' '.join(rest[1:])}")
     return values.config
+
+
+def given_or_shipped(file: str) -> Path:
+    """The file; of `configs/...` that the current folder lacks, the installed package's."""
+    place = Path(file)
+    shipped = place.parts[:1] == ("configs",) and not place.is_file()
+    return SHIPPED / place if shipped else place
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:

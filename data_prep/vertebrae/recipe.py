@@ -28,7 +28,7 @@ from data_prep.vertebrae.pool import SIZES, LateMaps, RoiSettings
 from data_prep.vertebrae.scan import prepare_scan
 from data_prep.vertebrae.scanners import DeviceTable, read_devices
 from data_prep.vertebrae.statistics import map_statistics
-from data_prep.vertebrae.texture import TextureSettings
+from data_prep.vertebrae.texture import TextureSettings, require_pyradiomics
 from osteojax.data import vertebrae
 from osteojax.data.schema import SPLITS, Field, Manifest
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL, UNKNOWN_DEVICE
@@ -87,6 +87,8 @@ def recipe(args: argparse.Namespace) -> Recipe:
         engine=args.texture_engine,
         patch_stride=args.patch_stride,
     )
+    if texture.engine == "pyradiomics":
+        require_pyradiomics()  # now, rather than as a failure of every scan
     stored = POOL if args.store == "pool" else IMAGE_ONLY
     reading = {
         "label_scheme": args.label_scheme,

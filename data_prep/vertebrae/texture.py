@@ -248,17 +248,23 @@ def pyradiomics_maps(
     return {name: sitk.GetArrayFromImage(images[name]) for name in MAPS}
 
 
-def _level_glcm_class() -> Any:
-    """PyRadiomics' GLCM class, taking grey levels instead of an image."""
+def require_pyradiomics() -> None:
+    """Raises UserError where PyRadiomics is not installed."""
     try:
         import radiomics
-        from radiomics.glcm import RadiomicsGLCM
     except ImportError as error:
         raise UserError(
-            "texture engine 'pyradiomics' is not installed (it exists for Python below 3.12 "
-            "only). Use the engine 'jax', which gives the same maps, or an older Python."
+            "texture engine 'pyradiomics' is not installed. Use the engine 'jax', which gives the "
+            "same maps; or, on Python 3.11: pip install -U setuptools numpy && pip install "
+            "--no-build-isolation 'osteojax[reference]' (`make` in a clone does it)."
         ) from error
     radiomics.setVerbosity(logging.ERROR)
+
+
+def _level_glcm_class() -> Any:
+    """PyRadiomics' GLCM class, taking grey levels instead of an image."""
+    require_pyradiomics()
+    from radiomics.glcm import RadiomicsGLCM
 
     class LevelGLCM(RadiomicsGLCM):
         def _applyBinning(self, matrix):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from launch.configs import given_or_shipped
 from osteojax.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -162,9 +162,10 @@ class Study:
 def load_study(path: str) -> Study:
     """The study of FILE.py or FILE.py:variant, checked. Raises UserError."""
     file, _, variant = path.partition(":")
-    if not Path(file).is_file():
+    place = given_or_shipped(file)
+    if not place.is_file():
         raise UserError(f"{file}: no such file. The studies are in configs/studies/.")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    spec = importlib.util.spec_from_file_location(place.stem, place)
     if spec is None or spec.loader is None:
         raise UserError(f"{file}: not a Python file.")
     module = importlib.util.module_from_spec(spec)

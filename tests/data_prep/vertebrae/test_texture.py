@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.vertebrae import texture
 from data_prep.vertebrae.texture import TextureSettings, texture_pool, texture_pools
+from launch.cli import main
 from osteojax.data.vertebrae import HU_MAX, HU_MIN, POOL, image_spec
 from osteojax.errors import UserError
 from tests.oracles import glcm as oracle
@@ -159,7 +160,12 @@ def test_codes_that_are_not_image_codes():
         texture_pool(np.zeros((4, 4, 4), np.float32), None, TextureSettings())
 
 
-def test_absent_reference_engine_is_told_in_one_line(monkeypatch):
+def test_absent_reference_engine_is_told_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "radiomics", None)
-    with pytest.raises(UserError, match=r"Python below 3\.12"):
+    with pytest.raises(UserError, match=r"install.*'osteojax\[reference\]'"):
         texture_pool(random_codes((4, 4, 4)), None, TextureSettings(engine="pyradiomics"))
+    out = tmp_path / "pool"
+    tables = ("--cohort", str(tmp_path / "no.csv"), "--dxa", str(tmp_path / "no.csv"))
+    assert main(["prepare", *tables, "--out", str(out), "--texture-engine", "pyradiomics"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not out.exists()
