@@ -23,3 +23,9 @@ def prepared(folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "out"
     assert main(commands.prepare(folder, out)) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def trained(prepared, tmp_path_factory) -> Path:
+    """The workdir of a run on `prepared`, on one device; not to be changed."""
+    return commands.run_training(tmp_path_factory.mktemp("run") / "workdir", prepared)

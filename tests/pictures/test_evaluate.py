@@ -14,14 +14,6 @@ from osteojax.data.cohort import open_cohort
 from osteojax.export.card import write_card
 from osteojax.export.load import ExportedModel
 from tests.export.test_card import VALID
-from tests.pictures import commands
-
-
-@pytest.fixture(scope="module")
-def trained(prepared: Path, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    assert main(commands.train(workdir, prepared)) == 0
-    return workdir
 
 
 def test_evaluated_exported_predicted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -12,28 +11,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from launch.cli import main
 from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import open_cohort
 from osteojax.export.load import ExportedModel
-from osteojax.train.parallel import DataParallel
 from tests.pictures import commands
-
-
-def train(workdir: Path, data: Path, devices: int = 1) -> Path:
-    """Trains on the first so many of the fake devices."""
-    some = functools.partial(DataParallel.create, num_devices=devices)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DataParallel, "create", some)
-        assert main(commands.train(workdir, data)) == 0
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("run") / "workdir", prepared)
 
 
 def leaves(workdir: Path) -> list[np.ndarray]:
@@ -43,7 +26,7 @@ def leaves(workdir: Path) -> list[np.ndarray]:
 
 
 def test_four_devices_give_the_answer_of_one(trained, prepared, tmp_path):
-    four = train(tmp_path / "four", prepared, devices=4)
+    four = commands.run_training(tmp_path / "four", prepared, devices=4)
     for a, b in zip(leaves(trained), leaves(four), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -65,7 +48,7 @@ def test_killed_and_resumed_it_is_the_same_run(trained, prepared, tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    train(workdir, prepared)
+    commands.run_training(workdir, prepared)
     for straight, resumed in zip(leaves(trained), leaves(workdir), strict=True):
         assert straight.tobytes() == resumed.tobytes()
 
