@@ -1,8 +1,38 @@
-"""Types of command-line options that kinds of data share."""
+"""Command-line options: types that kinds of data share, and options in a text of their own."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from osteojax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UserError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def parsed(
+    prog: str, words: Sequence[str], *additions: Callable[[Any], None]
+) -> argparse.Namespace:
+    """Options of a command that is called from Python.
+
+    Args:
+      prog: what messages call the command.
+      words: as they stand on a command line.
+      additions: functions that add the command's arguments to a parser.
+
+    Raises:
+      UserError: an option is unknown, missing or has an impossible value.
+    """
+    parser = _Parser(prog, allow_abbrev=False, add_help=False)
+    for add in additions:
+        add(parser)
+    return parser.parse_args(words)
 
 
 def positive(text: str) -> int:

@@ -7,33 +7,18 @@ where failures.csv has a row.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
-from data_prep.arguments import positive
-from data_prep.build import Built, build
+from data_prep.build import Built
 from data_prep.kinds import DEFAULT_KIND, recipe_module
+from data_prep.prepare import add_arguments, prepare
 from osteojax.data.kinds import find_kind
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--kind",
-        default=DEFAULT_KIND,
-        metavar="NAME",
-        help="kind of data (%(default)s); --help shows its options",
-    )
-    place = parser.add_mutually_exclusive_group()
-    place.add_argument("--workers", type=positive, default=None, help="processes; default: cores")
-    place.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do the work"
-    )
-    parser.add_argument("--scans-per-shard", type=positive, default=64)
+__all__ = ["add_arguments", "add_kind_arguments", "run"]
 
 
 def add_kind_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -49,22 +34,13 @@ def add_kind_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None
 
 
 def run(args: argparse.Namespace) -> int:
-    kind = recipe_module(args.kind)
-    recipe, cohort = kind.recipe(args), kind.read(args)
-    workers = args.workers or _cores()
-    built = build(recipe, cohort, args.out, args.scans_per_shard, workers, args.scheduler)
+    recipe, cohort, built = prepare(args)
     console = Console()
     console.print(recipe.summary(built.rows))
     for note in cohort.notes:
         console.print(f"Note: {note}", highlight=False)
     _print_outcome(console, built, find_kind(args.kind).ITEMS, args.out)
     return 1 if built.failures else 0
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _print_outcome(console: Console, built: Built, noun: str, out: Path) -> None:

@@ -13,7 +13,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
         seeds=args.seeds,
         rows=args.rows or (),
         progress=_print,
-        run_verb=_run_verb,
     )
     if outcome.stopped:
         print(f"osteojax study: {outcome.stopped}", file=sys.stderr)
@@ -70,11 +68,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(progress: Progress) -> None:
     print(progress.text, file=sys.stderr if progress.failed else sys.stdout, flush=True)
-
-
-def _run_verb(command: list[str]) -> int:
-    """Shows and runs a command of `osteojax` that makes a cohort."""
-    from launch.studies.cohorts import run_verb
-
-    print(f"osteojax {shlex.join(command)}", flush=True)
-    return run_verb(command)

@@ -1,4 +1,4 @@
-"""The cohorts of a study: simulated and prepared by the commands that a user would type.
+"""The cohorts of a study: simulated and prepared with the options that a user would type.
 
 W/cohorts/<name>/simulated/    of the first cohort with these options and seed
 W/cohorts/<name>/cohort.csv    with a split column, where the study fixes splits
@@ -16,28 +16,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from data_prep.arguments import parsed
 from launch.studies.plan import Cohort, Study
 from osteojax.errors import UserError
 from osteojax.files import atomic_path, write_json
 
 
-def run_verb(command: list[str]) -> int:
-    """Exit status of `osteojax <command>`, in this process."""
-    from launch.cli import main
-
-    return main(command)
-
-
 class Cohorts:
     """Makes each cohort when it is first asked for.
 
-    run_verb: runs the words of an `osteojax` command; gives the exit status.
+    progress: is called with the command that does the same as what begins.
     """
 
     def __init__(
-        self, study: Study, workdir: Path, run_verb: Callable[[list[str]], int] = run_verb
+        self, study: Study, workdir: Path, progress: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._study, self._root, self._run_verb = study, workdir / "cohorts", run_verb
+        self._study, self._root, self._progress = study, workdir / "cohorts", progress
 
     def pool(self, name: str) -> Path:
         """The prepared folder of a cohort. Raises UserError."""
@@ -59,9 +53,8 @@ class Cohorts:
             return pool
         raw = self.simulated(name)
         tables = ["--cohort", str(self._table(name, raw)), "--dxa", str(raw / "dxa.csv")]
-        options = shlex.split(cohort.prepare)
-        # Exit status 1 with a manifest: some scans failed and are in its failures.csv.
-        self._verb(["prepare", *tables, "--out", str(pool), *options], name, pool / "manifest.json")
+        # Scans that fail are in its failures.csv, and the others are prepared.
+        self._do(name, prepare, [*tables, "--out", str(pool), *shlex.split(cohort.prepare)])
         write_json(made, wanted)
         return pool
 
@@ -73,7 +66,7 @@ class Cohorts:
         if not (raw / "truth.csv").is_file():
             seed = ["--seed", str(cohort.seed), "--workers", str(os.cpu_count() or 1)]
             options = [*shlex.split(cohort.simulate), *seed]
-            self._verb(["simulate", "--out", str(raw), *options], name, raw / "truth.csv")
+            self._do(name, simulate, ["--out", str(raw), *options])
         return raw
 
     def truth(self, name: str) -> pd.DataFrame:
@@ -109,15 +102,31 @@ class Cohorts:
             table.to_csv(temporary, index=False)
         return path
 
-    def _verb(self, command: list[str], name: str, result: Path) -> None:
+    def _do(self, name: str, step: Callable[..., None], words: list[str]) -> None:
         try:
-            status = self._run_verb(command)
-        except SystemExit as error:  # of argparse: it has printed why
-            raise UserError(f"cohort {name}: `osteojax {shlex.join(command)}` is wrong.") from error
-        if status == 130:
-            raise KeyboardInterrupt
-        if not result.is_file():
-            raise UserError(f"cohort {name}: `osteojax {shlex.join(command)}` failed (see above).")
+            step(words, self._progress)
+        except UserError as error:
+            raise UserError(f"cohort {name}: {error}") from error
+
+
+def simulate(words: list[str], progress: Callable[[str], None]) -> None:
+    """What `osteojax simulate` does with these words. Raises UserError."""
+    from data_prep.simulate import options
+    from data_prep.simulate.cohort_writer import simulate_cohort
+
+    progress(f"osteojax simulate {shlex.join(words)}")
+    args = parsed("osteojax simulate", words, options.add_arguments)
+    simulate_cohort(args.out, options.settings(args), args.patients, args.workers)
+
+
+def prepare(words: list[str], progress: Callable[[str], None]) -> None:
+    """What `osteojax prepare` does with these words. Raises UserError."""
+    from data_prep import prepare
+    from data_prep.kinds import DEFAULT_KIND, recipe_module
+
+    progress(f"osteojax prepare {shlex.join(words)}")
+    of_kind = recipe_module(DEFAULT_KIND).add_arguments
+    prepare.prepare(parsed("osteojax prepare", words, prepare.add_arguments, of_kind))
 
 
 def _same_people(first: Cohort, second: Cohort) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from launch.studies import plots, scores, study_report
-from launch.studies.cohorts import run_verb
 from launch.studies.plan import Row, Study
 from launch.studies.runs import Runs, slug
 from osteojax.errors import UserError
@@ -52,7 +51,6 @@ def run_study(
     seeds: int | None = None,
     rows: Sequence[str] = (),
     progress: Callable[[Progress], None] = lambda _: None,
-    run_verb: Callable[[list[str]], int] = run_verb,
 ) -> Outcome:
     """Trains every row that is not finished, then writes WORKDIR/results.
 
@@ -64,7 +62,6 @@ def run_study(
       seeds: only the first so many of its training seeds; None takes all.
       rows: only these rows and what they need, by name or by folder; empty takes all.
       progress: is called with every step and failure.
-      run_verb: as for `cohorts.Cohorts`.
 
     Raises:
       UserError: more seeds than the study has, or a row that it lacks.
@@ -73,7 +70,7 @@ def run_study(
         raise UserError(f"--seeds {seeds}: the study has {len(study.seeds)}: {study.seeds}.")
     folders = {slug(row.name): row.name for row in study.rows}
     wanted = [study.row(folders.get(name, name)) for name in rows or folders]
-    runs = Runs(study, Path(workdir), run_verb)
+    runs = Runs(study, Path(workdir), lambda text: progress(Progress(text)))
     failures: list[dict[str, Any]] = []
     stopped = None
     try:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from launch.configs import load_config
 from launch.studies.ceilings import ceiling_predictions, true_values
-from launch.studies.cohorts import Cohorts, run_verb
+from launch.studies.cohorts import Cohorts
 from launch.studies.plan import Row, Settings, Study, with_settings
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.errors import UserError
@@ -46,13 +46,13 @@ def slug(name: str) -> str:
 
 
 class Runs:
-    """Does what a row needs and is not there yet; run_verb as for `Cohorts`."""
+    """Does what a row needs and is not there yet; progress as for `Cohorts`."""
 
     def __init__(
-        self, study: Study, workdir: Path, run_verb: Callable[[list[str]], int] = run_verb
+        self, study: Study, workdir: Path, progress: Callable[[str], None] = lambda _: None
     ) -> None:
         self.study, self.workdir = study, workdir
-        self.cohorts = Cohorts(study, workdir, run_verb)
+        self.cohorts = Cohorts(study, workdir, progress)
 
     def folder(self, row: Row, seed: int) -> Path:
         return self.workdir / "rows" / f"{slug(row.name)}-seed{seed}"

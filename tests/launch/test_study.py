@@ -17,11 +17,13 @@ import pytest
 
 from launch import cli
 from launch.configs import load_config
+from launch.studies import cohorts as making
 from launch.studies import plan
 from launch.studies.cohorts import Cohorts
 from launch.studies.plan import Cohort, Contrast, Row, load_study, with_settings
 from launch.studies.run import Progress, run_study
 from launch.studies.runs import Runs
+from osteojax.data.cohort import open_cohort
 from osteojax.errors import UserError
 from osteojax.train.stop import Stopped
 from tests.launch.stand_in_study import stand_in_cohort, study
@@ -230,7 +232,8 @@ def _fake_verbs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """simulate and prepare that write tables alone; the commands they were given."""
     commands: list[list[str]] = []
 
-    def main(command: list[str]) -> int:
+    def done(verb: str, words: list[str]) -> None:
+        command = [verb, *words]
         commands.append(command)
         out = Path(command[command.index("--out") + 1])
         out.mkdir(parents=True, exist_ok=True)
@@ -245,9 +248,9 @@ def _fake_verbs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             splits = {"patient_id": ["P0", "P1", "P2"], "split": ["train", "valid", "test"]}
             pd.DataFrame(splits).to_csv(out / "vertebrae.csv", index=False)
             (out / "manifest.json").write_text("{}")
-        return 0
 
-    monkeypatch.setattr(cli, "main", main)
+    for verb in ("simulate", "prepare"):
+        monkeypatch.setattr(making, verb, lambda words, _, verb=verb: done(verb, words))
     return commands
 
 
@@ -276,6 +279,28 @@ def test_cohorts_share_people_and_splits(tmp_path: Path, monkeypatch: pytest.Mon
     changed = {**cohorts, "main": dataclasses.replace(main, prepare="--size 64")}
     with pytest.raises(UserError, match="made with other options"):
         Cohorts(study(cohorts=changed), tmp_path).pool("main")
+
+
+def test_a_wrong_option_of_a_cohort_names_it(tmp_path: Path) -> None:
+    wrong = {"main": Cohort("--patient 4", "", 7), "few": Cohort("--patients 0", "", 7)}
+    for name, message in (("main", "cohort main: .*required: --patients"), ("few", "at least 1")):
+        with pytest.raises(UserError, match=message):
+            Cohorts(study(cohorts=wrong), tmp_path).pool(name)
+
+
+@pytest.mark.slow
+def test_a_cohort_is_simulated_and_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = Cohort("--patients 4 --levels L1-L4 --spacing-mm 3.0", "--size 32 --seed 3", 7)
+    told: list[str] = []
+    made = Cohorts(study(cohorts={"main": few}), tmp_path, told.append)
+    opened = open_cohort(made.pool("main"))
+    assert len(opened.table) == 16
+    assert opened.manifest.settings["seed"] == 3
+    assert {"bmd_g_cm2_hologic"} <= set(made.truth("main").columns)
+    assert [line.split()[:2] for line in told] == [["osteojax", v] for v in ("simulate", "prepare")]
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
