@@ -1,1 +1,1 @@
-"""Prepares data offline: shared machinery, a folder for each kind of data, and a simulator."""
+"""Prepares data before training: shared code, a package for each kind of data, and a simulator."""

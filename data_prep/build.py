@@ -1,12 +1,12 @@
-"""A whole cohort -> a prepared folder: resume, workers, shards, tables, manifest.
+"""Prepares a whole cohort into a folder: resume, workers, shards, tables, manifest.
 
-settings.json     written first: what the folder is being made from
-parts/            one JSON per finished item; its records until they are in a shard
+settings.json     written first: tables and settings that the folder is made from
+parts/            one JSON per finished item, and its records until they are in a shard
 shards/           ArrayRecord files
 <table>, failures.csv, excluded.csv
-manifest.json     written last: the folder is finished
+manifest.json     written last, when the folder is finished
 
-What the items and records are is the recipe's; nothing here knows a kind of data.
+The recipe defines items and records; this module knows no kind of data.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from data_prep.recipe import Cohort, Item, Recipe, Report
 from data_prep.shards import membership, merge_shard, shard_rows
 from data_prep.workers import (
     Crew,
-    Here,
+    InProcess,
     Task,
     WorkerDied,
     accelerator_here,
-    beside,
+    in_thread,
     run_tasks,
     uninterrupted,
 )
@@ -41,7 +41,7 @@ from osteojax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """The finished folder, for the summary.
+    """Content of the finished folder, for the summary.
 
     Attributes:
       manifest: as written.
@@ -64,20 +64,20 @@ def build(
     workers: int,
     scheduler: str | None = None,
 ) -> Built:
-    """Prepares a cohort into `out`, or goes on where an earlier run stopped.
+    """Prepares a cohort into `out`, or resumes an earlier run.
 
     Items that failed are tried again on every run.
 
     Args:
-      items_per_shard: decides the membership of the shards.
+      items_per_shard: number of items of a shard.
       workers: processes of this machine; 1 is this process.
-      scheduler: address of a Dask scheduler whose workers do the work instead.
+      scheduler: address of a Dask scheduler whose workers are used instead.
 
     Raises:
-      UserError: `out` belongs to another cohort or other settings, or holds foreign files; another
-        process is at work in it; the workers cannot be used or are gone; a shard's worker died
-        again and again; nothing is left of the cohort.
-      OSError: the disk is full. What is finished is kept.
+      UserError: `out` belongs to another cohort or other settings, or has foreign files; another
+        process is preparing it; the workers cannot be used or are gone; a shard's worker died
+        twice; no item of the cohort is usable.
+      OSError: the disk is full. Finished items are kept.
     """
     out = out.resolve()
     settings = {"scans_per_shard": items_per_shard, **recipe.settings(), "cohort": cohort.digest}
@@ -87,7 +87,7 @@ def build(
         shards = membership(recipe.shard_prefix, len(cohort.items), items_per_shard)
         job = _Job(recipe, cohort, out, shards)
         work = _remaining(job)
-        if work.num_tasks:  # a folder that is being changed is not finished
+        if work.num_tasks:  # the folder changes, so it is not finished
             (out / "manifest.json").unlink(missing_ok=True)
             with _crew(job, run, min(workers, work.num_tasks), scheduler) as crew:
                 _run(job, work, crew)
@@ -96,7 +96,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What is made where; shards: file name -> indices of the items."""
+    """The cohort, the recipe and the folder of a run. shards: file name -> indices of items."""
 
     recipe: Recipe
     cohort: Cohort
@@ -110,7 +110,7 @@ class _Job:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is left to do: items to prepare, and shards to bring up to date whose items are done."""
+    """Work that is left: items to prepare, and shards to update whose items are all done."""
 
     items: list[Item]
     shards: list[str]
@@ -121,16 +121,16 @@ class _Work:
 
 
 def _remaining(job: _Job) -> _Work:
-    """Compares the cohort with what is in the folder.
+    """Compares the cohort with the content of the folder.
 
-    Folders are listed, not asked for single files: a network file system may go on denying for a
-    minute a file that it was asked for before another machine wrote it.
+    Folders are listed instead of testing for single files: if a network file system was asked for
+    a file before another machine wrote it, it may report the file as missing for another minute.
     """
     parts, finished = names(job.out / "parts"), names(job.out / "shards")
     shard_of = job.shard_of
 
     def is_done(index: int) -> bool:
-        """By an earlier run, without a failure, its records in place."""
+        """Whether an earlier run prepared the item without a failure, and its records exist."""
         if part_path(job.out, index, "json").name not in parts:
             return False
         report = load_report(job.out, index)
@@ -147,11 +147,11 @@ def _remaining(job: _Job) -> _Work:
 
 @contextlib.contextmanager
 def _crew(job: _Job, run: str, workers: int, scheduler: str | None) -> Iterator[Crew]:
-    """Who does the work; records are completed on an accelerator where there is one."""
+    """The workers of a run; records are completed on an accelerator if there is one."""
     accelerated = job.recipe.completion is not None and accelerator_here()
     with contextlib.ExitStack() as stack:
         if scheduler is None and workers == 1:
-            yield Crew(Here(), Here() if accelerated else None)
+            yield Crew(InProcess(), InProcess() if accelerated else None)
             return
         with uninterrupted():
             from data_prep import cluster  # takes a second to import
@@ -161,16 +161,16 @@ def _crew(job: _Job, run: str, workers: int, scheduler: str | None) -> Iterator[
             yield stack.enter_context(cluster.cluster_crew(scheduler, conditions))
             return
         crew = stack.enter_context(cluster.local_crew(workers, conditions))
-        if accelerated:  # by this process alone
-            crew = dataclasses.replace(crew, accelerator=stack.enter_context(beside()))
+        if accelerated:  # only this process uses the accelerator
+            crew = dataclasses.replace(crew, accelerator=stack.enter_context(in_thread()))
         yield crew
 
 
 def _run(job: _Job, work: _Work, crew: Crew) -> None:
-    """Prepares the items that are not done and merges every shard as soon as its items are.
+    """Prepares the items that are not done, and merges every shard as soon as its items are done.
 
-    Without an accelerator an item's records are completed with it: a CPU gains nothing by batches,
-    and the items of one shard keep all workers busy.
+    Without an accelerator, a task completes the records of its item, because a CPU gains nothing
+    from batches across items, and so the items of one shard keep all workers busy.
     """
     complete = crew.accelerator is None or job.recipe.completion is None
 
@@ -205,27 +205,27 @@ def _run(job: _Job, work: _Work, crew: Crew) -> None:
             name = shard_of[item.index]
             waiting[name] -= 1
             if not waiting[name]:
-                tasks.appendleft(merge(name))  # before other items: parts take room
+                tasks.appendleft(merge(name))  # before other items, because parts take disk space
     if dead:
         raise UserError(
-            f"the worker that wrote {', '.join(dead)} died, and so did those that tried again. "
-            "Often this is too little memory: rerun the same command with fewer workers or more "
-            "memory for each; what is finished is kept."
+            f"the worker that wrote {', '.join(dead)} died, also when it was tried again. "
+            "The usual cause is too little memory: rerun the same command with fewer workers or "
+            "more memory for each; finished items are kept."
         )
 
 
 def _report_of_deaths(item: Item) -> Report:
-    """The report of an item whose worker died every time."""
-    reason = "the worker that read it died, and so did those that tried again."
+    """The report of an item whose worker died both times."""
+    reason = "the worker that read it died, also when it was tried again."
     remedy = (
-        "Often this is too little memory: give a worker more, or use fewer. If the file opens in "
-        "no viewer either, leave it out."
+        "The usual cause is too little memory: give workers more, or use fewer. If the file does "
+        "not open in a viewer either, leave it out."
     )
     return Report([], [(item.case, reason, remedy)], [])
 
 
 def _finish(job: _Job, settings: dict[str, Any]) -> Built:
-    """Tables, statistics and, last, the manifest."""
+    """Writes tables, statistics and, last, the manifest."""
     recipe, cohort, out = job.recipe, job.cohort, job.out
     reports = {item.index: load_report(out, item.index) for item in cohort.items}
     if any(report.rows and not report.complete for report in reports.values()):
@@ -243,7 +243,7 @@ def _finish(job: _Job, settings: dict[str, Any]) -> Built:
     if not rows:
         first = f" The first: {failures[0][0]}: {failures[0][1]}" if failures else ""
         raise UserError(
-            f"nothing is left of the cohort: {len(failures)} failures, {len(excluded)} excluded "
+            f"no item of the cohort is usable: {len(failures)} failures, {len(excluded)} excluded "
             f"(see {out}/failures.csv and excluded.csv).{first}"
         )
     common = {

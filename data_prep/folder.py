@@ -1,7 +1,7 @@
-"""The folder that `prepare` writes: whose it is, one run at a time, its text tables.
+"""The folder that `prepare` writes: its settings, a lock for one run at a time, and text tables.
 
-settings.json     written first: what the folder is being made from
-.lock             held by the run at work; workers know the folder by what it says
+settings.json     written first: tables and settings that the folder is made from
+.lock             held by the current run; workers recognise the folder by its content
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from osteojax.files import write_json, write_text
 
 
 def claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Writes settings.json, or checks that the one there says the same.
+    """Writes settings.json, or checks that an existing one is the same.
 
     Args:
-      wanted: all that decides the folder's bytes; "cohort" is the digest of the user's tables.
+      wanted: everything that determines the folder's bytes; "cohort" is the digest of the user's
+        tables.
 
     Raises:
-      UserError: the folder belongs to something else.
+      UserError: the folder was made with other settings or tables, or holds other files.
     """
     path = out / "settings.json"
     if not path.exists():
@@ -51,7 +52,7 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
             for key in changed
         )
         raise UserError(
-            f"{out} was begun with another cohort or other settings: {named}. Name another --out, "
+            f"{out} was begun with another cohort or other settings: {named}. Give another --out, "
             "or delete the folder."
         )
 
@@ -63,15 +64,15 @@ def _short(value: Any) -> str:
 
 @contextlib.contextmanager
 def lock(out: Path) -> Iterator[str]:
-    """Keeps a second `prepare` out; the kernel releases it however this process ends.
+    """Locks the folder against a second `prepare`; the kernel unlocks it when this process ends.
 
-    Yields the run's random name, which the file holds meanwhile.
+    Yields the run's random name, which is the content of the lock file.
     """
     with (out / ".lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{out}: another `osteojax prepare` is at work here.") from None
+            raise UserError(f"{out}: another `osteojax prepare` is running here.") from None
         run = uuid.uuid4().hex
         stream.truncate(0)
         stream.write(run)
@@ -88,7 +89,7 @@ def remove_leftovers(out: Path) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    """What is in a folder; nothing where there is none."""
+    """Names of the files in a folder; empty if the folder does not exist."""
     return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 

@@ -1,7 +1,7 @@
-"""What each item gave, until it is in a shard: `parts/000012.array_record` and `.json`.
+"""Records and report of each item before they are in a shard: `parts/000012.array_record`, `.json`.
 
-The unit of work of `osteojax prepare`: `prepare_item` runs in a worker process. The JSON is written
-last and means that the item is done.
+`prepare_item`, the unit of work of `osteojax prepare`, runs in a worker process. The JSON is
+written last and means that the item is done.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ def part_path(out: Path, index: int, suffix: str) -> Path:
 
 
 def prepare_item(recipe: Recipe, item: Item, out: Path, complete: bool) -> Report:
-    """Runs one item to its part files.
+    """Prepares one item and writes its part files.
 
-    A case that is unusable becomes a failure in the report. So does an error nobody foresaw, with
-    its place in the program: a cohort of thousands does not stop for one file.
+    An unusable case becomes a failure in the report. So does an unexpected error, with its place in
+    the program, so that one file does not stop a cohort of thousands.
 
     Args:
-      complete: make the final records; else leave to `recipe.completion` what it does faster.
+      complete: whether to make the final records; if not, `recipe.completion` makes them later.
 
     Raises:
       OSError: the part cannot be written (disk full).
-      UserError: what is wrong for every item alike: the texture engine is not installed.
+      UserError: a mistake that concerns every item: the texture engine is not installed.
     """
     try:
         report, records = recipe.prepare(item, complete)
@@ -52,7 +52,7 @@ def prepare_item(recipe: Recipe, item: Item, out: Path, complete: bool) -> Repor
 
 
 def save_part(out: Path, index: int, report: Report, records: list[list[bytes]]) -> None:
-    """Writes the part of an item, or removes that of an earlier run where there are no records."""
+    """Writes the part of an item; without records, removes the part of an earlier run."""
     path = part_path(out, index, "array_record")
     if records:
         write_records(path, records)
@@ -76,12 +76,12 @@ def load_report(out: Path, index: int) -> Report:
 
 
 def open_part(out: Path, index: int, num_rows: int) -> ShardReader:
-    """The records of an item's part: as many a row as `prepare` made."""
+    """Opens the records of an item's part."""
     path = part_path(out, index, "array_record")
     return ShardReader(path, max(1, count_records(path) // num_rows))
 
 
 def remove_parts(out: Path, indices: range) -> None:
-    """Removes the records that are in the shard now; the reports stay."""
+    """Removes the records, which are in the shard now; the reports stay."""
     for index in indices:
         part_path(out, index, "array_record").unlink(missing_ok=True)

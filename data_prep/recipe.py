@@ -1,13 +1,13 @@
-"""What a kind of data brings to `osteojax prepare`. All that knows no kind is shared.
+"""Interface of a kind of data for `osteojax prepare`; all other code of `prepare` is shared.
 
 A kind is a module, `data_prep/<kind>/recipe.py` or `<dotted name>.recipe` elsewhere, with
 
     add_arguments(parser)      its own options of `osteojax prepare`
     recipe(args) -> Recipe     its settings
-    read(args) -> Cohort       the user's tables -> items
+    read(args) -> Cohort       the items of the user's tables
 
-Its docstring is the help of `osteojax prepare --kind <kind>`: the first line says what is made of
-what, the rest which files the user brings.
+Its docstring is the help of `osteojax prepare --kind <kind>`: the first line names input and
+output, the rest the files that the user brings.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class Item(Protocol):
 
     @property
     def index(self) -> int:
-        """Position in the cohort; it decides the shard."""
+        """Position in the cohort, which determines the shard."""
 
     @property
     def case(self) -> str:
-        """The user's own id, for messages and `failures.csv`."""
+        """The user's id of it, for messages and `failures.csv`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """What the user's tables hold.
+    """Content of the user's tables.
 
     Attributes:
-      items: usable rows, in the table's order; the n-th has index n.
-      failures: bad rows.
-      excluded: (case, patient_id, reason) of what the tables leave out.
-      notes: what the user should know.
+      items: of usable rows, in the table's order; the n-th has index n.
+      failures: errors of bad rows.
+      excluded: (case, patient_id, reason) of rows that the tables exclude.
+      notes: sentences that are shown to the user.
       digest: SHA-256 of the tables' bytes; a folder is resumed with the same tables only.
     """
 
@@ -56,14 +56,14 @@ class Cohort:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one item gave; stored as `parts/000012.json`.
+    """Result of one item beside its records; stored as `parts/000012.json`.
 
     Attributes:
-      rows: of the folder's table, without shard and position; one for each record group.
+      rows: of the folder's table, without shard and position; one for each group of records.
       failures: (case, reason, remedy).
       excluded: (case, patient_id, reason).
-      histograms: name -> counts, added up over the item's rows, for the statistics of `finish`.
-      complete: whether the records are final; if not, `Completion.complete` makes the rest.
+      histograms: name -> counts, summed over the item's rows, for the statistics of `finish`.
+      complete: whether the records are final; if not, `Completion.complete` adds the rest.
     """
 
     rows: list[dict[str, Any]]
@@ -74,15 +74,15 @@ class Report:
 
 
 class Completion(Protocol):
-    """The part of the work that an accelerator does faster, in batches across items."""
+    """Completes records in batches across items, which is faster on an accelerator."""
 
     def batch_size(self) -> int:
-        """How many rows are completed together, in this process."""
+        """Number of rows that are completed together in this process."""
 
     def complete(self, batch: list[list[bytes]]) -> list[tuple[list[bytes], dict[str, np.ndarray]]]:
         """Final records and histograms (i64[...]) of each row, from the records of `prepare`.
 
-        A row's result must not depend on the others of its batch.
+        A row's result must not depend on the rest of its batch.
         """
 
 
@@ -90,9 +90,9 @@ class Recipe(Protocol):
     """A kind of data with its settings. It is sent to workers, so it holds no data.
 
     Attributes:
-      kind: its name, as `--kind` and the manifest say it.
-      item_column: the table's column that holds an item's `case`.
-      shard_prefix: what names of shards begin with.
+      kind: its name, as in `--kind` and in the manifest.
+      item_column: the table's column with an item's `case`.
+      shard_prefix: beginning of the names of shards.
     """
 
     kind: str
@@ -101,23 +101,23 @@ class Recipe(Protocol):
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """What each of a row's final records holds, in order; the first is `META`."""
+        """Fields of a row's final records, in order; the first is `META`."""
 
     @property
     def completion(self) -> Completion | None:
-        """None where `prepare` always makes final records."""
+        """Completion of records, or None if `prepare` always makes final ones."""
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the folder's bytes besides the items, as JSON values."""
+        """Everything but the items that determines the folder's bytes, as JSON values."""
 
     def prepare(self, item: Any, complete: bool) -> tuple[Report, list[list[bytes]]]:
-        """One item -> its report and the records of each row, the first one empty ("meta").
+        """Makes an item's report and the records of each row, whose first ("meta") is empty.
 
         Args:
-          complete: False leaves to `completion` what an accelerator does faster.
+          complete: whether to make final records; if not, `completion` adds the rest later.
 
         Raises:
-          CaseError: the item is unusable; the others go on.
+          CaseError: the item is unusable.
         """
 
     def finish(
@@ -127,7 +127,7 @@ class Recipe(Protocol):
         rows: list[dict[str, Any]],
         common: dict[str, Any],
     ) -> Manifest:
-        """What the folder says of itself.
+        """The manifest of the finished folder.
 
         Args:
           rows: of all reports in record order, with "shard" and "position".
@@ -136,4 +136,4 @@ class Recipe(Protocol):
         """
 
     def summary(self, rows: list[dict[str, Any]]) -> Table:
-        """What `osteojax prepare` prints of the finished folder."""
+        """The table that `osteojax prepare` prints at the end."""

@@ -1,6 +1,6 @@
 """ArrayRecord files: writes and reads the records of rows (`osteojax.data.schema`).
 
-Files appear whole or not at all, and their bytes depend on the records alone.
+Files are complete or absent, and their bytes depend only on the records.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES,
 
 
 def row_records(fields: Sequence[Field], arrays: dict[str, np.ndarray]) -> list[bytes]:
-    """The records of a row, in the order of `fields`, the first one ("meta") empty.
+    """The records of a row, in the order of `fields`; the first one ("meta") is empty.
 
     Args:
       fields: the first is `META`.
-      arrays: an array for each other field, by its name.
+      arrays: name -> array, for every other field.
     """
     return [b"", *(field.encode(arrays[field.name]) for field in fields[1:])]
 
@@ -45,8 +45,8 @@ def write_records(path: Path, rows: Iterable[list[bytes]]) -> None:
     """Writes the records of some rows, atomically.
 
     Raises:
-      OSError: the disk is full, or the folder cannot be written (ArrayRecord's own RuntimeError
-        carries the reason as text only).
+      OSError: the disk is full, or the folder cannot be written (made from ArrayRecord's
+        RuntimeError, which has the reason only as text).
     """
     with atomic_path(path) as temporary:
         try:
@@ -67,9 +67,9 @@ def write_records(path: Path, rows: Iterable[list[bytes]]) -> None:
 class ShardReader:
     """Random access to the rows of a shard.
 
-    per_row: how many records a row has, the first one "meta".
+    per_row: number of records of a row; the first is "meta".
 
-    Raises UserError, from the constructor and every read, where the file is damaged.
+    The constructor and every read raise UserError if the file is damaged.
     """
 
     def __init__(self, path: Path, per_row: int) -> None:
@@ -77,7 +77,7 @@ class ShardReader:
         self._reader = _open(path)
         self._num_records = self._reader.num_records()
         if self._num_records == 0 or self._num_records % per_row:
-            raise self._damaged(f"{self._num_records} records are no multiple of {per_row}")
+            raise self._damaged(f"{self._num_records} records are not a multiple of {per_row}")
 
     @property
     def num_rows(self) -> int:
@@ -110,7 +110,7 @@ class ShardReader:
 
 
 def count_records(path: Path) -> int:
-    """How many records a file holds. Raises UserError where it is damaged."""
+    """Number of records of a file. Raises UserError if it is damaged."""
     return _open(path).num_records()
 
 

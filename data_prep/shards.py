@@ -1,10 +1,10 @@
-"""Joins the parts of the items into shards of fixed membership, and completes their records.
+"""Merges the parts of items into shards, and completes their records.
 
-Which items belong to a shard is fixed by their index before work starts, so the shards are the
-same bytes whatever the number of workers and however often the work was interrupted.
+The index of an item determines its shard, so shards have the same bytes for any number of workers
+and after any interruption.
 
-A task may run twice at once (a cluster takes a worker for dead that is only slow), so it removes
-nothing: whoever handed it out calls `parts.remove_parts` once it has succeeded.
+A task may run twice at a time (a cluster may consider a slow worker dead), so tasks remove nothing:
+the process that submitted a task calls `parts.remove_parts` when it has succeeded.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def shard_rows(name: str, indices: range, reports: dict[int, Report]) -> list[di
 
 
 def merge_shard(recipe: Recipe, out: Path, name: str, indices: range) -> None:
-    """Writes `shards/<name>` from the items' parts, atomically; completes what is incomplete.
+    """Writes `shards/<name>` from the items' parts, atomically, and completes records.
 
-    Items that an earlier run already put into the shard are copied from there, so an item that
-    failed then and succeeds now joins it. Does nothing where the shard is up to date.
+    Items that an earlier run already put into the shard are copied from there, so that an item that
+    failed before and succeeds now is added. Does nothing if the shard is up to date.
 
     Raises:
       OSError: the disk is full.
@@ -77,11 +77,11 @@ def merge_shard(recipe: Recipe, out: Path, name: str, indices: range) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """One row's records as read, the first being "meta".
+    """The records of a row as they were read; the first is "meta".
 
     Attributes:
       index: of its item.
-      complete: whether they are final.
+      complete: whether the records are final.
     """
 
     index: int
@@ -96,7 +96,7 @@ def _sources(
     parts: list[int],
     old: ShardReader | None,
 ) -> Iterator[_Source]:
-    """Every row in order, each item's from its part or from the old shard."""
+    """Yields every row in order, from its item's part or from the old shard."""
     old_positions = defaultdict(list)
     for position, meta in enumerate(old.metas() if old else ()):
         old_positions[meta[recipe.item_column]].append(position)
@@ -110,7 +110,7 @@ def _sources(
         elif old is not None:
             reader, positions, complete = old, old_positions[case], True
         else:
-            raise UserError(f"{out}: a part of the work is gone. Prepare into a new folder.")
+            raise UserError(f"{out}: a file below parts/ is missing. Prepare into a new folder.")
         if len(positions) != len(report.rows):
             raise UserError(
                 f"{out}: the shard and its report disagree about {case}. Prepare into a new folder."
@@ -131,8 +131,8 @@ def _completed(
 ) -> Iterator[list[bytes]]:
     """Final records of every row, completed in batches across items.
 
-    At most a batch of rows is held. sums: item -> histograms; is filled for the items that are
-    completed here.
+    At most one batch of rows is in memory. sums: item -> histograms; filled in for the items that
+    are completed here.
     """
     batch: list[_Source] = []
     size = completion.batch_size() if completion else 1
@@ -153,7 +153,7 @@ def _complete(
     if not incomplete:
         return records
     if completion is None:
-        raise UserError("a part of the work is damaged. Prepare into a new folder.")
+        raise UserError("a file below parts/ is damaged. Prepare into a new folder.")
     completed = completion.complete([records[i] for i in incomplete])
     for i, (final, histograms) in zip(incomplete, completed, strict=True):
         records[i] = final

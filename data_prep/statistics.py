@@ -1,4 +1,4 @@
-"""What manifests say of a whole cohort: statistics of the training split, and counts."""
+"""Statistics of a cohort for its manifest: of the training split, and counts per split."""
 
 from __future__ import annotations
 

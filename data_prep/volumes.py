@@ -52,7 +52,7 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
     try:
         image = _read_series(path, case, what) if path.is_dir() else _read_file(path, case, what)
     except (RuntimeError, OSError, EOFError, MemoryError, zlib.error, struct.error) as error:
-        reason = f"{what} {path.name} cannot be read ({said(error)})."
+        reason = f"{what} {path.name} cannot be read ({itk_message(error)})."
         raise CaseError(case, reason, READ_REMEDY) from error
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
@@ -87,7 +87,7 @@ def _check_geometry(image: sitk.Image, path: Path, case: str, what: str) -> None
         raise CaseError(case, reason, "Correct its header, or convert the CT again.")
 
 
-def said(error: Exception) -> str:
+def itk_message(error: Exception) -> str:
     """The end of ITK's error message, without memory addresses and without paths. Files of a DICOM
     series are often named by UIDs, which identify a patient's images."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -64,7 +64,7 @@ class Crew:
     accelerator: Place | None = None
 
 
-class Here:
+class InProcess:
     """Runs tasks in this process; `submit` returns when the task is done."""
 
     def capacity(self) -> int:
@@ -79,7 +79,7 @@ class Here:
         return future
 
 
-class Beside:
+class InThread:
     """Runs tasks in a thread of this process, on its accelerator, while other processes read
     files."""
 
@@ -94,11 +94,11 @@ class Beside:
 
 
 @contextlib.contextmanager
-def beside() -> Iterator[Beside]:
-    """Yields a `Beside` whose thread ends with the block."""
+def in_thread() -> Iterator[InThread]:
+    """Yields an `InThread` whose thread ends with the block."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="accelerator")
     try:
-        yield Beside(executor)
+        yield InThread(executor)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -1,1 +1,1 @@
-"""CT + vertebra mask + DXA table -> texture pools: all that `prepare` knows of vertebrae."""
+"""Prepares vertebrae: from CTs, vertebra masks and a DXA table to texture pools."""

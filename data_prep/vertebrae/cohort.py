@@ -1,7 +1,7 @@
-"""The cohort: cohort.csv and dxa.csv -> scans with their split and labels.
+"""Reads cohort.csv and dxa.csv into scans with their split and labels.
 
-A broken table stops (UserError). A bad row becomes a failure and the other rows go on. Scans that
-the table flags (contrast, fracture, implant, poor quality) are excluded, which is no failure.
+A broken table ends the run (UserError). A bad row becomes a failure, and the other rows are used.
+Scans that the table flags (contrast, fracture, implant, poor quality) are excluded, not failures.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from osteojax.errors import CaseError, UserError
 
 REQUIRED = ("patient_id", "scan_id", "site", "ct", "mask")
 EXCLUSIONS = ("contrast", "fracture", "implant", "poor_quality")
-"""Columns of cohort.csv that take a scan out where they say yes (docs/method.md, inclusion)."""
+"""Columns of cohort.csv that exclude a scan if they say yes (docs/method.md, inclusion)."""
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """One CT with its mask and what is known about it; the unit of work.
+    """One CT with its mask, its DXA results and its row of the table; the unit of work.
 
     Attributes:
       index: position in the cohort; it fixes the shard.
@@ -67,9 +67,9 @@ def read_cohort(
     """Reads both tables; the items are `Scan`s.
 
     Args:
-      label_scheme: of masks whose row names none.
+      label_scheme: for masks whose row has none.
       include: columns of `EXCLUSIONS` that do not exclude.
-      The rest: see `split.assign_splits`.
+      The other arguments: see `split.assign_splits`.
 
     Raises:
       UserError: a broken table or split. A bad row is in `failures` instead.
@@ -115,7 +115,7 @@ def read_cohort(
 
 
 def _scan(row: Row, folder: Path, label_scheme: str) -> Scan:
-    """A row's scan, its index and results not yet known."""
+    """The scan of a row, still without its index and DXA results."""
     sex, split = row.text("sex"), row.text("split")
     if sex is not None and sex.casefold() not in SEXES:
         raise row.error("sex", "Expected F or M, or empty.")

@@ -1,8 +1,8 @@
-"""Vertebra ROIs -> the texture pool as it is stored: uint8 codes of the image and of its maps.
+"""Makes the stored texture pool of vertebra ROIs: uint8 codes of the image and of its maps.
 
-Two halves, because they are done in different places. `image_codes` is image work, for any CPU
-worker. `map_codes` takes ROIs of any cases together, so that an accelerator is kept busy; where
-there is one, it is called through `LateMaps` once the scans of a shard are read.
+There are two functions, because they run in different places. `image_codes` runs on CPU workers.
+`map_codes` takes ROIs of several cases together, which keeps an accelerator busy; if there is one,
+`LateMaps` calls it when the scans of a shard are read.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ SIZES = (96, 64, 32)
 CODES = 256
 
 BATCH_VOXELS = {"cpu": 2**20, "accelerator": 2**24}
-"""Voxels of ROIs whose maps are made together: 1 and 18 ROIs at 96^3. A voxel takes about 50 bytes
-of host memory (four float32 maps, a copy, and what encoding needs), so 0.05 and 0.9 GB."""
+"""Number of voxels whose maps are made together on CPU and accelerator: 1 and 18 ROIs at 96^3. A
+voxel takes about 50 bytes of host memory (four float32 maps, a copy, and buffers for encoding), so
+0.05 and 0.9 GB."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RoiSettings:
-    """What decides a scan's records, besides the scan.
+    """Settings that determine a scan's records.
 
     Attributes:
       size: edge of the ROI in voxels; the field of view is 96 mm at every size.
       keep_truncated: keep vertebrae whose mask touches the CT's border.
-      texture: of the maps.
-      stored: members of the pool that get a record, `POOL` or `IMAGE_ONLY`.
+      texture: settings of the maps.
+      stored: members of the pool that are stored, `POOL` or `IMAGE_ONLY`.
     """
 
     size: int
@@ -54,7 +55,7 @@ class RoiSettings:
 
     def __post_init__(self) -> None:
         levels = (HU_MAX - HU_MIN) / self.texture.bin_width
-        if levels != round(levels):  # the stored ranges of the maps count whole levels
+        if levels != round(levels):  # the stored ranges of the maps assume whole levels
             raise UserError(
                 f"--bin-width {self.texture.bin_width:g}: must divide the {HU_MAX - HU_MIN:g} HU "
                 "of the image: 5, 10, 15, 20, 25, 30, 40, 50, ..."
@@ -73,11 +74,11 @@ class RoiSettings:
 
     @property
     def masked(self) -> bool:
-        """Every member of the pool, the image included, is 0 outside the vertebra."""
+        """Whether every member of the pool, also the image, is 0 outside the vertebra."""
         return self.texture.domain == "vertebra"
 
     def map_specs(self) -> tuple[MapSpec, ...]:
-        """Storage of the pool's members, in `POOL` order, without statistics."""
+        """How the pool's members are stored, in `POOL` order, without statistics."""
         return (image_spec(), *(map_spec(name, self.texture.bin_width) for name in MAPS))
 
 
@@ -90,7 +91,7 @@ def image_codes(roi: Roi, settings: RoiSettings) -> np.ndarray:
 def map_codes(
     images: np.ndarray, masks: np.ndarray, settings: RoiSettings
 ) -> dict[str, np.ndarray]:
-    """The maps of some ROIs as stored; a ROI's codes do not depend on the others.
+    """The stored maps of some ROIs; a ROI's codes do not depend on the other ROIs.
 
     Args:
       images: uint8[N, D, H, W] of `image_codes`.
@@ -107,7 +108,7 @@ def map_codes(
     for start in range(0, len(images), size):
         batch = slice(start, start + size)
         chosen = np.arange(len(images))[batch]
-        if on_accelerator(settings):  # the last batch is filled up: one compiled program
+        if on_accelerator(settings):  # the last batch is padded, so that one program serves all
             chosen = np.resize(chosen, size)
         inside = masks[chosen]
         maps = texture_pools(images[chosen], inside if settings.masked else None, settings.texture)
@@ -132,7 +133,7 @@ def encode_vertebra(
 
 @dataclasses.dataclass(frozen=True)
 class LateMaps:
-    """Makes the maps of vertebrae whose image and mask are stored already (a `Completion`)."""
+    """A `Completion`: makes the maps of vertebrae whose image and mask are already stored."""
 
     settings: RoiSettings
 
@@ -140,7 +141,7 @@ class LateMaps:
         return batch_size(self.settings)
 
     def complete(self, batch: list[list[bytes]]) -> list[tuple[list[bytes], dict[str, np.ndarray]]]:
-        """Records as stored, and the histogram of each member of the pool."""
+        """Final records, and the histogram of each member of the pool."""
         _, image, mask = fields(self.settings.size, IMAGE_ONLY)
         images = np.stack([image.decode(records[1]) for records in batch])
         planes = np.stack([mask.decode(records[-1]) for records in batch])
@@ -154,13 +155,13 @@ class LateMaps:
 
 
 def batch_size(settings: RoiSettings) -> int:
-    """How many ROIs are worked on together."""
+    """Number of ROIs that are processed together."""
     place = "accelerator" if on_accelerator(settings) else "cpu"
     return max(1, BATCH_VOXELS[place] // settings.size**3)
 
 
 def on_accelerator(settings: RoiSettings) -> bool:
-    """Whether this process makes maps on something faster than its CPU."""
+    """Whether this process makes maps on an accelerator."""
     return settings.texture.engine == "jax" and accelerator_here()
 
 

@@ -96,7 +96,7 @@ def recipe(args: argparse.Namespace) -> Recipe:
         "split_fractions": list(args.split_fractions),
         "seed": args.seed,
         "include": sorted(args.include),
-        # `osteojax simulate` leaves this beside its cohort; reports say so ever after.
+        # `osteojax simulate` writes this file beside its cohort; reports then say "simulated".
         "simulated": (args.cohort.parent / "simulation.json").is_file(),
     }
     roi = RoiSettings(args.size, args.keep_truncated, texture, stored)
@@ -119,12 +119,12 @@ def read(args: argparse.Namespace) -> Cohort:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Vertebrae as `data_prep.recipe.Recipe` wants a kind to be.
+    """The `data_prep.recipe.Recipe` of vertebrae.
 
     Attributes:
       roi: settings of every scan's ROIs and maps.
-      devices: DXA devices and references.
-      reading: the options the tables were read with, for settings.json and the manifest.
+      devices: DXA scanners and references.
+      reading: options with which the tables were read, for settings.json and the manifest.
     """
 
     roi: RoiSettings
@@ -141,7 +141,7 @@ class Recipe:
 
     @property
     def completion(self) -> LateMaps | None:
-        """PyRadiomics runs on CPUs, minutes a vertebra: its maps are always made with the scan."""
+        """None for PyRadiomics, which takes minutes per vertebra on CPU workers."""
         return LateMaps(self.roi) if self.roi.texture.engine == "jax" else None
 
     def settings(self) -> dict[str, Any]:

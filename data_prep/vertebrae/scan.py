@@ -1,4 +1,4 @@
-"""One CT with its mask -> rows and records of its vertebrae: verify, ROI, codes."""
+"""Prepares one CT with its mask: verifies it, extracts ROIs, makes rows and records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data_prep.vertebrae.verify import load_case
 from osteojax.data.vertebrae import POOL
 
 MIN_VOLUME_MM3 = 1000.0
-"""A smaller label is a stray fragment; the body of T1 alone has about 6,000 mm^3."""
+"""Smallest volume of a label; a smaller one is a stray fragment (T1's body has 6,000 mm^3)."""
 
 
 def prepare_scan(
@@ -31,7 +31,7 @@ def prepare_scan(
     """The report and the records of a scan's vertebrae, from T1 downwards.
 
     Args:
-      with_maps: make the maps too; without, the records hold image and mask only.
+      with_maps: whether to make the maps too; if not, there are records of image and mask only.
 
     Raises:
       CaseError: the scan is unusable.
@@ -52,7 +52,7 @@ def prepare_scan(
         roi = extract_roi(ct_image, class_mask, vertebra, settings.size, settings.spacing_mm)
         if not roi.mask.any():
             reason = "no voxel of the label is in its own frame."
-            report.failures.append((case, reason, "Correct the mask: it lies in pieces."))
+            report.failures.append((case, reason, "Correct the mask: the label has pieces."))
             continue
         rois.append(roi)
         report.rows.append(vertebra_row(scan, vertebra, roi.mean_hu, slice_mm(ct_image)))
@@ -72,9 +72,9 @@ def prepare_scan(
 
 
 def slice_mm(ct_image: sitk.Image) -> float:
-    """Distance of the CT's slices: its spacing along the axis nearest to the patient's own.
+    """Distance of the CT's slices: its spacing along the axis nearest to the patient's axis.
 
-    Overlapping reconstructions are thicker than their distance; a NIfTI does not say so.
+    Slices of overlapping reconstructions are thicker than this; NIfTI has no slice thickness.
     """
     superior_of_axes = np.abs(np.array(ct_image.GetDirection()).reshape(3, 3)[2])
     return float(ct_image.GetSpacing()[int(np.argmax(superior_of_axes))])

@@ -12,9 +12,10 @@ from osteojax.data.codes import MapSpec
 
 
 def map_statistics(specs: tuple[MapSpec, ...], reports: list[Report]) -> tuple[MapSpec, ...]:
-    """Mean and SD of t over every voxel of the training vertebrae, exact from summed histograms.
+    """Mean and SD of the transformed value t (`MapSpec`) over every voxel of the training
+    vertebrae, exact from summed histograms.
 
-    A map that does not vary, and a cohort without training vertebrae, keep an SD of 1.
+    The SD is 1 for a map that does not vary and for a cohort without training vertebrae.
 
     Args:
       reports: of the training scans.

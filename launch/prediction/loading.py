@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, extract_rois
 from data_prep.vertebrae.verify import load_case
-from data_prep.volumes import said
+from data_prep.volumes import itk_message
 from launch.prediction import segment
 from launch.prediction.cases import Case
 from launch.prediction.contrast import Contrast, find_contrast
@@ -69,7 +69,7 @@ def load(case: Case, frame: Frame) -> LoadedCase | CaseError:
     except CaseError as error:
         return error
     except RuntimeError as error:  # of SimpleITK
-        reason = f"its images cannot be brought into the model's frame ({said(error)})."
+        reason = f"its images cannot be brought into the model's frame ({itk_message(error)})."
         return CaseError(case.name, reason, "Check the geometry in the files' headers.")
     except MemoryError:
         return CaseError(

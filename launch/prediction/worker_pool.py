@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from data_prep.workers import Here, Place, WorkerDied
+from data_prep.workers import InProcess, Place, WorkerDied
 
 
 class Processes:
@@ -63,7 +63,7 @@ def _ignore_interrupt() -> None:
 def start(count: int) -> Iterator[Place]:
     """`count` processes, ended with the block; 0 is this process."""
     if not count:
-        yield Here()
+        yield InProcess()
         return
     processes = Processes(count)
     try:

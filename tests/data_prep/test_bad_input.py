@@ -129,7 +129,7 @@ def test_nothing_left_is_an_error_and_says_why(tmp_path, capsys):
     out = tmp_path / "out"
     assert prepare(tmp_path, out, "--external-sites", "") == 1
     error = capsys.readouterr().err
-    assert "nothing is left of the cohort: 1 failures, 0 excluded" in error
+    assert "no item of the cohort is usable: 1 failures, 0 excluded" in error
     assert "only: CT only_ct.nii.gz cannot be read" in error
     assert pd.read_csv(out / "failures.csv").case.tolist() == ["only"]
     assert not (out / "manifest.json").exists()
@@ -304,4 +304,4 @@ def test_two_runs_at_once_in_one_folder_are_refused(cohort_folder, tmp_path, cap
     with (out / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         assert prepare(cohort_folder, out) == 1
-    assert "another `osteojax prepare` is at work here" in capsys.readouterr().err
+    assert "another `osteojax prepare` is running here" in capsys.readouterr().err

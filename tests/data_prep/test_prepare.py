@@ -146,7 +146,7 @@ def test_other_settings_are_refused_and_named(cohort_folder, prepared, capsys, o
     assert prepare(cohort_folder, prepared, *options) == 1
     error = capsys.readouterr().err
     assert named in error
-    assert "Name another --out" in error
+    assert "Give another --out" in error
     assert contents(prepared) == before
 
 

@@ -108,7 +108,7 @@ def test_absent_and_foreign_shards(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         ShardReader(tmp_path / "gone.array_record", 7)
     write_records(tmp_path / "odd.array_record", [[b"one", b"two"]])
-    with pytest.raises(UserError, match="2 records are no multiple of 7"):
+    with pytest.raises(UserError, match="2 records are not a multiple of 7"):
         ShardReader(tmp_path / "odd.array_record", 7)
 
 

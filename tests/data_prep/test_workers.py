@@ -12,7 +12,7 @@ from concurrent.futures import Future
 import pytest
 
 from data_prep import workers
-from data_prep.workers import Crew, Here, Task, WorkerDied, beside, run_tasks, uninterrupted
+from data_prep.workers import Crew, InProcess, Task, WorkerDied, in_thread, run_tasks, uninterrupted
 from osteojax.errors import UserError
 
 
@@ -66,7 +66,7 @@ def test_every_task_once_and_no_more_in_flight_than_there_is_room(newest_first):
 
 def test_the_caller_may_add_tasks_while_it_consumes():
     tasks, seen = named([1]), []
-    for task, value in run_tasks(tasks, Crew(Here())):
+    for task, value in run_tasks(tasks, Crew(InProcess())):
         seen.append(value)
         if value < 5:
             tasks.append(Task(task.name, abs, (value + 1,)))
@@ -80,8 +80,11 @@ def test_texture_goes_to_the_accelerator_where_there_is_one():
     assert (cpu.most, accelerator.most) == (1, 1)
     alone = Puppets(2)
     assert len(list(run_tasks(deque(tasks), Crew(alone)))) == 2
-    with beside() as thread:
-        assert dict(run_tasks(deque(tasks), Crew(Here(), thread))) == {tasks[0]: 1, tasks[1]: 2}
+    with in_thread() as thread:
+        assert dict(run_tasks(deque(tasks), Crew(InProcess(), thread))) == {
+            tasks[0]: 1,
+            tasks[1]: 2,
+        }
 
 
 def test_a_task_whose_worker_died_is_tried_again_alone_and_last():
@@ -109,7 +112,7 @@ def test_a_task_whose_worker_died_is_tried_again_alone_and_last():
 
 def test_an_error_of_a_task_is_raised():
     with pytest.raises(ZeroDivisionError):
-        list(run_tasks(deque([Task("divide", divmod, (1, 0))]), Crew(Here())))
+        list(run_tasks(deque([Task("divide", divmod, (1, 0))]), Crew(InProcess())))
 
 
 def test_workers_that_stay_away_end_the_run(monkeypatch):
