@@ -220,7 +220,7 @@ def test_a_prepared_folder(tiny_pool, tmp_path, capsys):
     [
         (["--vertebrae", "0"], "--vertebrae 0: a number from 1"),
         (["--repeats", "0"], "--repeats 0: a number from 1"),
-        (["--data", "absent", "--size", "64"], "a prepared folder has its own"),
+        (["--data", "absent", "--size", "64"], "--size is for simulated boxes"),
         (["--data", "absent"], "no manifest.json"),
     ],
 )
