@@ -1,8 +1,8 @@
 """OsteoJAX: opportunistic osteoporosis diagnosis from CT, on JAX and Flax.
 
-Python users find what they call here, by one name each: `osteojax.voxel_maps`,
-`osteojax.train_model`, ... (docs/python.md shows them at work). A name is imported when it is first
-used, so that `import osteojax` takes no time: it loads neither JAX nor NumPy.
+This module has the public names for Python users: `osteojax.voxel_maps`, `osteojax.train_model`
+and others (docs/python.md shows how to use them). A name is imported when it is first used, so that
+`import osteojax` is fast: it loads neither JAX nor NumPy.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _PLACES = {
     "train_model": "osteojax.train.loop:train",
     "voxel_maps": "osteojax.ops.texture.voxel_maps:voxel_maps",
 }
-"""Name -> module:attribute. This table alone names modules of the layers above this package; type
-checkers read the same names in __init__.pyi. No name may be a subpackage's (`osteojax.train` is
-one): importing that would replace the name."""
+"""Name -> module:attribute. Only this table may name modules of the layers above this package; type
+checkers read the same names in __init__.pyi. A name must differ from those of subpackages
+(`osteojax.train`), because importing the subpackage would replace it."""
 
 
 def __getattr__(name: str) -> Any:

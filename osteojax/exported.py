@@ -1,3 +1,3 @@
-"""The import path of 0.1; what is here lives in `osteojax.export.load`."""
+"""The import path of 0.1 for names of `osteojax.export.load`."""
 
 from osteojax.export.load import ExportedModel as ExportedModel

@@ -222,7 +222,7 @@ class Supervised:
 
 
 @dataclasses.dataclass(frozen=True)
-class ToldDevice(Supervised):
+class GivenDevice(Supervised):
     """`Supervised` with a given DXA scanner for each row instead of the true one, to ask what the
     model would predict for it.
 

@@ -1,8 +1,8 @@
-"""From a model's predictions to numbers, tables and a report.
+"""Evaluates a model's predictions: metrics, tables and a report.
 
-An objective that `osteojax evaluate` can score has `evaluation() -> Evaluation`, which says what
-its predictions mean. Vertebrae have one of their own (`vertebrae`); `targets.TargetEvaluation` is
-one for any kind of data whose manifest names what is predicted.
+An objective that `osteojax evaluate` can score has `evaluation() -> Evaluation`, which defines what
+its predictions mean. The one for vertebrae is `vertebrae.VertebraEvaluation`;
+`targets.TargetEvaluation` is for any kind of data whose manifest names targets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """What a run predicts.
+    """Predictions of a run.
 
     Attributes:
       rows: i64[N] of the cohort's table: validation, and the splits that are reported.
@@ -37,13 +37,13 @@ class Predicted:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an evaluation wrote and found.
+    """Files and results of an evaluation.
 
     Attributes:
-      paths: name -> file; report, metrics and predictions are among them.
+      paths: name -> file; "report", "metrics" and "predictions" are among them.
       metrics: content of metrics.json.
       tables: the main ones, narrow enough for a terminal.
-      warnings: what a reader must know first.
+      warnings: sentences that a reader must know first.
     """
 
     paths: dict[str, Path]
@@ -53,7 +53,7 @@ class Report:
 
 
 class Evaluation(Protocol):
-    """What `osteojax evaluate` asks of an objective."""
+    """The interface that `osteojax evaluate` needs of an objective."""
 
     def predict(
         self, params: Any, model_state: Any, rows: np.ndarray, devices: Any
@@ -64,13 +64,13 @@ class Evaluation(Protocol):
         """i64[M] rows of the split "train" that the report needs predicted too; may be empty."""
 
     def table(self, rows: np.ndarray, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
-        """predictions.csv: a row for each of `rows`, what is known of it and what the model says;
-        patient_id and split are among the columns."""
+        """The table predictions.csv: for each of `rows`, columns of the cohort and of the model;
+        patient_id and split are among them."""
 
     def write(self, out: Path, predicted: Predicted, context: dict[str, Any]) -> Report:
-        """Fits on the rows of validation, reports the others, and writes all into `out`.
+        """Fits on the rows of validation, reports the others, and writes everything into `out`.
 
         Args:
-          context: what produced the predictions: simulated, version, config, checkpoint,
-            checkpoint_step, which, data, command.
+          context: facts about the run: simulated, version, config, checkpoint, checkpoint_step,
+            which, data, command.
         """

@@ -1,4 +1,4 @@
-"""What can be wrong with a predictions table: each fault as one line that names the row."""
+"""Checks of a predictions table; each fault is reported in one line that names the row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from osteojax.evaluation.columns import (
 )
 
 EXPERT_SUM_TOLERANCE = 1e-2
-"""Weights sum to 1 within this: bfloat16, rounded to 3 digits, is off by a few 1e-3."""
+"""Tolerance of the sum of expert weights; in bfloat16, with 3 digits, it errs by a few 1e-3."""
 
 
 def require_columns(table: pd.DataFrame, source: str) -> None:
@@ -32,12 +32,12 @@ def require_columns(table: pd.DataFrame, source: str) -> None:
 
 
 def where(table: pd.DataFrame, row: int) -> str:
-    """How an error message points at a row: its number in the CSV (header is 1) and its case."""
+    """A row for an error message: its number in the CSV (the header is 1) and its case."""
     return f"row {row + 2} ({table['scan_id'].iloc[row]}/{table['level'].iloc[row]})"
 
 
 def numbers(table: pd.DataFrame, name: str, source: str) -> pd.Series:
-    """float64 of one column; empty is NaN, other text an error."""
+    """One column as float64, NaN where empty. Raises UserError for other text."""
     values = table[name]
     text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
     found = pd.to_numeric(text.where(text != "", "nan"), errors="coerce").astype(np.float64)
@@ -100,7 +100,8 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, name: str, what: str, source: s
 
 
 def check_identity(table: pd.DataFrame, source: str) -> None:
-    """Ids present, levels and splits known, no vertebra twice, no patient in two splits."""
+    """Raises UserError unless ids are present, levels and splits known, no vertebra occurs twice,
+    and no patient is in two splits."""
     for name in KNOWN_IDS:
         empty = np.flatnonzero(table[name] == "")
         if empty.size:

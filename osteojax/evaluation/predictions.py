@@ -1,8 +1,8 @@
-"""The predictions table: one row per vertebra, what is known of it beside what the model says.
+"""The predictions table: one row per vertebra, with columns of the cohort and of the model.
 
     patient_id, scan_id, site, split, level, sex      text
-    level_class          1-18 (`osteojax.data.schema.LEVELS`)
-    device               a DXA device, "unknown", or empty where there is no DXA result
+    level_class          1-18 (`osteojax.data.vertebrae.LEVELS`)
+    device               a DXA scanner, "unknown", or empty where there is no DXA result
     age                  years, empty where unknown
     truncated            1 where the border of the CT cuts the vertebra
     osteoporosis         1, 0, or empty where there is no label
@@ -10,20 +10,20 @@
     probability          the model's probability of osteoporosis, 0-1
     bmd_pred_g_cm2       the model's areal bone mineral density, on `device`
     level_pred           the model's level, 1-18
-    level_probability    that the model gives to this level, 0-1
+    level_probability    the model's probability of this level, 0-1
     expert_1, ...        weights of the experts, summing to 1 (none for a model without experts)
 
-and columns that may be absent or empty, each for what it is needed for:
+and columns that may be absent or empty:
 
-    slice_mm             distance of the CT's slices: the subgroups by slice thickness
+    slice_mm             distance of the CT's slices, for subgroups by slice thickness
     mean_hu              of the vertebra
     baseline_hu, baseline_hu_age   probabilities of `osteojax.evaluation.baselines`
     ood_distance, ood_percentile   from the training vertebrae (`evaluation.statistics.ood`)
 
-The model's columns are those of `from_outputs`, here and in the tables of `osteojax predict`.
+`from_outputs` makes the model's columns, here and in the tables of `osteojax predict`.
 Tables of 0.1 number the experts from 0 (gate_0 is expert_1); `read` renames them.
 
-Everything else in `osteojax.evaluation` reads a table that passed `check`.
+The rest of `osteojax.evaluation` expects a table that passed `check`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from osteojax.files import atomic_path
 
 
 def from_outputs(outputs: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """The model's columns, one row per vertebra; of an evaluation and of a prediction alike.
+    """The model's columns, one row per vertebra, for `evaluate` and `predict`.
 
     Args:
       outputs: of an exported model, or `osteojax.objectives.diagnosis.in_units`: probability
@@ -76,11 +76,11 @@ def check(table: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
 
     Args:
       table: one row per vertebra, any column order; empty text and NaN both mean empty.
-      source: what error messages call the table (its path).
+      source: name of the table in error messages (its path).
 
     Returns:
       A new table: text as str ("" where empty), optional numbers as float64 (NaN where empty),
-      `level_class`, `level_pred`, `truncated` as int64; columns that may be absent are there, NaN.
+      `level_class`, `level_pred`, `truncated` as int64; absent columns are added, with NaN.
 
     Raises:
       UserError: a column is missing; a prediction is NaN or infinite; a probability is outside
@@ -108,16 +108,15 @@ def check(table: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
 
 
 def set_aside(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Parts the rows that can be evaluated from those that cannot, so that one bad row does not
-    cost the report.
+    """Separates rows that can be evaluated from those that cannot, so that one bad row does not
+    prevent the report.
 
-    Left out are rows with a prediction that is NaN or infinite, and vertebrae that occur several
-    times with different values (nothing says which is right). Of copies that agree the first is
-    kept.
+    Rows are left out if a prediction is NaN or infinite, or if the vertebra occurs several times
+    with different values (it is not known which is right). Of equal copies the first is kept.
 
     Args:
-      table: as `check` takes it.
-      source: what error messages call it.
+      table: as for `check`.
+      source: name of the table in error messages.
 
     Returns:
       the usable rows, in order, and the others as split, scan_id, level, reason.
@@ -150,10 +149,10 @@ def set_aside(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFr
 def paired(
     first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str] = ("first", "second")
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two models' predictions of the same vertebrae, in one order.
+    """Two models' predictions of the same vertebrae, in the same order.
 
     Raises:
-      UserError: a table is unusable, or they are of different vertebrae or labels (another cohort,
+      UserError: a table is unusable, or the two have different vertebrae or labels (another cohort,
         split or preparation). It names the first vertebra that differs.
     """
     keys = ["scan_id", "level"]
@@ -190,7 +189,7 @@ def read(path: str | Path) -> pd.DataFrame:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file. `osteojax evaluate` writes it.")
     try:
-        # Text only, then typed column by column: a site called "NA" is a site, not a missing one.
+        # Columns are read as text and converted later, so that a site called "NA" is not missing.
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV table ({error}). Evaluate again.") from error

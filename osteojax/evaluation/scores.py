@@ -24,10 +24,10 @@ def score_predictions(
     """Metrics of the labelled cases, with 95% intervals of a bootstrap over patients.
 
     Args:
-      table: of `predictions.read`: one split or several, all rows are taken.
+      table: of `predictions.read`; all rows are used, of one split or several.
       unit: "vertebra", "patient" (positive if any vertebra is) or "patient_mean".
-      threshold: a case is called positive from this probability on. `osteojax evaluate` takes
-        Youden's of the validation split.
+      threshold: a case is called positive if its probability is at least this. `osteojax evaluate`
+        uses Youden's threshold of the validation split.
       resamples, seed: of the bootstrap.
 
     Returns:

@@ -1,9 +1,9 @@
 """Evaluation of any kind of data by the targets that its manifest names.
 
-A class is scored by AUROC and by the decision at a threshold from validation where there are two of
-them, by accuracy where there are more; a number by its mean absolute error, Pearson's r and bias.
-Both per item (a picture) and per patient: a patient has the class if any item has it, and the mean
-of the numbers; truth and prediction of a patient use the same items.
+A target of two classes is scored by AUROC and by the decision at a threshold from validation; one
+of more classes by accuracy; a number by its mean absolute error, Pearson's r and bias. Scores are
+per item (a picture) and per patient: a patient has the class if any item has it, and the mean of
+the items' numbers; truth and prediction of a patient use the same items.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 UNITS = ("item", "patient")
 NOT_REPEATED = ("shard", "position")
-"""Columns of the cohort's table that say where a record is, and nothing of the item."""
+"""Columns of the cohort's table that say where a record is stored, left out of predictions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +38,22 @@ class TargetEvaluation:
 
     Attributes:
       cohort: opened.
-      predict: see `Evaluation`. For each target of the manifest, by its name: of a class,
-        probabilities f[N, classes]; of a number, f[N] in its unit.
+      predict: see `Evaluation`. Outputs by the name of each target: probabilities f[N, classes] of
+        a class, f[N] in its unit of a number.
     """
 
     cohort: PreparedCohort
     predict: Callable[..., dict[str, np.ndarray]]
 
     def training_sample(self) -> np.ndarray:
-        """None: nothing is said about training items."""
+        """No rows, since training items are not reported."""
         return np.zeros(0, np.int64)
 
     def table(self, rows: np.ndarray, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
-        """The cohort's own columns, and for each target its columns of the model.
+        """The cohort's columns, and for each target the model's columns.
 
-        Of a class: <target>_pred, the most probable one, and its probability or, of two classes,
-        that of the second, as <target>_probability. Of a number: <target>_pred.
+        For a class: <target>_pred, the most probable class, and <target>_probability, that of this
+        class or, with two classes, of the second. For a number: <target>_pred.
         """
         table = self.cohort.table.iloc[rows].drop(columns=list(NOT_REPEATED), errors="ignore")
         table = table.reset_index(drop=True)
@@ -69,7 +69,7 @@ class TargetEvaluation:
         return table
 
     def write(self, out: Path, predicted: Predicted, context: dict[str, Any]) -> Report:
-        """predictions.csv, metrics.json and a short report.html."""
+        """Writes predictions.csv, metrics.json and a short report.html."""
         table = self.table(predicted.rows, predicted.outputs)
         summary = self.summarise(predicted.rows, predicted.outputs)
         summary["context"] = context
@@ -127,7 +127,7 @@ class TargetEvaluation:
     def _cases(
         self, target: Target, rows: np.ndarray, found: np.ndarray
     ) -> dict[str, pd.DataFrame]:
-        """Unit of evaluation -> patient_id, truth, predicted of those that have the target."""
+        """Unit of evaluation -> patient_id, truth, predicted of the cases that have the target."""
         truth = self.cohort.targets[target.name][rows]
         known = truth >= 0 if target.kind == "class" else ~np.isnan(truth)
         if target.kind == "class":
@@ -150,9 +150,9 @@ FILES = {"report": "report.html", "metrics": "metrics.json", "predictions": "pre
 def _scored(
     target: Target, cases: dict[str, dict[str, pd.DataFrame]], settings: dict[str, int]
 ) -> dict[str, Any]:
-    """What metrics.json says of a target; `cases`: split -> unit of evaluation -> cases."""
+    """The entry of a target in metrics.json; `cases`: split -> unit of evaluation -> cases."""
     several = target.kind == "class" and len(target.classes) != 2
-    units = ("item",) if several else UNITS  # classes without an order make no patient's class
+    units = ("item",) if several else UNITS  # a patient's class is defined for two classes
     fitted: dict[str, Any] = {}
     for unit in units if target.kind == "class" and not several else ():
         valid, notes = cases["valid"][unit], dict[str, str]()

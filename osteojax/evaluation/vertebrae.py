@@ -1,4 +1,4 @@
-"""Evaluation of a model of vertebrae: diagnosis, BMD and level, beside baselines on HU."""
+"""Evaluation of a model of vertebrae: diagnosis, BMD and level, compared with baselines on HU."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from osteojax.data.cohort import PreparedCohort
 
 EMBEDDED_VERTEBRAE = 1000
-"""Training vertebrae that the distance from the training data is fitted on, evenly spread; each
-costs a forward pass."""
+"""Number of training vertebrae, evenly spread, on which the distance from the training data is
+fitted; each costs a forward pass."""
 
 KNOWN = (
     "patient_id", "scan_id", "site", "split", "level", "level_class", "device", "sex", "age",
@@ -39,9 +39,9 @@ class VertebraEvaluation:
 
     Attributes:
       cohort: of vertebrae, opened.
-      predict: see `Evaluation`; the outputs of an exported model, by the same names.
-      attention: (variables, hu f32[B, D, H, W], device i32[B]) -> attention f32[B, D, H, W] or, of
-        the mid-sagittal plane, f32[B, D, H].
+      predict: see `Evaluation`; outputs have the names of an exported model.
+      attention: (variables, hu f32[B, D, H, W], device i32[B]) -> attention f32[B, D, H, W], or
+        f32[B, D, H] of the mid-sagittal plane.
     """
 
     cohort: PreparedCohort
@@ -60,7 +60,7 @@ class VertebraEvaluation:
         return pd.concat([known, predictions.from_outputs(outputs)], axis=1)
 
     def write(self, out: Path, predicted: Predicted, context: dict[str, Any]) -> Report:
-        """The report of `osteojax.evaluation.report.page`."""
+        """Writes the report of `osteojax.evaluation.report.page`."""
         table = self.table(predicted.rows, predicted.outputs)
         notes = embedding_statistics(
             table,
@@ -90,17 +90,17 @@ class VertebraEvaluation:
         return Report(result["paths"], metrics, tables, tuple(metrics["warnings"]))
 
     def _baselines(self, table: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
-        """Adds the baselines' probabilities to the table; their coefficients, and what is
-        missing."""
+        """Adds the baselines' probabilities to the table. Returns their coefficients, and sentences
+        on baselines that could not be fitted."""
         training = self.cohort.table.iloc[self.cohort.rows("train", labelled=True)]
         models, notes = baselines.fit(training)
         for name, model in models.items():
             table[baselines.column(name)] = model.probability(table)
-        told = [f"No baseline {baselines.TITLES[name]}: {why}." for name, why in notes.items()]
-        return {name: model.as_json() for name, model in models.items()}, told
+        notes_on = [f"No baseline {baselines.TITLES[name]}: {why}." for name, why in notes.items()]
+        return {name: model.as_json() for name, model in models.items()}, notes_on
 
     def pictures(self, variables: Any, chosen: pd.DataFrame) -> list[Picture]:
-        """What the model saw of some vertebrae (scan_id, level), with its Grad-CAM."""
+        """The model's input for some vertebrae (scan_id, level), with Grad-CAM."""
         about = self.cohort.about
         table = self.cohort.table.reset_index().set_index(["scan_id", "level"])["index"]
         rows = [int(table[key]) for key in zip(chosen["scan_id"], chosen["level"], strict=True)]
@@ -110,7 +110,7 @@ class VertebraEvaluation:
         device = self.cohort.labels.device[rows]
         heat = [
             np.asarray(attention(variables, hu[[i]], device[[i]])["attention"])[0]
-            for i in range(len(rows))  # one at a time: one compilation, little memory
+            for i in range(len(rows))  # one at a time, for one compilation and little memory
         ]
         return [
             Picture(
@@ -124,7 +124,7 @@ class VertebraEvaluation:
 
 
 def in_volume(heat: np.ndarray, hu: np.ndarray) -> np.ndarray:
-    """The heat map of a 2D model, which is of the mid-sagittal plane, in its place."""
+    """The heat map as a volume; that of a 2D model is put into the mid-sagittal plane."""
     if heat.ndim == 3:
         return heat
     volume = np.zeros_like(hu)
@@ -139,17 +139,17 @@ def embedding_statistics(
     facts: dict[str, Any],
     path: Path,
 ) -> list[str]:
-    """Writes how far validation lies from training, and adds each row's distance to the table.
+    """Writes statistics of distances from training, and adds each row's distance to the table.
 
     Args:
       table: predictions; gets the columns ood_distance and ood_percentile.
       embeddings: f32[len(table), F] of its rows.
       training: f32[N, F] of training vertebrae.
       facts: metadata of the file.
-      path: of the file; an earlier one is removed where nothing can be fitted.
+      path: of the file; an earlier one is removed if nothing can be fitted.
 
     Returns:
-      what a reader must know.
+      sentences for the reader if nothing could be fitted.
     """
     valid = embeddings[(table["split"] == "valid").to_numpy()]
     try:

@@ -1,1 +1,1 @@
-"""Exported folders: written from a workdir, loaded without training code."""
+"""Writes exported folders from a workdir, and loads them without training code."""

@@ -1,8 +1,8 @@
-"""`model.json` of an exported folder: what goes in and out, what was fitted, and every hash.
+"""`model.json` of an exported folder: inputs, outputs, fitted values, and the hash of every file.
 
-Read as if a stranger had written it: each field that the loader or `predict` uses is checked, file
-names must be those that `osteojax export` gives, and the card carries its own hash, so that a
-threshold with one digit changed is refused as a changed weight is.
+The file is not trusted: each field that the loader or `predict` uses is checked, file names must be
+those that `osteojax export` writes, and the card contains its own hash, so that a changed threshold
+is refused like a changed weight.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ MAX_EDGE = 1024
 
 
 def is_file_name(name: Any) -> bool:
-    """Whether an exported folder may hold such a file beside its card: a plain name, so that none
-    can lead out of the folder."""
+    """Whether an exported folder may contain a file of this name: only plain names, so that a name
+    cannot lead out of the folder."""
     if name in (WEIGHTS, EMBEDDING):
         return True
     role = name.removesuffix(PROGRAM_SUFFIX) if isinstance(name, str) else ""
@@ -60,12 +60,13 @@ def is_file_name(name: Any) -> bool:
 
 
 def input_entries(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those entries of a card's `inputs` that are a program's inputs, in order: with a shape."""
+    """The entries of a card's `inputs` that are inputs of a program (those with a shape), in
+    order."""
     return {n: e for n, e in inputs.items() if isinstance(e, dict) and "shape" in e}
 
 
 def write_card(directory: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Writes model.json with its own hash, atomically; returns what was written."""
+    """Writes model.json with its own hash, atomically; returns the written card."""
     signed = {**card, "card_sha256": card_sha256(card)}
     write_json(directory / CARD, signed)
     return signed
@@ -78,7 +79,7 @@ def read_card(directory: str | Path) -> tuple[dict[str, Any], str]:
       (its content, SHA-256 of the file).
 
     Raises:
-      UserError: absent, not JSON, of another version, edited, or with a field that cannot be.
+      UserError: it is absent, not JSON, of another version, edited, or has an invalid field.
     """
     path = Path(directory) / CARD
     if not path.is_file():
@@ -91,7 +92,7 @@ def read_card(directory: str | Path) -> tuple[dict[str, Any], str]:
         _check(card)
     except _Wrong as wrong:
         raise UserError(f"{path}: {wrong}") from wrong
-    except (ValueError, RecursionError) as error:  # cut off, not UTF-8, or nested without end
+    except (ValueError, RecursionError) as error:  # truncated, not UTF-8, or nested too deeply
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path}: not a model card, not JSON ({reason}). Copy the folder whole, or export the "
@@ -101,14 +102,14 @@ def read_card(directory: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def card_sha256(card: dict[str, Any]) -> str:
-    """Of the card without its own hash, in JSON with sorted keys and no spaces."""
+    """Hash of the card without its own hash, as JSON with sorted keys and no spaces."""
     rest = {name: value for name, value in card.items() if name != "card_sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Wrong(Exception):
-    """What is wrong with a card, and the way out."""
+    """Says what is wrong with a card, and the way out."""
 
 
 def _require(condition: bool, field: str, value: Any, expected: str) -> None:
@@ -127,7 +128,7 @@ def _member(value: Any, field: str, name: str) -> Any:
 
 
 def _check(card: Any) -> None:
-    """Raises `_Wrong` at the first field that cannot be."""
+    """Raises `_Wrong` at the first invalid field."""
     _require(isinstance(card, dict), "the card", card, "an object")
     _require(card.get("format") == FORMAT, "format", card.get("format"), repr(FORMAT))
     version = card.get("format_version")
@@ -140,7 +141,7 @@ def _check(card: Any) -> None:
     if card.get("card_sha256") != card_sha256(card):
         raise _Wrong(
             "its content is not what was exported: card_sha256 differs. Copy the folder whole, or "
-            "export the model again; thresholds are changed by evaluating anew."
+            "export the model again; to change thresholds, evaluate again."
         )
     fields = {name: _member(card, "the card", name) for name in FIELDS}
     for name, pattern, value in (
@@ -175,7 +176,7 @@ def _check_files(hashes: Any) -> None:
 
 
 def _check_inputs(inputs: Any) -> None:
-    """Every input: a batch of anything of up to `MAX_AXES` axes, of a known dtype."""
+    """Checks every input: a batch of arrays of up to `MAX_AXES` axes, of a known dtype."""
     _require(isinstance(inputs, dict), "inputs", inputs, "an object")
     for name, entry in input_entries(inputs).items():
         shape, dtype = entry["shape"], entry.get("dtype", "float32")
@@ -192,7 +193,7 @@ def _check_inputs(inputs: Any) -> None:
 
 
 def _check_hu(hu: Any) -> None:
-    """The input of a model of vertebrae: a cubic box, which is what `predict` cuts out."""
+    """Checks the input of a model of vertebrae: a cubic box, which `predict` extracts."""
     shape = _member(hu, "inputs.hu", "shape")
     cube = len(shape) == 4 and len(set(shape[1:])) == 1
     _require(cube, "inputs.hu.shape", shape, f'["b", n, n, n] with n in 1..{MAX_EDGE}')
@@ -205,7 +206,7 @@ def _check_hu(hu: Any) -> None:
 
 
 def _check_names(names: Any, field: str) -> None:
-    """Different texts: a list, or the keys of an object."""
+    """Checks that names are different texts: a list, or the keys of an object."""
     texts = list(names) if isinstance(names, dict | list) else None
     known = (
         texts is not None
@@ -217,7 +218,7 @@ def _check_names(names: Any, field: str) -> None:
 
 
 def _check_fitted(fitted: Any) -> None:
-    """What `osteojax evaluate` fitted on validation; null where it did not run."""
+    """Checks the values that `osteojax evaluate` fitted on validation; null if it did not run."""
     if fitted is None:
         return
     for unit in ("vertebra", "patient"):
@@ -244,5 +245,5 @@ def _is_number(value: Any) -> bool:
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond float64
+    except OverflowError:  # an integer too large for float64
         return False

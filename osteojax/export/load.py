@@ -1,7 +1,7 @@
-"""Loads what `osteojax export` wrote: no training code is used, nothing is unpickled.
+"""Loads folders that `osteojax export` wrote, without training code and without pickle.
 
-Every file is hashed before it is parsed, and the weights are compared with what the program takes:
-a folder that is damaged, edited or put together from two is refused in one line.
+The hash of every file is checked before the file is parsed, and the weights are compared with the
+program's arguments. A folder that is damaged, edited or combined from two gives a one-line error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from osteojax.export.card import (
 )
 
 BATCH = 8
-"""Cases (vertebrae) in one call of the program: one shape, compiled once."""
+"""Number of cases (vertebrae) in one call of the program, fixed so that it is compiled once."""
 
 AGAIN = "Export the model again."
 
@@ -44,17 +44,17 @@ VERTEBRA_OUTPUTS = (
 
 
 class ExportedModel:
-    """A model that predicts, or an encoder that embeds.
+    """An exported model, which predicts, or an exported encoder, which embeds.
 
     Attributes:
       card: content of model.json.
-      kind: of the data that it takes, "vertebrae" for folders of 0.1.
+      kind: kind of data of its input; "vertebrae" for folders of 0.1.
       fingerprint: SHA-256 of model.json, which holds the hashes of all other files.
       ood: statistics of the training embeddings (`osteojax.evaluation.statistics.ood`), or None.
     """
 
     def __init__(self, directory: str | Path, what: str = "model") -> None:
-        """Raises UserError: see the module; and where the folder holds another `what`."""
+        """Raises UserError for an invalid folder, or one exported with another --what."""
         directory = Path(directory)
         self.card, self.fingerprint = read_card(directory)
         self.kind = str(self.card.get("kind", VERTEBRAE))
@@ -89,8 +89,8 @@ class ExportedModel:
         self._weights = jax.device_put(weights)
 
     def _lower(self, path: Path, data: bytes, weights: dict[str, np.ndarray]) -> Any:
-        """The program, ready to be compiled for `BATCH` vertebrae; UserError unless this jax reads
-        it, and it takes these weights and this input."""
+        """The program, ready to be compiled for `BATCH` vertebrae. Raises UserError unless this jax
+        can read it and it takes these weights and this input."""
         program, expected, inputs, outputs = _program(path, data, self.card.get("jax_version"))
         _check_weights(path, expected, weights)
         self._check_inputs(path, inputs)
@@ -105,11 +105,11 @@ class ExportedModel:
         called_with = [jax.ShapeDtypeStruct((BATCH, *i.shape[1:]), i.dtype) for i in inputs]
         try:
             return jax.jit(program.call).lower(expected, *called_with)
-        except Exception as error:  # whatever a damaged or a newer program makes jax raise
+        except Exception as error:  # jax may raise anything for a damaged or newer program
             raise UserError(f"{path}: {_unreadable(error)} {AGAIN}") from error
 
     def _check_inputs(self, path: Path, inputs: list[Any]) -> None:
-        """UserError unless the program takes what the card says."""
+        """Raises UserError unless the program's inputs are those of the card."""
         stated = {
             name: f"{entry.get('dtype', 'float32')} ({', '.join(map(str, entry['shape']))})"
             for name, entry in self._inputs.items()
@@ -137,31 +137,30 @@ class ExportedModel:
         return ATTENTION in self._programs
 
     def device_index(self, name: str) -> int:
-        """Index of a DXA device by name. Raises UserError that lists the names."""
+        """Index of a DXA scanner by name. Raises UserError that lists the names."""
         key = device_name(name)
         if key not in self.devices:
             raise UserError(f"--device {name!r}: the model knows {', '.join(self.devices)}.")
         return self.devices.index(key)
 
     def predict(self, *inputs: np.ndarray | int) -> dict[str, np.ndarray]:
-        """Outputs that model.json describes.
+        """Computes the outputs that model.json describes.
 
         Args:
           inputs: those of model.json, in order, with a common first axis B. For vertebrae: HU
-            f32[B, D, H, W] in the frame that it describes, and the index of the DXA device, one for
-            all or i32[B].
+            f32[B, D, H, W] in the frame that it describes, and the index of the DXA scanner, one
+            for all or i32[B].
         """
         return self._run(PROGRAM, inputs)
 
     def embed(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs of an encoder, exported with --what encoder or features; `predict`, by the name
-        that says what comes out."""
+        """Outputs of an encoder, exported with --what encoder or features (same as `predict`)."""
         return self._run(PROGRAM, inputs)
 
     def attention(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> np.ndarray:
         """Grad-CAM: f32[B, D, H, W] >= 0, not normalised ([B, D, H] for a model of rank 2)."""
         if not self.has_attention:
-            raise ValueError("the folder holds no attention program; look at has_attention")
+            raise ValueError("the folder has no attention program; check has_attention first")
         return self._run(ATTENTION, (hu_BDHW, device))["attention"]
 
     def _run(self, name: str, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
@@ -178,7 +177,7 @@ class ExportedModel:
         dtypes = [entry.get("dtype", "float32") for entry in self._inputs.values()]
         parts = []
         for start in range(0, total, BATCH):
-            rows = np.minimum(np.arange(start, start + BATCH), total - 1)  # the last one fills up
+            rows = np.minimum(np.arange(start, start + BATCH), total - 1)  # padded with the last
             batch = [array[rows].astype(t) for array, t in zip(arrays, dtypes, strict=True)]
             outputs = self._compiled[name](self._weights, *batch)
             kept = min(BATCH, total - start)
@@ -220,8 +219,8 @@ def _program(path: Path, data: bytes, jax_version: Any) -> tuple[Any, Any, Any, 
         (expected, *inputs), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
         outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
         if not (isinstance(expected, dict) and isinstance(outputs, dict) and inputs):
-            raise ValueError("its signature is another")
-    except Exception as error:  # whatever a damaged file makes the reader raise
+            raise ValueError("its signature is not that of an exported model")
+    except Exception as error:  # a damaged file can make the reader raise anything
         raise UserError(f"{path}: {_unreadable(error)} {AGAIN}") from error
     version = program.calling_convention_version
     oldest = jax.export.minimum_supported_calling_convention_version

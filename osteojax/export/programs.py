@@ -1,7 +1,7 @@
-"""Programs as StableHLO.
+"""Exports functions as StableHLO programs.
 
-The weights are the first argument of every program, by name (`flat_weights`), so that programs stay
-small and weights readable.
+The first argument of every program is the weights by name (`flat_weights`), so that programs are
+small and weights can be read separately.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def tree_weights(weights: Weights) -> dict[str, Any]:
 
 
 def on_weights(function: Function) -> Function:
-    """A function of (variables, *inputs) as one of (weights by name, *inputs)."""
+    """Converts a function of (variables, *inputs) to one of (weights by name, *inputs)."""
 
     def called(weights: Weights, *inputs: Any) -> Any:
         return function(tree_weights(weights), *inputs)
@@ -42,7 +42,7 @@ def on_weights(function: Function) -> Function:
 
 
 def arguments(weights: Weights, inputs: Mapping[str, Any], batch: Any) -> tuple[Any, ...]:
-    """Shapes and dtypes that a program is called with.
+    """Shapes and dtypes of a program's arguments.
 
     Args:
       inputs: `Export.inputs`.
@@ -65,10 +65,10 @@ def output_shapes(function: Function, called_with: tuple[Any, ...]) -> dict[str,
 
 
 def serialise(function: Function, weights: Weights, inputs: Mapping[str, Any]) -> bytes:
-    """One program for CPU, CUDA and TPU and any batch.
+    """One program for CPU, CUDA and TPU and any batch size.
 
-    Products are float32 throughout: left to themselves, GPUs round their inputs to TF32 and TPUs
-    to bfloat16, and the exported model would not give what was evaluated.
+    Products are computed in float32. By default GPUs would round their inputs to TF32 and TPUs to
+    bfloat16, and the exported model's outputs would differ from the evaluated ones.
     """
     (batch,) = jax.export.symbolic_shape("b")
     called_with = arguments(weights, inputs, batch)

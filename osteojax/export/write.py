@@ -1,12 +1,12 @@
-"""Checkpoint -> a folder that predicts without this repository.
+"""Exports a checkpoint to a folder that predicts without this repository.
 
-    model.json             what goes in and out, what was fitted, every hash (`card.py`)
+    model.json             inputs, outputs, fitted values, hashes of all files (`card.py`)
     program.jaxexport      StableHLO for CPU, CUDA and TPU, symbolic batch (`programs.py`)
-    attention.jaxexport    likewise: Grad-CAM, beside a whole model
+    attention.jaxexport    the same for Grad-CAM, with a whole model only
     weights.safetensors    every parameter and running statistic, float32, by dotted name
-    embedding.safetensors  statistics of the training embeddings, where `evaluate` left them
+    embedding.safetensors  statistics of the training embeddings, if `evaluate` wrote them
 
-`osteojax.export.load` loads the folder; so does any script that has jax (examples/).
+`osteojax.export.load` loads the folder, and so can any script with jax (examples/).
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ def export_model(
       workdir: of a training run; of a fine-tuning run for a whole model.
       out: folder to write; files of an earlier export are replaced.
       which: "best" or "last" checkpoint.
-      formats: of `FORMATS`. The program takes its weights from weights.safetensors, which is
-        written in either case.
+      formats: of `FORMATS`. weights.safetensors is always written, because the program needs it.
       what: a name of the objective's `exports()`: "model"; "encoder", the embedding alone; or
         "features", and the mean of every stage.
-      weights: "averaged" (EMA), "raw" (as the optimiser left them), or "auto": averaged where the
-        run kept them, which is what `evaluate` evaluates.
+      weights: "averaged" (EMA), "raw" (not averaged), or "auto": averaged if the run kept them,
+        the same that `evaluate` uses.
 
     Returns:
       the content of model.json.
@@ -97,7 +96,7 @@ def export_model(
     params, averaged = _choose(workdir, variables, weights)
     tensors = flat_weights(export.variables(params, variables["model_state"]))
     out.mkdir(parents=True, exist_ok=True)
-    (out / CARD).unlink(missing_ok=True)  # the card first: a folder half written has none
+    (out / CARD).unlink(missing_ok=True)  # an incomplete folder has no card
     for path in [*out.glob(f"*{PROGRAM_SUFFIX}"), out / WEIGHTS, out / EMBEDDING]:
         path.unlink(missing_ok=True)
     with atomic_path(out / WEIGHTS) as temporary:
@@ -107,7 +106,7 @@ def export_model(
         files.append(f"{role}{PROGRAM_SUFFIX}")
         with atomic_path(out / files[-1]) as temporary:
             temporary.write_bytes(serialise(function, tensors, export.inputs))
-    # `evaluate` evaluates what "auto" exports.
+    # `evaluate` uses the weights that "auto" exports.
     evaluated = averaged == (variables["ema_params"] is not None)
     fitted = _fitted(workdir, out, step, evaluated) if export.decides else None
     files += [EMBEDDING] if (out / EMBEDDING).is_file() else []
@@ -137,7 +136,7 @@ def export_model(
 
 
 def _export(workdir: Path, config: ConfigDict, manifest: Manifest, what: str) -> Export:
-    """What the run's objective says of `what`. Raises UserError where it has no such thing."""
+    """The objective's description of the export `what`. Raises UserError if it has none."""
     exports = objectives.load(config, objectives.Described(manifest, workdir)).exports()
     if what in exports:
         return exports[what]
@@ -190,13 +189,13 @@ def _choose(workdir: Path, variables: dict[str, Any], weights: str) -> tuple[Any
 
 
 def _fitted(workdir: Path, out: Path, step: int, evaluated: bool) -> dict[str, Any] | None:
-    """Thresholds and calibration of the evaluation of these very weights, if there was one; the
-    statistics of their embeddings are copied to `out`."""
+    """Thresholds and calibration if exactly these weights were evaluated, else None. Statistics of
+    their embeddings are copied to `out`."""
     evaluation = workdir / "evaluation"
     path = evaluation / "metrics.json"
     if not path.is_file():
         log.warning(
-            "%s: not evaluated yet; the model carries no fitted threshold, 0.5 is used", workdir
+            "%s: not evaluated yet; the model has no fitted threshold, 0.5 is used", workdir
         )
         return None
     try:
@@ -207,8 +206,7 @@ def _fitted(workdir: Path, out: Path, step: int, evaluated: bool) -> dict[str, A
     if of_step != step or not evaluated:
         which = "of another step" if of_step != step else "of the averaged weights"
         log.warning(
-            "%s: what osteojax evaluate found there is %s; the model carries no fitted threshold, "
-            "0.5 is used",
+            "%s: its evaluation is %s; the model has no fitted threshold, 0.5 is used",
             workdir,
             which,
         )
@@ -220,7 +218,7 @@ def _fitted(workdir: Path, out: Path, step: int, evaluated: bool) -> dict[str, A
 
 
 def _step_of(path: Path) -> str | None:
-    """The checkpoint that statistics of embeddings are of."""
+    """The checkpoint of which a file has the statistics of embeddings."""
     try:
         with safe_open(str(path), "numpy") as file:
             return (file.metadata() or {}).get("checkpoint_step")

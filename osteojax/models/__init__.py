@@ -1,16 +1,16 @@
 """Encoders and heads. `model.name = "resnet"` in a config loads `osteojax/models/resnet.py`.
 
 A backbone is a module with `build(fields, axis_name) -> nn.Module`; `fields` are those of
-`config.model` but for `name`, and the module alone knows them. One of them is `rank`, which
+`config.model` without `name`, and only this module knows them. One of them is `rank`, which
 objectives read too: 3 for volumes, 2 for the mid-sagittal slice. The Linen module is called as
-`backbone(x f[B, *space, 1], train=bool, map_id=i32[B])`, with which texture map each sample is, and
-returns named features, "pooled" f32[B, F] among them. It may have
+`backbone(x f[B, *space, 1], train=bool, map_id=i32[B])`, where map_id is the texture map of each
+sample, and returns named features, with "pooled" f32[B, F] among them. It may have
 
-  attention_layers    where Grad-CAM may look (`AttentionLayer`), from the first to the last
+  attention_layers    layers for Grad-CAM (`AttentionLayer`), from the first to the last
   remat               a field: whether layers are computed again in the backward pass
 
-and its file may have PLAIN, values of fields with which the program shows the model's own work and
-no trick of ours, for counting it (`osteojax.train.costs`).
+and its file may have PLAIN, values of fields for the plain program whose FLOPs are counted, without
+our optimisations (`osteojax.train.costs`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class AttentionLayer(NamedTuple):
-    """A layer whose output f[B, *space, C] still knows where in the image it looks.
+    """A layer whose output f[B, *space, C] keeps the position in the image.
 
     Attributes:
-      name: of the module in the backbone, "/" between modules inside each other.
+      name: of the module in the backbone, with "/" between nested modules.
       stride: voxels of the input from one voxel of the output to the next.
       first_centre: voxel of the input on which the output's first voxel is centred.
     """
@@ -43,7 +43,7 @@ class AttentionLayer(NamedTuple):
 
 
 def build_backbone(config: ConfigDict, axis_name: str | None) -> nn.Module:
-    """The backbone that `config.model` describes; statistics are taken over `axis_name`.
+    """The backbone that `config.model` describes; batch statistics are over `axis_name`.
 
     Raises:
       UserError: no such backbone, or it has no such field.
@@ -56,7 +56,7 @@ def build_backbone(config: ConfigDict, axis_name: str | None) -> nn.Module:
 def from_fields(
     backbone: type[nn.Module], fields: Mapping[str, Any], axis_name: str | None
 ) -> nn.Module:
-    """`backbone(axis_name=axis_name, **fields)`: what most `build` do last.
+    """Returns `backbone(axis_name=axis_name, **fields)`; a helper for `build`.
 
     Raises:
       UserError: it has no such field.

@@ -1,4 +1,4 @@
-"""Where in a vertebra the diagnosis comes from: Grad-CAM (Selvaraju et al., ICCV 2017) in 3D."""
+"""Grad-CAM in 3D (Selvaraju et al., ICCV 2017): regions that raise the predicted risk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jax import Array
 from osteojax.models import AttentionLayer
 
 MIN_VOXELS = 4
-"""The map is taken at the deepest layer that still has this many voxels an edge: 24 mm or finer
-for a field of view of 96 mm. The last stage of a ResNet has 2 for 64^3, which points at nothing."""
+"""The map is taken at the deepest layer that still has this many voxels per edge (24 mm or finer
+for a field of view of 96 mm). The last stage of a ResNet has 2 for 64^3, which is too coarse."""
 
 
 def chosen_layer(layers: Sequence[AttentionLayer], size: int) -> AttentionLayer:
-    """The layer that `gradcam` looks at for inputs of `size` voxels an edge: the last one with
-    `MIN_VOXELS` an edge, or the first one where none has. `layers` are in order of stride.
+    """The layer that `gradcam` uses for inputs of `size` voxels per edge: the last one with
+    `MIN_VOXELS` per edge, or the first one if none has. `layers` are in order of stride.
 
     For ResNet34, 96^3 and 64^3: stage 3 (6 and 4 voxels an edge); 32^3: stage 2.
     """
@@ -34,8 +34,8 @@ def gradcam(model: Any, variables: Any, x: Array, device_B: Array) -> Array:
 
     With A_c the channels of the chosen layer and y the log odds, the map is
     relu(sum_c mean(dy / dA_c) A_c), interpolated linearly to the input's grid at the true centres
-    of the layer's voxels. It says where channels are active that raise the log odds, and no more:
-    it explains neither bone nor a single case's error.
+    of the layer's voxels. It shows only where channels are active that raise the log odds; it does
+    not explain a single case's error.
 
     Args:
       model: `osteojax.objectives.diagnosis.DiagnosisModel`, without an axis name; its backbone has
@@ -45,11 +45,11 @@ def gradcam(model: Any, variables: Any, x: Array, device_B: Array) -> Array:
       device_B: i32[B].
 
     Returns:
-      f32[B, *space] >= 0, not normalised: divide by a vertebra's maximum to draw it. Zero
-      everywhere where nothing raises the log odds.
+      f32[B, *space] >= 0, not normalised (divide by a vertebra's maximum to draw it). It is zero
+      everywhere if no channel raises the log odds.
     """
     layer = chosen_layer(model.backbone.attention_layers, min(x.shape[1:-1]))
-    if getattr(model.backbone, "remat", False):  # nothing inside such a layer can be kept
+    if getattr(model.backbone, "remat", False):  # outputs inside such a layer cannot be kept
         model = model.clone(backbone=model.backbone.clone(remat=False))
     path = ("backbone", *layer.name.split("/"))
 
@@ -67,10 +67,10 @@ def gradcam(model: Any, variables: Any, x: Array, device_B: Array) -> Array:
         with nn.intercept_methods(interceptor):
             outputs = model.apply(variables, x, device_B, train=False)
         logits = outputs["logits"]
-        # No vertebra's output depends on another's, so the sum has each one's own gradient.
+        # Outputs of vertebrae are independent, so the sum's gradient has that of each vertebra.
         return jnp.sum(logits[:, 1] - logits[:, 0]), seen[0]
 
-    # One shift per vertebra and channel, the same everywhere: its gradient is the sum over space.
+    # One shift per vertebra and channel is added everywhere; its gradient is a sum over space.
     _, output = jax.eval_shape(log_odds, jnp.float32(0))
     space = range(1, output.ndim - 1)
     shift = jnp.zeros((x.shape[0], *[1] * len(space), output.shape[-1]), output.dtype)

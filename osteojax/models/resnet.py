@@ -14,15 +14,16 @@ from osteojax.models.normalisation import Norm
 from osteojax.ops.conv3d import Conv
 
 STEM_STRIDE = 4
-"""Of stage 1 to the input; each later stage doubles it."""
+"""Stride of stage 1 relative to the input; each later stage doubles it."""
 
 
 class ResNet(nn.Module):
     """ResNet34 by default; 21.3 M parameters in 2D, 63.5 M in 3D.
 
-    Stem: 7^rank stride 2, norm, ReLU, 3^rank max-pool stride 2. Stages of basic blocks at width
-    w, 2w, 4w, 8w, stages 2 to 4 with stride 2, 1x1 stride-2 projections on their shortcuts. The
-    last norm of every block starts at zero: a block starts as its shortcut (Goyal et al. 2017).
+    Stem: 7^rank stride 2, norm, ReLU, 3^rank max-pool stride 2. Stages of basic blocks have widths
+    w, 2w, 4w, 8w; stages 2 to 4 have stride 2, with 1x1 stride-2 projections on their shortcuts.
+    The scale of the last norm of every block starts at zero, so that a block starts as its shortcut
+    (Goyal et al. 2017).
 
     Attributes:
       stage_sizes: blocks in each stage.
@@ -47,7 +48,7 @@ class ResNet(nn.Module):
     @property
     def attention_layers(self) -> tuple[AttentionLayer, ...]:
         """The last block of each stage. Voxel i of a stage is centred on the input's voxel
-        stride * i: every layer of stride 2 pads evenly."""
+        stride * i, because every layer of stride 2 pads evenly."""
         return tuple(
             AttentionLayer(f"stage{stage}_block{blocks}", STEM_STRIDE * 2 ** (stage - 1))
             for stage, blocks in enumerate(self.stage_sizes, start=1)
@@ -150,8 +151,8 @@ class BasicBlock(nn.Module):
 def max_pool(x: Array) -> Array:
     """Maximum over 3^rank windows, stride 2, one voxel of padding at both ends of every axis.
 
-    f[B, *space, C] -> f[B, *ceil(space / 2), C]. One axis after another, which is the same maximum
-    for 9 instead of 27 comparisons, and its gradient is selections of whole arrays: the gradient of
+    f[B, *space, C] -> f[B, *ceil(space / 2), C]. Axes are pooled one after another, which takes 9
+    instead of 27 comparisons. The gradient selects from whole arrays, whereas that of
     `lax.reduce_window` scatters voxel by voxel on CPU. Ties share the gradient.
     """
     for axis in range(1, x.ndim - 1):

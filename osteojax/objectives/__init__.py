@@ -1,11 +1,11 @@
-"""What is minimised. `objective.name = "swav"` in a config loads `osteojax/objectives/swav.py`.
+"""Training objectives. `objective.name = "swav"` in a config loads `osteojax/objectives/swav.py`.
 
-An objective module has `build(config, cohort) -> Objective`; a module here without `build` holds
-what several of them share. An objective owns everything about its method: the loop and the step
-know none of it, and a new one needs no edit elsewhere.
+An objective module has `build(config, cohort) -> Objective`; a module here without `build` contains
+code that several objectives share. An objective defines everything about its method; the training
+loop and the step know no method, and a new one needs no edit elsewhere.
 
-A module here is imported where there is nothing but jax, flax and optax (`osteojax benchmark train`
-on a machine without a registry): what only validation needs is imported where it validates.
+These modules must be importable with only jax, flax and optax (`osteojax benchmark train` on
+machines with little installed). Import packages that only validation needs where it uses them.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """What training, benchmarks, export and evaluation ask of a method.
+    """The interface of a method for training, benchmarks, export and evaluation.
 
-    All but `training_rows` and `validate` must work on a cohort that is only `Described`.
+    All but `training_rows` and `validate` must work with a cohort that is only `Described`.
     """
 
     @property
     def view(self) -> View:
-        """What an example shows: draws it and reads it (`osteojax.data.views`)."""
+        """The view that draws and reads examples (`osteojax.data.views`)."""
 
     def training_rows(self) -> np.ndarray:
-        """i64[N] rows of the table that are trained on, all of the split "train"."""
+        """i64[N] rows of the table to train on, all from the split "train"."""
 
     def check_devices(self, num_devices: int) -> None:
-        """Raises UserError where the method cannot spread over so many accelerators."""
+        """Raises UserError if the method does not support so many accelerators."""
 
     def init(self, key: Array, batch: Mapping[str, Any]) -> tuple[Params, ModelState]:
         """Parameters and state for batches shaped like `batch`; its values are not used."""
@@ -60,51 +60,51 @@ class Objective(Protocol):
     def optimizer(
         self, direction: optax.GradientTransformation, schedule: optax.Schedule
     ) -> optax.GradientTransformation:
-        """Gradient -> update, of the config's `direction` (AdamW) and learning rates."""
+        """The optimiser, from the config's `direction` (AdamW) and learning-rate schedule."""
 
     def validate(self, state: TrainState, devices: Devices) -> tuple[ModelState, dict[str, float]]:
-        """(the state with fresh running statistics, metrics by name) on the split "valid"."""
+        """Validates on the split "valid": (state with new running statistics, metrics by name)."""
 
     def exchanged_bytes(self, num_devices: int) -> dict[str, int]:
-        """Bytes that each of `num_devices` gives to the method's own collectives in a step, by
-        purpose; gradients and batch statistics are not among them (`train/collectives.py`)."""
+        """Purpose -> operand bytes, on each of `num_devices`, of the method's own collectives in a
+        step; `train/collectives.py` adds gradients and batch statistics."""
 
     def diverges_above(self, reference_loss: float) -> float:
         """The smoothed loss above which a run has diverged, from the mean loss of its first steps
         (`osteojax.train.health`)."""
 
     def exports(self) -> Mapping[str, Export]:
-        """What `osteojax export --what` can write of a run, by that name."""
+        """Name for `osteojax export --what` -> description of what it writes."""
 
 
 class Devices(Protocol):
-    """What an objective uses of the devices that it validates on
-    (`osteojax.train.parallel.DataParallel`)."""
+    """The part of `osteojax.train.parallel.DataParallel` that objectives use in validation."""
 
     @property
     def num_devices(self) -> int:
-        """Accelerators, of all processes together."""
+        """Number of accelerators of all processes together."""
 
     def map_forward(self, function: Callable) -> Callable:
-        """(variables, share of batch) -> outputs by example; gives NumPy arrays [B, ...]."""
+        """Maps a function (variables, share of batch) -> outputs per example. The mapped function
+        returns NumPy arrays [B, ...] of the whole batch."""
 
     def map_reduce(self, function: Callable) -> Callable:
-        """(variables, share of batch) -> values that are equal on all devices."""
+        """Maps a function (variables, share of batch) -> values that are equal on all devices."""
 
     def put_whole(self, batch: dict[str, np.ndarray]) -> Any:
         """A global batch on the host -> the same, spread over the devices."""
 
     def replicate(self, tree: Any) -> Any:
-        """Arrays -> the same values on every device, in buffers of their own."""
+        """Arrays -> the same values on every device, in new buffers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What `build` may be given where the shards of a cohort are not at hand (export, costs).
+    """A cohort without shards, for `build` where only the manifest is known (export, costs).
 
     Attributes:
       manifest: of the prepared folder.
-      directory: that messages name.
+      directory: named in messages.
     """
 
     manifest: Manifest
@@ -118,6 +118,6 @@ def load(config: ConfigDict, cohort: PreparedCohort | Described) -> Objective:
 
 
 def ten_times(reference_loss: float) -> float:
-    """`Objective.diverges_above` where losses start at chance, well above zero: a bad batch or an
-    unlucky restart never gets near ten times that."""
+    """`Objective.diverges_above` for losses that start at chance level, well above zero. A bad
+    batch or an unlucky restart stays far below ten times that."""
     return 10.0 * abs(reference_loss)

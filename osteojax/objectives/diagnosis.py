@@ -45,8 +45,7 @@ class DiagnosisModel(nn.Module):
 
 
 def build_model(config: ConfigDict, num_scanners: int, axis_name: str | None) -> DiagnosisModel:
-    """The model that `config` describes, for a table of `num_scanners` DXA devices, "unknown"
-    included."""
+    """The model that `config` describes, for `num_scanners` DXA scanners (with "unknown")."""
     return DiagnosisModel(
         backbone=build_backbone(config.model, axis_name),
         experts=build_decoder(config.moe, num_scanners),
@@ -54,7 +53,7 @@ def build_model(config: ConfigDict, num_scanners: int, axis_name: str | None) ->
 
 
 def model_export(config: ConfigDict, manifest: Manifest) -> Export:
-    """The whole model: what it predicts, and where it looks.
+    """Export of the whole model, with a program for predictions and one for attention.
 
     program: (variables, hu f32[B, D, H, W], device i32[B]) -> probability f32[B], bmd_g_cm2 f32[B],
     bmd_by_device_g_cm2 f32[B, devices], level_probabilities f32[B, 18], gate f32[B, N], embedding
@@ -123,8 +122,8 @@ def attention_program(config: ConfigDict, manifest: Manifest) -> Callable[..., d
 
 
 def in_units(outputs: Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
-    """Outputs of `DiagnosisModel` [N, ...] as the exported program gives them: probability f64[N]
-    of osteoporosis, bmd_g_cm2 f[N], level_probabilities f64[N, 18], gate, embedding."""
+    """Converts outputs of `DiagnosisModel` [N, ...] to those of the exported program: probability
+    f64[N] of osteoporosis, bmd_g_cm2 f[N], level_probabilities f64[N, 18], gate, embedding."""
     from scipy.special import softmax
 
     known = about(manifest)

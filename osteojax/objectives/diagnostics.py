@@ -1,6 +1,6 @@
-"""Is pre-training learning bone, or the easy things? (docs/method.md, "SSL diagnostics")
+"""Diagnostics of whether pre-training learns bone (docs/method.md, "SSL diagnostics").
 
-The SwAV loss cannot say: telling maps, scanners or poses apart lowers it too. These numbers can.
+The loss does not show it, because distinguishing maps, scanners or poses lowers it too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from osteojax.ops.sinkhorn import sinkhorn
 log = logging.getLogger(__name__)
 
 NMI_MAP_LIMIT = 0.2
-"""Above it, prototypes sort the maps by type instead of the bones."""
+"""Above this value, prototypes separate types of maps rather than bones."""
 
 
 def assignment_metrics(
     cohort: PreparedCohort, pairs: dict[str, np.ndarray], settings: ConfigDict
 ) -> dict[str, float]:
-    """What the prototypes encode, from validation pairs.
+    """Metrics of what the prototypes encode, from validation pairs.
 
     Args:
       pairs: rows i64[N], map_ids i32[N, 2], scores f32[N, 2, K].
@@ -109,8 +109,8 @@ def probe_metrics(
       hu_probe_r2 (mean HU inside the mask) and volume_probe_r2 (mask volume), by ridge regression.
     """
     metrics: dict[str, float] = {}
-    # One scale for all channels: a channel that is nearly dead in training, scaled by its own
-    # deviation, would throw an unusual vertebra hundreds of deviations away.
+    # One scale for all channels. A channel that hardly varies in training, divided by its own
+    # deviation, would put an unusual vertebra hundreds of deviations away.
     scale = float(train_NF.std(axis=0).mean()) if len(train_NF) else 1.0
     train_NF, valid_NF = train_NF / (scale + 1e-12), valid_NF / (scale + 1e-12)
     if len(train_rows) == 0 or len(valid_rows) == 0:
@@ -132,24 +132,24 @@ def probe_metrics(
     return metrics
 
 
-def warn(metrics: dict[str, float], initial_hu_probe: float, told: set[str]) -> None:
-    """Logs a warning, once a run, where the encoder learns map types or forgets bone density.
+def warn(metrics: dict[str, float], initial_hu_probe: float, warned: set[str]) -> None:
+    """Logs a warning, once per run, if the encoder learns map types or forgets bone density.
 
     Args:
       metrics: of a validation.
       initial_hu_probe: hu_probe_r2 at initialisation; NaN where it is not known.
-      told: what this run was warned of; added to.
+      warned: names of the warnings that this run has logged; new ones are added.
     """
-    if metrics.get("nmi_map", 0.0) > NMI_MAP_LIMIT and "map" not in told:
-        told.add("map")
+    if metrics.get("nmi_map", 0.0) > NMI_MAP_LIMIT and "map" not in warned:
+        warned.add("map")
         log.warning(
             "prototypes sort maps by type: NMI %.2f > %.2f. Try data.pairs=cross_group or "
             "model.norm=per_map, and watch valid/nmi_map.",
             metrics["nmi_map"],
             NMI_MAP_LIMIT,
         )
-    if metrics.get("hu_probe_r2", np.inf) < initial_hu_probe and "hu" not in told:
-        told.add("hu")
+    if metrics.get("hu_probe_r2", np.inf) < initial_hu_probe and "hu" not in warned:
+        warned.add("hu")
         log.warning(
             "the encoder predicts mean HU worse (R2 %.2f) than at initialisation (%.2f): it is "
             "forgetting bone density. Watch valid/hu_probe_r2.",

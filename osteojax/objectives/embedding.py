@@ -1,4 +1,4 @@
-"""Running a model over many vertebrae, and the running statistics it does that with."""
+"""Runs a model over many vertebrae, and computes running statistics of images for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from osteojax.objectives import Devices
 
 NORM_MOMENTUM = 0.9
-"""Of every normalisation layer's running average."""
+"""Momentum of the running averages of every normalisation layer."""
 
 
 def run_over(
@@ -26,7 +26,7 @@ def run_over(
     batch_size: int,
     title: str,
 ) -> dict[str, np.ndarray]:
-    """Outputs of `forward` for every row, in order; padding is cut off.
+    """Outputs of `forward` for every row, in order, without padding.
 
     Args:
       forward: from `Devices.map_forward`.
@@ -39,7 +39,7 @@ def run_over(
 
     from osteojax.data.pipeline import evaluation_batches
 
-    # Rounded up: a run of 32 on 8 devices is evaluated on a machine of 3 too.
+    # Rounded up, so that a run with batches of 32 can be evaluated on 3 devices.
     batch_size = -(-batch_size // devices.num_devices) * devices.num_devices
     collected: list[dict[str, np.ndarray]] = []
     batches = evaluation_batches(cohort, rows, view, batch_size=batch_size)
@@ -67,8 +67,8 @@ def image_batch_statistics(
 ) -> Any:
     """Running statistics of the image member alone.
 
-    Pre-training normalises by statistics of all five maps; fine-tuning and prediction see the image
-    only. Statistics of whole batches of images are averaged, without moving any parameter.
+    Pre-training normalises by statistics of all five members; fine-tuning and prediction use only
+    the image. Statistics of whole batches of images are averaged; parameters do not change.
 
     Args:
       apply: from `Devices.map_reduce`: (variables, batch) -> updated batch_stats, in
@@ -82,7 +82,7 @@ def image_batch_statistics(
 
     count = min(len(rows), max_batches * batch_size)
     sample = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
-    # Evenly spaced rows of one patient would sit in one batch; spread them over all batches.
+    # Rows are permuted, so that those of one patient are spread over all batches.
     sample = np.random.default_rng(0).permutation(sample)
     total, batches = None, 0
     for chosen, batch in evaluation_batches(cohort, sample, view, batch_size=batch_size):

@@ -1,4 +1,4 @@
-"""The encoder of a run as something to export, and the image of a vertebra as programs take it."""
+"""Export of a run's encoder, and the image of a vertebra as the input of exported programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEVICE_INPUT = {"shape": ["b"], "dtype": "int32", "what": "index into `devices`"
 
 
 def encoder_exports(config: ConfigDict, manifest: Manifest) -> dict[str, Export]:
-    """What every run on vertebrae can export: its encoder, as a linear probe needs it.
+    """Exports that every run on vertebrae has: its encoder, for use with a linear probe.
 
     "encoder" gives embedding f32[B, F] of hu f32[B, D, H, W]; "features" the mean over space of
     every stage as well, stage1 f32[B, C1], ... (the last one is the embedding).
@@ -63,8 +63,8 @@ def encoder_exports(config: ConfigDict, manifest: Manifest) -> dict[str, Export]
 
 
 def image_statistics(model_state: ModelState) -> Any:
-    """Running statistics for images. Pre-training normalises by statistics of all maps and keeps
-    those of the image beside them; a fine-tuned model has seen nothing but images."""
+    """Running statistics for images. Pre-training keeps them beside its statistics of all members;
+    a fine-tuned model was trained on images only."""
     return model_state.get("image_batch_stats", model_state.get("batch_stats", {}))
 
 
@@ -77,13 +77,13 @@ def _encoder_variables(params: Params, model_state: ModelState) -> dict[str, Any
 
 
 def facts_of(manifest: Manifest) -> dict[str, Any]:
-    """What model.json says of the kind of data."""
+    """Fields of model.json about the kind of data."""
     return {"kind": KIND, "devices": list(about(manifest).devices), "levels": list(LEVELS)}
 
 
 def network_input_of(config: ConfigDict, manifest: Manifest) -> Callable[[Array], Array]:
-    """f32[B, D, H, W] HU -> the network's input. HU are quantised as the shards quantise them: an
-    exported model sees what it was trained on."""
+    """A function f32[B, D, H, W] HU -> the network's input. HU are quantised as in the shards, so
+    that an exported model gets the same input as in training."""
     known = about(manifest)
     image, map_affine = known.maps[0], jnp.asarray(known.map_affine())
 

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from osteojax.data import vertebrae
 from osteojax.data.augment import augment, network_input
-from osteojax.data.views import Supervised, ToldDevice
+from osteojax.data.views import GivenDevice, Supervised
 from osteojax.objectives import ten_times
 from osteojax.objectives.diagnosis import (
     attention_program,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def masked_mean(values_B: Array, valid_B: Array, axis_name: str | None) -> Array:
     """Sum over the global batch divided by its count of valid entries; 0 where there are none.
 
-    Dividing by the local count would weigh a device's few labels as much as another's many.
+    Dividing by each device's count would give a device with few labels the weight of one with many.
     """
     total = jnp.sum(jnp.where(valid_B, values_B, 0.0))
     count = jnp.sum(valid_B.astype(jnp.float32))
@@ -60,7 +60,7 @@ def multitask_losses(
     """
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     has_label, has_bmd = targets["label"] >= 0, ~jnp.isnan(targets["bmd"])
-    # where() before the square: the gradient of a masked NaN is NaN.
+    # where() must precede the square, because the gradient of a masked NaN is NaN.
     difference = outputs["bmd"] - jnp.where(has_bmd, targets["bmd"], 0.0)
     everyone = jnp.ones_like(has_label)
     diagnosis = cross_entropy(outputs["logits"], jnp.maximum(targets["label"], 0))
@@ -143,7 +143,7 @@ class Multitask:
         return total, ({"batch_stats": updated.get("batch_stats", {})}, metrics)
 
     def _drop_device(self, device_B: Array, index_B: Array, key: Array) -> Array:
-        """Makes some devices unknown, so that the unknown device is a trained answer."""
+        """Replaces some scanners by "unknown", so that its embedding is trained."""
         probability = self.config.objective.device_dropout
         device_key = jax.random.fold_in(key, 2**31 - 1)  # no record has this index
 
@@ -158,15 +158,15 @@ class Multitask:
         return optax.chain(direction, optax.scale_by_learning_rate(schedule))
 
     def check_devices(self, num_devices: int) -> None:
-        """Any number will do."""
+        """Every number of devices is supported."""
 
     def exchanged_bytes(self, num_devices: int) -> dict[str, int]:
         """Sum and count of three masked losses; entropy and importance of the gate."""
         return {"losses": 3 * 2 * 4 + 4 + 4 * self.config.moe.num_experts}
 
     def validate(self, state: TrainState, devices: Devices) -> tuple[ModelState, dict[str, float]]:
-        """Losses and AUROC on labelled validation vertebrae, by the averaged parameters where the
-        run keeps them.
+        """Losses and AUROC on labelled validation vertebrae, with averaged parameters if the run
+        keeps them.
 
         Returns:
           (model state, metrics); auroc is absent where validation has one class only.
@@ -208,17 +208,17 @@ class Multitask:
         model_state: ModelState,
         rows: np.ndarray,
         devices: Devices,
-        told_device: np.ndarray | None = None,
+        given_device: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Outputs of `DiagnosisModel` for some rows, with each vertebra's own device, or with
-        told_device i32[N], one for every row of the cohort."""
+        given_device i32[N], one for every row of the cohort."""
         if not hasattr(self, "_mapped_forward"):
             self._mapped_forward = devices.map_forward(self._forward)
         variables = {"params": params, "batch_stats": model_state["batch_stats"]}
         return run_over(
             self.cohort,
             rows,
-            self.view if told_device is None else ToldDevice(told_device),
+            self.view if given_device is None else GivenDevice(given_device),
             self._mapped_forward,
             variables,
             devices,

@@ -1,8 +1,8 @@
-"""Self-supervision from several members of a vertebra's texture pool: all but the method.
+"""Shared code of self-supervised methods on several members of a vertebra's texture pool.
 
-A method is a model and a loss (`Method`). What is the same for all of them stands here: which
-vertebrae train, how their members are read or made and augmented, one pass of the network for all
-views, running statistics of the image member, frozen probes and warnings.
+A method is a model and a loss (`Method`). This module has the rest: training rows, reading or
+making members, augmentation, one pass of the network for all views, running statistics of the image
+member, frozen probes and warnings.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from osteojax.objectives import Devices
 
 Outputs = dict[str, Array]
-"""Of a method's model: "embedding" f32[..., F] and what its loss needs, by name."""
+"""Outputs of a method's model by name: "embedding" f32[..., F] and those that its loss needs."""
 
 NUM_VIEWS = 2
-"""V, the members that `pair_view` draws. Nothing below it depends on its value."""
+"""V, the number of members that `pair_view` draws; the code below works for any V."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a method brings.
+    """A self-supervised method.
 
     Attributes:
       model: (backbone, axis name) -> module, whose call (x f32[N, *space, 1], map_ids i32[N], *,
@@ -52,9 +52,9 @@ class Method:
       loss: (params, carried, outputs [B, V, ...]) -> (loss f32[], carried, metrics), of one
         device's share of the batch and equal on all devices (`Objective.loss`).
       exchanged_bytes: as of `Objective`.
-      carried: what the method keeps from step to step beside the model, at the first step.
+      carried: initial value of state that the method keeps between steps, beside the model.
       optimizer: wraps the update direction, which all parameters follow by default.
-      check_devices: as of `Objective`; any number will do by default.
+      check_devices: as of `Objective`; by default every number is supported.
       diagnose: (cohort, {"rows" i64[N], "map_ids" i32[N, V], outputs [N, V, ...]}) -> metrics of
         the split "valid".
     """
@@ -112,7 +112,7 @@ class PairObjective:
         batch_stats = variables.get("batch_stats", {})
         return variables["params"], {
             "batch_stats": batch_stats,
-            # Statistics of the image member, for whoever takes the encoder from here.
+            # Statistics of the image member, for runs that start from this encoder.
             "image_batch_stats": batch_stats,
             "initial_hu_probe": jnp.float32(jnp.nan),
             **self.method.carried(),
@@ -121,7 +121,7 @@ class PairObjective:
     def loss(
         self, params: Params, model_state: ModelState, batch: Batch, key: Array, step: Array
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
-        """The method's, of the augmented members that a batch shows."""
+        """The method's loss of the augmented members that a batch shows."""
         members = augment(self._members(batch), batch["index"], key, self.config.data.augment)
         variables = {"params": params, "batch_stats": model_state["batch_stats"]}
         outputs, batch_stats = self._forward(variables, members, batch["map_ids"], train=True)
@@ -166,13 +166,13 @@ class PairObjective:
         return devices.replicate(model_state), metrics
 
     def exports(self) -> dict[str, Export]:
-        """The encoder alone: there are no heads."""
+        """Only the encoder, since there are no heads."""
         return encoder_exports(self.config, self.cohort.manifest)
 
     def _outputs(
         self, params: Params, stats: Any, view: View, rows: np.ndarray, devices: Devices
     ) -> dict[str, np.ndarray]:
-        """The model's outputs [N, V, ...] for some rows, with these rows and their map ids."""
+        """The model's outputs [N, V, ...] for some rows, with the rows and their map ids."""
         variables, size = {"params": params, "batch_stats": stats}, self.config.batch_size
         found = run_over(
             self.cohort, rows, view, self._outputs_of, variables, devices, size, "validation"
@@ -180,7 +180,7 @@ class PairObjective:
         return {"rows": rows, **found}
 
     def _members(self, batch: Batch) -> Array:
-        """uint8[B, V, D, H, W]: the members of the pool that a batch shows, as read or as made."""
+        """uint8[B, V, D, H, W]: the members of the pool that a batch shows, read or computed."""
         if self._online and "image" in batch:
             return self._online.members(batch["image"], batch["map_ids"])
         return batch["codes"]
@@ -191,8 +191,8 @@ class PairObjective:
     def _forward(
         self, variables: Any, codes_BVDHW: Array, map_ids_BV: Array, *, train: bool
     ) -> tuple[Outputs, Any]:
-        """(outputs [B, V, ...], running statistics). All views go through the network at once: one
-        set of batch statistics, one large matrix product."""
+        """(outputs [B, V, ...], running statistics). All views go through the network in one pass,
+        with common batch statistics."""
         map_ids = map_ids_BV.reshape(-1)
         x = self._input(codes_BVDHW.reshape(-1, *codes_BVDHW.shape[2:]), map_ids)
         mutable = ["batch_stats"] if train else False

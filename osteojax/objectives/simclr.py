@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020): the members of a vertebra's pool attract, other vertebrae repel."""
+"""SimCLR (Chen et al. 2020): members of one vertebra's pool are positives, others negatives."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def nt_xent(projection_BVD: Array, temperature: float, axis_name: str | None) -> Array:
     """NT-Xent (eq. 1) of this device's B V views against those of the global batch of G, f[].
 
-    A view's positives are the other views of its vertebra; with more than two views, the mean over
-    them. Its negatives are all views of other vertebrae. ln(G V - 1) where nothing is learnt.
+    A view's positives are the other views of its vertebra; with more than two views, the loss is
+    averaged over them. Its negatives are all views of other vertebrae. The loss is ln(G V - 1) if
+    nothing is learnt.
 
     Args:
       projection_BVD: f[B, V, D] unit rows; B is this device's share of the global batch.
@@ -35,7 +36,7 @@ def nt_xent(projection_BVD: Array, temperature: float, axis_name: str | None) ->
     if axis_name is not None:
         everyone_GVD = lax.all_gather(projection_BVD, axis_name, tiled=True)
         first = lax.axis_index(axis_name) * num_local
-    everyone_MD = everyone_GVD.reshape(-1, dim)  # vertebra by vertebra, V views each
+    everyone_MD = everyone_GVD.reshape(-1, dim)  # the V views of a vertebra are adjacent
     scores_NM = projection_BVD.reshape(-1, dim) @ everyone_MD.T / temperature
     view_M = jnp.arange(len(everyone_MD))
     own_N = first * num_views + jnp.arange(num_local * num_views)
@@ -61,7 +62,7 @@ def build(config: ConfigDict, cohort: PreparedCohort) -> PairObjective:
         return loss, {}, {"nt_xent": loss, "chance": jnp.log(jnp.float32(num_views - 1))}
 
     def exchanged_bytes(num_devices: int) -> dict[str, int]:
-        """Forward each device gives its projections; backward the gradients of everyone's."""
+        """Forward, each device sends its projections; backward, gradients of all projections."""
         projections = 4 * config.batch_size * NUM_VIEWS * settings.projection_dim
         return {"projections": projections // num_devices + projections, "losses": 4}
 

@@ -1,7 +1,8 @@
 """TP-SwAV: swapped prediction between two members of a vertebra's texture pool.
 
-Paper, section 2.1 and eq. 1; Caron et al. 2020. What the paper leaves open (sizes, temperature,
-queue, freeze, diversity) is a field of the config, with the defaults of docs/method.md.
+Paper, section 2.1 and eq. 1; Caron et al. 2020. Values that the paper does not give (sizes,
+temperature, queue, freeze, diversity) are fields of the config, with the defaults of
+docs/method.md.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class SwAVModel(nn.Module):
 def swapped_prediction(scores_BVK: Array, targets_BVK: Array, temperature: float) -> Array:
     """Eq. 1, averaged over this device's examples: cross-entropy of each view's prediction against
     the other's assignment, summed over both directions; with more than two views, averaged over
-    pairs of them. f32[]; 2 ln K where nothing is learnt."""
+    pairs of them. f32[]; 2 ln K if nothing is learnt."""
     log_p_BVK = jax.nn.log_softmax(scores_BVK.astype(jnp.float32) / temperature, axis=-1)
     losses = []
     for s, t in itertools.combinations(range(scores_BVK.shape[1]), 2):
@@ -59,7 +60,7 @@ def swapped_prediction(scores_BVK: Array, targets_BVK: Array, temperature: float
 
 
 def prototype_diversity(vectors_KD: Array) -> Array:
-    """mean over i < j of relu(c_i . c_j)^2, f32[]: pushes prototypes to at least a right angle. The
+    """Mean over i < j of relu(c_i . c_j)^2, f32[]: pushes prototypes apart to right angles. The
     paper only says that a regulariser ensures diversity (section 2.1)."""
     unit_KD = l2_normalise(vectors_KD)
     cosines_KK = jnp.maximum(unit_KD @ unit_KD.T, 0.0)
@@ -77,7 +78,7 @@ class SwAV:
     def __init__(self, settings: ConfigDict, batch_size: int) -> None:
         """settings: `config.objective`; batch_size: global."""
         self._settings, self._batch_size = settings, batch_size
-        # A batch of 8 K spreads over the prototypes by itself (docs/method.md).
+        # A batch of 8 K is large enough to be spread over the prototypes (docs/method.md).
         wants_queue = batch_size < 8 * settings.num_prototypes
         self.queue_size = settings.queue_size if wants_queue else 0
         if self.queue_size and self.queue_size < batch_size:
@@ -95,7 +96,7 @@ class SwAV:
         return Prototypes(settings.num_prototypes, settings.prototype_dim, name="prototypes")
 
     def carried(self) -> Outputs:
-        """The queue, empty."""
+        """The empty queue."""
         if not self.queue_size:
             return {}
         shape = self.queue_size, NUM_VIEWS, self._settings.prototype_dim
@@ -111,7 +112,7 @@ class SwAV:
         diversity = prototype_diversity(params["prototypes"]["vectors"])
         share_K = lax.pmean(jnp.mean(targets_BVK, axis=(0, 1)), AXIS)
         metrics = {
-            "swapped_prediction": swapped / 2,  # per view: to be read beside ln K
+            "swapped_prediction": swapped / 2,  # per view, to compare with ln K
             "ln_k": jnp.log(jnp.float32(settings.num_prototypes)),
             "prototype_diversity": diversity,
             "prototype_perplexity": jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share_K, share_K))),
@@ -120,8 +121,8 @@ class SwAV:
         return loss, self.push(carried, outputs["projection"]), metrics
 
     def _assign(self, params: Params, carried: Outputs, scores_BVK: Array) -> Array:
-        """Q of eq. 1 for every view, f32[B, V, K]. Entries of the queue take part once it is full;
-        older encoders embedded them, so they shape the assignment and are never predicted."""
+        """Q of eq. 1 for every view, f32[B, V, K]. Entries of the queue take part once it is full.
+        Because older encoders embedded them, they affect the assignment but are never predicted."""
         settings = self._settings
         epsilon, iterations = settings.sinkhorn_epsilon, settings.sinkhorn_iterations
         assign = partial(sinkhorn, epsilon=epsilon, num_iterations=iterations, axis_name=AXIS)
@@ -129,7 +130,7 @@ class SwAV:
         plain = jnp.stack([assign(scores_BVK[:, v]) for v in views], axis=1)
         if not self.queue_size:
             return plain
-        # Each device takes its share of the queue, so that sums over the axis count it once.
+        # Each device uses its share of the queue, so that sums over the axis count it once.
         share = self.queue_size // lax.axis_size(AXIS)
         queue_QVD = lax.dynamic_slice_in_dim(carried["queue"], lax.axis_index(AXIS) * share, share)
         variables = {"params": params["prototypes"]}
@@ -139,7 +140,8 @@ class SwAV:
         return jnp.where(carried["queue_filled"] >= self.queue_size, queued, plain)
 
     def push(self, carried: Outputs, projection_BVD: Array) -> Outputs:
-        """Newest projections of the global batch first, oldest dropped; equal on all devices."""
+        """The queue with the projections of the global batch first and the oldest entries dropped;
+        equal on all devices."""
         if not self.queue_size:
             return {}
         local = lax.stop_gradient(projection_BVD)
@@ -147,7 +149,7 @@ class SwAV:
         place = jnp.zeros((total, *local.shape[1:]), local.dtype)
         start = lax.axis_index(AXIS) * local.shape[0]
         place = lax.dynamic_update_slice_in_dim(place, local, start, axis=0)
-        newest = lax.psum(place, AXIS)  # zeros elsewhere: an exact gather
+        newest = lax.psum(place, AXIS)  # other devices add zeros, so this is an exact gather
         queue = jnp.concatenate([newest, carried["queue"][:-total]], axis=0)
         filled = jnp.minimum(carried["queue_filled"] + total, self.queue_size)
         return {"queue": queue, "queue_filled": filled}
@@ -172,8 +174,8 @@ class SwAV:
         }
 
     def optimizer(self, direction: optax.GradientTransformation) -> optax.GradientTransformation:
-        """Prototypes stand still, undecayed, for the first `freeze_prototypes_steps`; their
-        moments start when they do."""
+        """Prototypes are frozen, without decay, for the first `freeze_prototypes_steps`; their
+        moments start afterwards."""
         freeze = self._settings.freeze_prototypes_steps
         frozen = optax.conditionally_mask(direction, lambda step: step >= freeze)
 
@@ -183,7 +185,7 @@ class SwAV:
         return optax.multi_transform({"free": direction, "frozen": frozen}, label)
 
     def diagnose(self, cohort: PreparedCohort, pairs: dict[str, np.ndarray]) -> dict[str, float]:
-        """What the prototypes encode (`diagnostics.assignment_metrics`)."""
+        """Metrics of what the prototypes encode (`diagnostics.assignment_metrics`)."""
         from osteojax.objectives import diagnostics
 
         return diagnostics.assignment_metrics(cohort, pairs, self._settings)

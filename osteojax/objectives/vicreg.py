@@ -1,5 +1,5 @@
-"""VICReg (Bardes, Ponce, LeCun, ICLR 2022): members of a pool are embedded alike, and embeddings
-neither collapse (variance) nor repeat themselves (covariance). No vertebra is a negative."""
+"""VICReg (Bardes, Ponce, LeCun, ICLR 2022): members of a pool get equal embeddings (invariance);
+variance and covariance terms prevent collapse and redundancy. There are no negatives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GAMMA = 1.0
 """Standard deviation that every dimension should have (eq. 1)."""
 EPSILON = 1e-4
-"""Of the square root in eq. 2."""
+"""Epsilon of the square root in eq. 2."""
 
 
 def vicreg_terms(projection_BVD: Array, axis_name: str | None) -> dict[str, Array]:
@@ -35,8 +35,8 @@ def vicreg_terms(projection_BVD: Array, axis_name: str | None) -> dict[str, Arra
       axis_name: mapped axis that the batch is spread over; None on one device.
 
     Returns:
-      invariance: squared distance of two views, averaged over pairs of views and, as in the
-        authors' code, which their weights are for, over dimensions (eq. 5 sums these).
+      invariance: squared distance of two views, averaged over pairs of views and over dimensions.
+        Eq. 5 sums over dimensions; the authors' code, to which their weights belong, averages.
       variance (eq. 1) and covariance (eq. 3 and 4): summed over the views.
     """
 

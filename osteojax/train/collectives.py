@@ -1,7 +1,7 @@
-"""What devices say to each other in one step: counted in the compiled program, and expected.
+"""Bytes that devices exchange in one step: counted in the compiled program, and expected.
 
-The count reads the program that runs, so a collective that nobody meant to write is in it. The
-expectation follows from the method (docs/scaling.md). A test holds the two equal.
+The count is of the program that runs, so it includes collectives that were added by accident. The
+expected bytes follow from the method (docs/scaling.md). A test checks that the two are equal.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Collective:
 
     Attributes:
       kind: "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "collective-permute".
-      operand_bytes: what each device gives.
-      group_size: devices that take part together.
+      operand_bytes: size of each device's operand.
+      group_size: number of devices that take part.
     """
 
     kind: str
@@ -41,8 +41,8 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """What each device sends where the group is a ring, which is the least that it can be
-        (Patarasuk & Yuan 2009)."""
+        """Bytes that each device sends if the group is a ring, which is the minimum (Patarasuk &
+        Yuan 2009)."""
         others = self.group_size - 1
         rounds = {
             "all-reduce": 2 * others / self.group_size,
@@ -59,14 +59,15 @@ def compiled_collectives(hlo_text: str, num_devices: int) -> list[Collective]:
 
     Args:
       hlo_text: of `jax.jit(...).lower(...).compile().as_text()`.
-      num_devices: devices that the program runs on; the size of a group that names no members.
+      num_devices: devices that the program runs on; the size of a group whose members the text
+        does not list.
 
     Returns:
       one entry for each operation among two or more devices. XLA joins several sums into one
-      operation; its bytes are theirs together.
+      operation, whose bytes are their sum.
 
     Raises:
-      ValueError: for a collective inside a loop, whose number of rounds the text need not say.
+      ValueError: for a collective inside a loop, whose number of iterations the text may not say.
     """
     loops = set(_LOOP_BODY.findall(hlo_text))
     found, computation = [], ""
@@ -86,7 +87,7 @@ def compiled_collectives(hlo_text: str, num_devices: int) -> list[Collective]:
 
 def _group_size(line: str, kind: str, num_devices: int) -> int:
     if kind == "collective-permute":
-        return 2  # it names pairs
+        return 2  # a permutation sends between pairs
     if listed := _GROUPS_LISTED.search(line):
         return len(listed[1].split(","))
     if counted := _GROUPS_COUNTED.search(line):
@@ -95,11 +96,11 @@ def _group_size(line: str, kind: str, num_devices: int) -> int:
 
 
 def _operand_bytes(match: re.Match[str], group_size: int) -> int:
-    """From the shapes of the result: newer texts do not print those of the operands."""
+    """Computed from the shapes of the result, because newer texts do not print the operands'."""
     result = sum(_array_bytes(*array) for array in _ARRAY.findall(match["result"]))
     kind = match["kind"]
     if kind == "all-gather":
-        # The result of an asynchronous start holds the operands too.
+        # The result of an asynchronous start includes the operands.
         return result // (1 + group_size if match["start"] else group_size)
     if kind == "reduce-scatter":
         return result * group_size
@@ -117,11 +118,11 @@ def _array_bytes(dtype: str, bits: str, shape: str) -> int:
 def expected_bytes(
     objective: Objective, params: Any, model_state: Any, num_devices: int
 ) -> dict[str, int]:
-    """Operand bytes of a training step's collectives on each device, by what the method needs.
+    """Operand bytes of a training step's collectives on each device that the method needs.
 
     - gradients: of every parameter once, in float32 whatever the dtype of the computation.
     - batch_statistics: mean and mean square of each channel forward; backward the gradient of the
-      mean. That of the variance travels in the gradient of the scale. None with group norm.
+      mean. That of the variance is part of the gradient of the scale. None with group norm.
     - the objective's own (`Objective.exchanged_bytes`): losses, metrics, assignments.
 
     Args:
@@ -142,7 +143,7 @@ def _statistics_bytes(batch_stats: Any) -> int:
             continue
         if len(leaf.shape) == 1:
             total += 4 * 3 * leaf.shape[0]
-        else:  # per map: forward also the samples of each map; backward mean and variance
+        else:  # per map: forward also the number of samples; backward mean and variance
             num_maps = leaf.shape[0]
             total += 4 * (4 * math.prod(leaf.shape) + num_maps)
     return total

@@ -1,14 +1,14 @@
-"""What a training step costs at least: FLOPs and bytes, counted from the traced program.
+"""Minimum cost of a training step: FLOPs and bytes, counted in the traced program.
 
-The step is traced, not compiled and not run, with plain convolutions and without rematerialisation,
-so that the count belongs to the model and not to a lowering of it. Counted are convolutions and
-matrix products, each forward, for its input's gradient and for its kernel's; a multiply-add is 2
-FLOPs, and those that meet padding are not counted. Element by element work (normalisation, ReLU,
-pooling, augmentation, online textures, the optimiser) has no FLOPs here: it is bound by bytes.
+The step is traced, but neither compiled nor run, with plain convolutions and without
+rematerialisation, so that the count depends on the model and not on its lowering. Convolutions and
+matrix products are counted, each forward, for the gradient of its input and for that of its kernel.
+A multiply-add is 2 FLOPs; those on padding are not counted. Element-wise work (normalisation, ReLU,
+pooling, augmentation, online textures, the optimiser) is not counted, since bytes limit it.
 
-Bytes are a floor: every operand of a product is read once and every result written once, in the
-dtype it has; what lies between products is fused into their ends, caches hold nothing from one
-product to the next, and the training state is read and written once.
+Bytes are a lower bound: every operand of a product is read once and every result written once, in
+its dtype. It is assumed that element-wise work is fused into the products, that caches keep nothing
+from one product to the next, and that the training state is read and written once.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Product:
     Attributes:
       layer: path of the Linen module it belongs to ("backbone/stage1_block1/conv1"), "" for none.
       part: one of `PASSES`.
-      flops: 2 for each multiply-add of two numbers of the arrays.
-      padded_flops: with those of padding, as a dense kernel makes them.
+      flops: 2 for each multiply-add, without those on padding.
+      padded_flops: with those on padding, as a dense kernel computes.
       bytes: of the operands and of the result.
       operands, result: shapes.
       dtype: of the result.
@@ -64,13 +64,13 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """One training step on one device.
+    """Cost of one training step on one device.
 
     Attributes:
       products: every convolution and matrix product.
       state_bytes: of the training state (parameters, moments, statistics, queue).
       gradient_bytes: of the gradients, which the optimiser reads.
-      batch_bytes: of the batch as it reaches the step.
+      batch_bytes: of the batch that the step receives.
       num_parameters: of the model.
     """
 
@@ -82,7 +82,7 @@ class StepCost:
 
     @property
     def flops(self) -> int:
-        """Model FLOPs without padding: what `model_flops_utilization` is a share of."""
+        """Model FLOPs without padding, from which `model_flops_utilization` is computed."""
         return sum(product.flops for product in self.products)
 
     @property
@@ -91,12 +91,12 @@ class StepCost:
 
     @property
     def state_and_batch_bytes(self) -> int:
-        """The state read and written, gradients and the batch read."""
+        """Bytes of reading and writing the state, and of reading gradients and batch."""
         return 2 * self.state_bytes + self.gradient_bytes + self.batch_bytes
 
     @property
     def bytes(self) -> int:
-        """The floor: those of the products, and of what is around them."""
+        """Lower bound of the bytes of a step: of the products, the state and the batch."""
         return sum(product.bytes for product in self.products) + self.state_and_batch_bytes
 
 
@@ -106,11 +106,11 @@ def step_cost(config: ConfigDict, cohort: Any, batch: Any, num_devices: int = 1)
     Args:
       config: of configs/*.py; fields of the backbone's `PLAIN` make no difference.
       cohort: `PreparedCohort`, or anything with the `manifest` and `directory` of one.
-      batch: the global batch as the step takes it: arrays or `jax.ShapeDtypeStruct`s.
-      num_devices: that share the batch; each of them must be there.
+      batch: the global batch of the step: arrays or `jax.ShapeDtypeStruct`s.
+      num_devices: that share the batch; so many must exist.
 
     Raises:
-      UserError: a batch that does not divide over the devices, or what the objective refuses.
+      UserError: the batch does not divide over the devices, or the objective refuses it.
     """
     plain = copy.deepcopy(config)
     with plain.unlocked():
@@ -138,16 +138,16 @@ def step_cost(config: ConfigDict, cohort: Any, batch: Any, num_devices: int = 1)
 
 
 def products(program: Callable, *args: Any) -> list[Product]:
-    """Convolutions and matrix products of `program(*args)`, of one device where it is mapped.
+    """Convolutions and matrix products of `program(*args)`, per device if it is mapped.
 
     Args:
       args: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: a product inside a loop whose length only its data tell.
+      ValueError: a product inside a loop whose length depends on data.
     """
     found = list(_walk(jax.make_jaxpr(program)(*args).jaxpr, 1))
-    # Sorted: a gradient may be computed transposed.
+    # Shapes are sorted because a gradient may be computed transposed.
     kernels = {(p.layer, *sorted(p.operands[1])) for p, backward in found if not backward}
 
     def part(product: Product, backward: bool) -> str:
@@ -164,7 +164,7 @@ def _tree_bytes(tree: Any) -> int:
 
 
 def _walk(jaxpr: Any, times: int) -> Iterator[tuple[Product, bool]]:
-    """(product, whether it is of the backward pass), with inner programs as often as they run."""
+    """Yields (product, whether it is of the backward pass); products in loops are multiplied."""
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name in _MULTIPLY_ADDS:
@@ -174,10 +174,10 @@ def _walk(jaxpr: Any, times: int) -> Iterator[tuple[Product, bool]]:
         inside = [list(_walk(body, runs)) for body in _bodies(equation)]
         if name == "while" and any(inside):
             raise ValueError(
-                "a product stands in a while loop: how often it runs cannot be counted. Use "
+                "a product is inside a while loop, whose length is not known. Use "
                 "lax.scan, or lax.fori_loop of a fixed length."
             )
-        if name == "cond":  # one branch runs: the dearest is counted
+        if name == "cond":  # only one branch runs; the most expensive one is counted
             inside = [max(inside, key=lambda branch: sum(p.flops for p, _ in branch))]
         for body in inside:
             yield from body
@@ -195,7 +195,8 @@ def _product(equation: Any, times: int) -> tuple[Product, bool]:
     multiply_adds, padded = _MULTIPLY_ADDS[equation.primitive.name](equation)
     arrays = [variable.aval for variable in (*equation.invars, *equation.outvars)]
     stack = str(equation.source_info.name_stack)
-    # "transpose(jvp(Model))/backbone/stem": Linen names scopes, differentiation wraps the root's.
+    # "transpose(jvp(Model))/backbone/stem": Linen names scopes; differentiation wraps the root's
+    # name.
     root, _, layer = re.sub(r"\w+\(|\)", "", stack).partition("/")
     product = Product(
         layer=layer or root,
@@ -217,7 +218,7 @@ def _convolution_multiply_adds(equation: Any) -> tuple[int, int]:
     image, kernel, out = (v.aval.shape for v in (*equation.invars, *equation.outvars))
     params = equation.params
     of_image, of_kernel, of_out = params["dimension_numbers"]
-    # Of each output, the input features of its own group.
+    # Each output sums over the input features of its group.
     valid = padded = out[of_out[0]] * out[of_out[1]] * kernel[of_kernel[1]]
     for axis in range(len(params["window_strides"])):
         pairs, all_pairs = meeting_taps(
@@ -243,10 +244,10 @@ def meeting_taps(
     input_dilation: int = 1,
     tap_dilation: int = 1,
 ) -> tuple[int, int]:
-    """Pairs (output, tap) of one axis of a convolution that meet a voxel of the input, and those
-    that meet one if the input went on for ever. `low`: padding before the first voxel."""
+    """Number of pairs (output, tap) along one axis of a convolution that read a voxel of the input,
+    and the number if the input had no end. `low`: padding before the first voxel."""
     position = np.arange(outputs)[:, None] * stride + np.arange(taps) * tap_dilation - low
-    on_grid = position % input_dilation == 0  # between dilated voxels lies nothing
+    on_grid = position % input_dilation == 0  # there is no voxel between dilated voxels
     inside = (position >= 0) & (position <= (size - 1) * input_dilation)
     return int((on_grid & inside).sum()), int(on_grid.sum())
 

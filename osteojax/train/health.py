@@ -1,4 +1,4 @@
-"""Is the loss still a loss? A run that is not well stops, and leaves what is needed to see why."""
+"""Stops a run whose loss is not finite or diverges, and writes what helps to find the cause."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from osteojax.files import write_json
 
 REFERENCE_STEPS = 10
-"""The loss of an untrained network is the average of so many first steps."""
+"""Number of first steps whose average is taken as the loss of an untrained network."""
 
 SMOOTHING = 0.9
 KEPT_STEPS = 200
@@ -32,9 +32,9 @@ class Health:
     ) -> None:
         """
         Args:
-          diverges_above: of the objective: the loss of an untrained network -> the smoothed loss
+          diverges_above: `Objective.diverges_above`: loss of an untrained network -> smoothed loss
             above which the run has diverged.
-          saved: what `to_save` gave before the restart.
+          saved: result of `to_save` before the restart.
         """
         self._diverges_above = diverges_above
         saved = saved or {}
@@ -44,7 +44,7 @@ class Health:
         self.recent: deque[dict[str, float]] = deque(maxlen=KEPT_STEPS)
 
     def to_save(self) -> dict[str, float]:
-        """To be kept with a checkpoint."""
+        """State that a checkpoint keeps."""
         return {
             "count": self._count,
             "reference_loss": self._reference,
@@ -52,7 +52,7 @@ class Health:
         }
 
     def verdict(self, step: int, metrics: Mapping[str, float]) -> str | None:
-        """What is wrong after `step`, in words; None if nothing is.
+        """What is wrong after `step`, as text; None if nothing is wrong.
 
         Args:
           metrics: of the step, with "loss" and "gradient_norm".
@@ -78,13 +78,13 @@ class Health:
 def keep_evidence(
     path: Path, step: int, verdict: str, health: Health, state: Any, rows: np.ndarray
 ) -> None:
-    """Writes what a rerun would overwrite: the last metrics, how many values of each array are not
-    finite, and which vertebrae the batch held.
+    """Writes evidence that a rerun would overwrite: the last metrics, the number of values of each
+    array that are not finite, and the vertebrae of the batch.
 
     Args:
       path: of a JSON file.
-      verdict: what was wrong.
-      state: the newest there is; after the dispatch of `step` or the one after it.
+      verdict: of `Health.verdict`.
+      state: the newest state, after the dispatch of `step` or the next one.
       rows: i32[b] rows of vertebrae.csv in process 0's share of the batch of `step`.
     """
     write_json(
@@ -103,7 +103,7 @@ def keep_evidence(
 
 
 def _not_finite(state: Any) -> dict[str, str]:
-    """Name of each array with NaN or infinity -> "how many of how many"."""
+    """Name of each array with NaN or infinity -> "number of such values of all values"."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         values = np.asarray(leaf)

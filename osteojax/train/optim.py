@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay, the paper's numbers by default."""
+"""AdamW with linear warm-up and cosine decay, with the paper's values as defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def duration_steps(config: ConfigDict, name: str, num_examples: int) -> int:
     """Steps of `config.optim.<name>_steps`, or of `<name>_epochs` where no steps are given.
 
-    Epochs count examples, not batches: batches straddle epochs.
+    An epoch is a number of examples; a batch may belong to two epochs.
     """
     optim = config.optim
     epochs, steps = optim[f"{name}_epochs"], optim[f"{name}_steps"]
@@ -27,7 +27,7 @@ def duration_steps(config: ConfigDict, name: str, num_examples: int) -> int:
 def schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
     """Step -> learning rate: linear from 0 over the warm-up, then cosine to 0.
 
-    The paper fixes rate, warm-up and length; what follows the warm-up it does not (docs/method.md).
+    The paper gives rate, warm-up and length, but not the decay (docs/method.md).
     """
     total = duration_steps(config, "train", num_examples)
     warmup = duration_steps(config, "warmup", num_examples)
@@ -40,8 +40,8 @@ def schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
 
 
 def adamw_direction(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW before the learning rate is applied; decay on every parameter, as the paper's
-    framework does by default."""
+    """AdamW without the learning rate. Weight decay applies to every parameter, which is the
+    default of the paper's framework."""
     optim = config.optim
     return optax.chain(
         optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2),

@@ -9,7 +9,7 @@ import pytest
 
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import POOL
-from osteojax.data.views import PoolPair, ToldDevice, pair_view
+from osteojax.data.views import GivenDevice, PoolPair, pair_view
 from osteojax.errors import UserError
 
 
@@ -66,7 +66,7 @@ def test_a_view_is_chosen_by_name() -> None:
 def test_another_device_changes_the_device_alone(cohort: PreparedCohort) -> None:
     told = np.full(len(cohort.table), 2, np.int32)
     row = int(cohort.rows("train", labelled=True)[0])
-    example = ToldDevice(told)(cohort, row, np.random.default_rng(0))
+    example = GivenDevice(told)(cohort, row, np.random.default_rng(0))
     assert example["device"] == 2
     assert cohort.labels.device[row] != 2
     assert example["label"] == cohort.labels.osteoporosis[row]

@@ -1,1 +1,1 @@
-"""What people read: tables, figures and pages made of a summary."""
+"""Tables, figures and pages for readers, made from a summary."""

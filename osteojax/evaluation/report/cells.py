@@ -1,4 +1,4 @@
-"""A table for people: cells of text, and why a cell is empty."""
+"""Tables for readers: cells of text, and footnotes on empty cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ABSENT = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A table for people: text cells, and footnotes that say why a cell or interval is absent."""
+    """A table for readers: text cells, and footnotes with reasons for absent cells or intervals."""
 
     title: str
     header: tuple[str, ...]
@@ -20,18 +20,18 @@ class Shown:
 
 
 class Missing:
-    """Collects why cells are empty; groups that lack the same for the same reason share a note."""
+    """Collects reasons for empty cells; groups with the same empty cell and reason share a note."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str], list[str]] = {}
         self._intervals: dict[tuple[str, str], list[str]] = {}
 
     def add(self, group: str, metric: str, why: str) -> None:
-        """One empty cell."""
+        """Adds one empty cell with its reason."""
         self._values.setdefault((group, why), []).append(metric)
 
     def entry(self, group: str, entry: dict[str, Any]) -> None:
-        """The `notes` and `interval_notes` of an entry of the summary."""
+        """Adds the `notes` and `interval_notes` of an entry of the summary."""
         for metric, why in entry["notes"].items():
             self.add(group, metric, why)
         for metric, why in entry["interval_notes"].items():
@@ -39,11 +39,11 @@ class Missing:
                 self._intervals.setdefault((group, why), []).append(metric)
 
     def notes(self) -> tuple[str, ...]:
-        """Why values are absent, one sentence per reason."""
+        """Sentences on absent values, one per reason."""
         return self._texts(self._values, "no")
 
     def interval_notes(self) -> tuple[str, ...]:
-        """Why intervals of values that are there are absent."""
+        """Sentences on absent intervals of values that are present."""
         return self._texts(self._intervals, "no interval of")
 
     @staticmethod

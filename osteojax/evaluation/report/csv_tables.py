@@ -76,7 +76,7 @@ def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
 
 
 def _fitted_rows(fitted: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was fitted on validation; the BMD residual's quantiles as rows of their own."""
+    """Values fitted on validation; each quantile of the BMD residual is a row."""
     names = ("n", "patients", "positives", "threshold", "temperature")
     rows: list[dict[str, Any]] = [
         {"what": unit, **{name: entry[name] for name in names}, "notes": _reasons(entry["notes"])}
@@ -91,7 +91,7 @@ def _fitted_rows(fitted: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _calibration_rows(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
-    """Per unit and group, before and after temperature scaling."""
+    """Calibration per unit and group, before and after temperature scaling."""
     names = ("n", "Brier", "ECE", "slope", "intercept")
     rows = []
     for unit, section in diagnosis.items():
@@ -112,7 +112,7 @@ def _reasons(notes: dict[str, str]) -> str:
 
 
 def _baseline_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per baseline, part and unit: its diagnosis, and the model against it."""
+    """One row per baseline, part and unit: its diagnosis, and its comparison with the model."""
     rows = []
     for name, baseline in summary["baselines"].items():
         for part in ("internal", "external"):

@@ -1,4 +1,4 @@
-"""Single vertebrae for the reader to look at: the most confident errors, and what the model saw."""
+"""Figures of single vertebrae: the most confident errors, with the model's input and attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from osteojax.evaluation.subgroups import NO_DEVICE
 
 LARGEST_ERRORS = 10
 PICTURED = 3
-"""Vertebrae of each kind, each of another patient."""
+"""Number of vertebrae of each kind, each of another patient."""
 KINDS = {
     "missed": "Most confident misses",
     "false_alarms": "Most confident false alarms",
@@ -27,14 +27,14 @@ WINDOW_HU = (-200.0, 800.0)
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One vertebra as the model saw it, in its own frame.
+    """The model's input for one vertebra, in the vertebra's frame, with its heat map.
 
     Arrays are [D, H, W]: inferior to superior, anterior to posterior, right to left.
 
     Attributes:
-      hu: f32, clipped as the shards store it.
+      hu: f32, clipped as in the shards.
       mask: bool, the vertebra.
-      heat: f32, `osteojax.models.gradcam`, not normalised; None where the model gives none.
+      heat: f32, `osteojax.models.gradcam`, not normalised; None if the model has none.
       spacing_mm: edge of a voxel.
     """
 
@@ -45,10 +45,10 @@ class Picture:
 
 
 def largest_errors(test: pd.DataFrame, fitted: dict[str, Any]) -> pd.DataFrame:
-    """The labelled vertebrae that the model got most wrong at the validation threshold.
+    """The labelled vertebrae with the most confident wrong decisions at the validation threshold.
 
-    Returns up to `LARGEST_ERRORS` rows, missed and falsely alarmed, the most confident first;
-    none where no threshold could be fitted.
+    Returns up to `LARGEST_ERRORS` rows, misses and false alarms, the most confident first; no rows
+    if no threshold could be fitted.
     """
     kinds = _kinds(test, fitted)
     wrong = kinds[kinds["kind"].isin(("missed", "false_alarms"))]
@@ -57,9 +57,9 @@ def largest_errors(test: pd.DataFrame, fitted: dict[str, Any]) -> pd.DataFrame:
 
 
 def chosen(test: pd.DataFrame, fitted: dict[str, Any]) -> pd.DataFrame:
-    """The vertebrae that are pictured: up to `PICTURED` of each of `KINDS`, one per patient.
+    """The vertebrae for figures: up to `PICTURED` of each of `KINDS`, one per patient.
 
-    Returns rows of the table with `kind`, errors by confidence, hits by probability.
+    Returns rows of the table with `kind`; errors sorted by confidence, hits by probability.
     """
     kinds = _kinds(test, fitted)
     hits = kinds[kinds["kind"] == "hits"].sort_values("probability", ascending=False, kind="stable")
@@ -69,7 +69,7 @@ def chosen(test: pd.DataFrame, fitted: dict[str, Any]) -> pd.DataFrame:
 
 
 def _kinds(test: pd.DataFrame, fitted: dict[str, Any]) -> pd.DataFrame:
-    """Labelled rows with `kind`, farthest from the truth first; none without a threshold."""
+    """Labelled rows with `kind`, the largest error first; no rows without a threshold."""
     cases, threshold = labelled(test), fitted["vertebra"]["threshold"]
     if threshold is None:
         return cases.iloc[:0].assign(kind="")
@@ -102,7 +102,7 @@ def errors_shown(errors: pd.DataFrame) -> Shown:
 
 
 def draw(rows: pd.DataFrame, pictures: list[Picture], title: str) -> Figure:
-    """One line per vertebra: facts, mid-sagittal and axial CT, and both with the heat map over it.
+    """One row per vertebra: facts, mid-sagittal and mid-axial CT, and both with the heat map.
 
     Args:
       rows: some of `chosen`.
@@ -148,7 +148,7 @@ def _plane(axis: Axes, picture: Picture, across: int) -> None:
 
 
 def _heat(axis: Axes, picture: Picture, across: int) -> None:
-    """The heat map's maximum along the axis: a plane alone would miss what lies beside it."""
+    """The heat map's maximum along the axis, because a single plane would miss other regions."""
     if picture.heat is None or picture.heat.max() <= 0:
         what = "none" if picture.heat is None else "nothing raises\nthe log odds"
         axis.text(0.5, 0.03, what, color="white", fontsize=7, ha="center", transform=axis.transAxes)

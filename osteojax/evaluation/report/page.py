@@ -1,11 +1,11 @@
-"""Writes what an evaluation leaves behind: predictions, metrics, tables, figures, one HTML report.
+"""Writes the results of an evaluation: predictions, metrics, tables, figures, one HTML report.
 
 predictions.csv     both splits, one row per vertebra (`columns.COLUMNS`)
 metrics.json        `summary.summarise` and the context
 tables/*.csv        the same numbers, one file per table
 roc.png, calibration.png, decision.png, bmd.png, levels.png, gates.png
-missed.png, false_alarms.png, hits.png    single vertebrae, where the volumes are at hand
-report.html         one self-contained file, made to be read and printed
+missed.png, false_alarms.png, hits.png    single vertebrae, if the volumes can be read
+report.html         one self-contained file, to be read and printed
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _CASE_CAPTION = (
 )
 
 Pictures = Callable[[pd.DataFrame], list[examples.Picture]]
-"""Rows of the predictions -> what the model saw of them."""
+"""A function: rows of the predictions -> their `Picture`s."""
 
 
 def write_report(
@@ -70,15 +70,15 @@ def write_report(
     """Evaluates and writes everything, each file atomically, the report last.
 
     Args:
-      directory: made if absent; files of an earlier evaluation are replaced.
+      directory: created if absent; files of an earlier evaluation are replaced.
       test_table: predictions of the split that is reported, and of the external split.
-      valid_table: predictions of validation; thresholds and temperatures come from it only.
-      context: what produced the predictions. Required: `simulated` (bool, the cohort is not real:
-        the report says so), `version` (of osteojax), `config` (dict). Shown where given: `name`,
-        `training_devices` (list; names devices never seen), `checkpoint`, `data`, `command`,
-        `baselines` (name -> `Baseline.as_json`), `notes` (list of what could not be computed).
+      valid_table: predictions of validation, from which thresholds and temperatures are fitted.
+      context: facts about the run. Required: `simulated` (bool; the report says so if true),
+        `version` (of osteojax), `config` (dict). Optional: `name`, `training_devices` (list; the
+        report warns of other scanners), `checkpoint`, `data`, `command`, `baselines` (name ->
+        `Baseline.as_json`), `notes` (sentences on values that could not be computed).
       resamples, seed: of the patient bootstrap.
-      pictures: reads the volumes of the vertebrae that are shown; without it none are.
+      pictures: reads the volumes of the vertebrae in figures; without it there are no such figures.
 
     Returns:
       {"paths": {name: Path}, "metrics": content of metrics.json}.
@@ -131,7 +131,7 @@ def write_report(
 def _figures(
     test: pd.DataFrame, fitted: dict[str, Any], pictures: Pictures | None
 ) -> dict[str, tuple[Figure, str]]:
-    """name -> figure and caption; single vertebrae too where `pictures` can show them."""
+    """name -> figure and caption; with figures of single vertebrae if `pictures` is given."""
     drawn = {
         "roc": plots.roc(test),
         "calibration": plots.reliability(test, fitted),
@@ -203,7 +203,7 @@ def render(
 
 
 def _require_one_model(test: pd.DataFrame, valid: pd.DataFrame) -> None:
-    """Same experts, other patients."""
+    """Raises UserError unless both tables have the same experts and different patients."""
     experts = [len(expert_columns(table)) for table in (test, valid)]
     if experts[0] != experts[1]:
         raise UserError(
@@ -214,13 +214,13 @@ def _require_one_model(test: pd.DataFrame, valid: pd.DataFrame) -> None:
     if shared:
         raise UserError(
             f"patient {shared[0]} is in the test and in the validation predictions "
-            f"({len(shared)} such). Thresholds must not be fitted on whom they are reported for: "
+            f"({len(shared)} such). Thresholds must not be fitted on reported patients: "
             "evaluate another split than valid, or prepare the cohort again."
         )
 
 
 def _plain(value: Any) -> Any:
-    """The context as JSON: paths, tuples and NumPy numbers become what they say."""
+    """The context as JSON values: paths become text, tuples lists, NumPy numbers plain ones."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

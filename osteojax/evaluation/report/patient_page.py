@@ -1,4 +1,4 @@
-"""One page for one CT: where the vertebrae are and what the model says of each."""
+"""One page for one CT: the spine with its vertebrae, and the model's predictions for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E0
 
 @dataclasses.dataclass(frozen=True)
 class Reformat:
-    """The spine, straightened sideways: at each height the planes follow the vertebral centres.
+    """Sagittal and coronal images of the spine whose planes follow the vertebral centres.
 
     Attributes:
       sagittal_hu: f32[Z, Y], inferior to superior, anterior to posterior.
@@ -74,13 +74,13 @@ def reformat(
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Where the model looked in one vertebra, mid-sagittal.
+    """Grad-CAM of one vertebra in the mid-sagittal plane.
 
     Attributes:
       level: "L1".
       hu: f32[Z, Y], inferior to superior, anterior to posterior.
-      share: f32[Z, Y] >= 0, Grad-CAM over the vertebra's maximum; all 0 where nothing spoke for
-        osteoporosis.
+      share: f32[Z, Y] >= 0, Grad-CAM divided by the vertebra's maximum; all 0 if no channel raised
+        the risk of osteoporosis.
     """
 
     level: str
@@ -95,7 +95,7 @@ def draw(
     title: str,
     attention: Sequence[Attention] = (),
 ) -> Figure:
-    """The page.
+    """Draws the page.
 
     Args:
       planes: of the CT.
@@ -103,14 +103,14 @@ def draw(
         probability_calibrated (NaN where none was fitted), bmd_pred_g_cm2, bmd_low, bmd_high (NaN
         where no interval is known), expert_*, flags (text), doubtful (bool), decides (bool).
       answer: of the patient: verdict, caution, notes, threshold_vertebra.
-      title: the user's own name of the case; empty for a page without one.
+      title: the user's name of the case; empty for a page without a name.
       attention: of some vertebrae, for a row of slices.
     """
     figure = Figure(figsize=(13, 10.6 if attention else 8.6), layout="constrained")
     FigureCanvasAgg(figure)
     heights = (12, 3.2, 1.6) if attention else (12, 1.6)
     sagittal, coronal = planes.sagittal_hu.shape[1], planes.coronal_hu.shape[1]
-    widths = (  # of the planes: one scale
+    widths = (  # both planes have the same scale
         5.0 * sagittal / (sagittal + coronal), 5.0 * coronal / (sagittal + coronal), 1.6, 1.6, 1.2
     )  # fmt: skip
     grid = GridSpec(len(heights), 5, figure=figure, height_ratios=heights, width_ratios=widths)
@@ -145,7 +145,7 @@ def draw(
 
 
 def entitle(figure: Figure, title: str, answer: dict[str, Any]) -> None:
-    """Writes the answer, after the case's name if there is one, over the page."""
+    """Writes the case's name, if it has one, and the answer above the page."""
     head = f"{title}: {answer['verdict']}" if title else answer["verdict"]
     caution = textwrap.fill(f"Caution: {answer['caution']}", 130) if answer["caution"] else ""
     figure.suptitle(
@@ -155,7 +155,7 @@ def entitle(figure: Figure, title: str, answer: dict[str, Any]) -> None:
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """uint8[H, W, 3] of the page, as it is now."""
+    """uint8[H, W, 3] of the page."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

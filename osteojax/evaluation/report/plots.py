@@ -1,7 +1,7 @@
 """Figures of the report. Each function takes a checked predictions table and returns a Figure.
 
-Colours are Okabe and Ito's, told apart with any colour vision; curves differ by line style too.
-A figure that cannot be drawn says why in its place, so that a report never lacks a panel silently.
+Colours are Okabe and Ito's, which are distinct for any colour vision; curves differ by line style
+too. A figure that cannot be drawn shows the reason instead, so that no panel is missing silently.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def bmd(table: pd.DataFrame) -> Figure:
 
 
 def _limits(axis: Axes, stats: dict) -> None:
-    """The bias and limits of agreement of all vertebrae, named at the right border."""
+    """Draws the bias and limits of agreement of all vertebrae, labelled at the right border."""
     for name, text in (("bias", "bias"), ("lower", "-1.96 SD"), ("upper", "+1.96 SD")):
         if stats[name] is None:
             continue
@@ -239,7 +239,7 @@ def levels(table: pd.DataFrame) -> Figure:
 
 
 def decision_curve(table: pd.DataFrame, fitted: dict) -> Figure:
-    """Net benefit of acting on the temperature-scaled probability, internal rows."""
+    """Net benefit of decisions by the temperature-scaled probability, internal rows."""
     figure, axes = _panels(2)
     internal = table[table["split"] != "external"]
     for axis, (unit, title) in zip(axes, _PANELS, strict=True):

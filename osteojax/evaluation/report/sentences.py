@@ -1,4 +1,4 @@
-"""The numbers in words, as a paper's results section has them."""
+"""Results as sentences, as in the results section of a paper."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def result(metrics: dict[str, Any]) -> list[str]:
 
 
 def _against_baselines(metrics: dict[str, Any]) -> list[str]:
-    """The model against each baseline, internal vertebrae and patients."""
+    """Comparison of the model with each baseline, for internal vertebrae and patients."""
     sentences = []
     for baseline in metrics["baselines"].values():
         for unit, found in baseline["internal"].items():
@@ -61,7 +61,7 @@ def _against_baselines(metrics: dict[str, Any]) -> list[str]:
 
 
 def baselines(metrics: dict[str, Any]) -> list[str]:
-    """What the baselines are: training vertebrae, coefficients, and the threshold in HU."""
+    """Description of the baselines: training vertebrae, coefficients, and the threshold in HU."""
     sentences = []
     for name, entry in metrics["baselines"].items():
         known = metrics["context"].get("baselines", {}).get(name)

@@ -1,4 +1,4 @@
-"""Tables for people, made from the summary: the report shows them all, `terminal` some."""
+"""Tables for readers, made from the summary: the report shows all of them, `terminal` some."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ UNIT_TITLES = {
 }
 UNIT_PLURALS = {"vertebra": "vertebrae", "patient": "patients"}
 SHOWN_RISKS = (10, 20, 30, 40, 50, 60, 70)
-"""Per cent: rows of the net benefit table."""
+"""Threshold probabilities, in per cent, of the net benefit table."""
 
 
 def groups_of(
     section: dict[str, Any], parts: tuple[str, ...] = ("internal", "external")
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, entry) of internal, external and their sites, leaving out groups without cases.
+    """Yields (name, entry) of internal, external and their sites, without groups that have no case.
 
     A part with a single site is one row, named by the site.
     """
@@ -89,7 +89,7 @@ def cohort(summary: dict[str, Any], fitted_split: str = "valid") -> Shown:
 
 
 def thresholds(summary: dict[str, Any]) -> Shown:
-    """What was fitted on validation."""
+    """Thresholds and temperatures that were fitted on validation."""
     rows, notes = [], []
     for unit, title in UNIT_TITLES.items():
         fitted = summary["fitted"][unit]
@@ -108,8 +108,8 @@ def thresholds(summary: dict[str, Any]) -> Shown:
 
 
 def diagnosis(summary: dict[str, Any], unit: str, at: str) -> Shown:
-    """The diagnosis of one unit ("vertebra", ...) at one of `THRESHOLDS`, per site and overall,
-    and, at their own validation thresholds, the baselines'."""
+    """The diagnosis of one unit ("vertebra", ...) at one of `THRESHOLDS`, per site and overall, and
+    that of the baselines at their own validation thresholds."""
     title = f"{UNIT_TITLES[unit]}; threshold {_threshold(summary, unit, at)}"
     entries: list[tuple[str, dict[str, Any]]] = []
     for part in ("internal", "external"):
@@ -124,7 +124,7 @@ def diagnosis(summary: dict[str, Any], unit: str, at: str) -> Shown:
 
 
 def against_baselines(summary: dict[str, Any]) -> Shown:
-    """The model's AUROC against that of each baseline on the same cases, with the tests."""
+    """AUROC of the model and of each baseline on the same cases, with tests of the difference."""
     rows, missing = [], Missing()
     for baseline in summary["baselines"].values():
         for part in ("internal", "external"):
@@ -199,7 +199,7 @@ def net_benefit(summary: dict[str, Any]) -> Shown:
 
 
 def unlike_training(summary: dict[str, Any]) -> Shown:
-    """How many vertebrae lie far from the training data, per site."""
+    """Number of vertebrae that are far from the training data, per site."""
     rows, missing = [], Missing()
     section = summary["unlike_training"]
     for part in ("internal", "external"):
@@ -214,8 +214,8 @@ def unlike_training(summary: dict[str, Any]) -> Shown:
 
 
 def subgroups(summary: dict[str, Any], unit: str) -> Shown:
-    """The diagnosis by sex, age, device, site, slice thickness and level at the validation
-    threshold; of the external sites their DXA devices and slices only."""
+    """The diagnosis by sex, age, DXA scanner, site, slice thickness and level at the validation
+    threshold; for external sites by scanner and slice thickness only."""
     found = summary["subgroups"][unit]
     entries = [
         (f"{grouping}: {name}", entry)

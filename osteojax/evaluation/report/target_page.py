@@ -1,4 +1,4 @@
-"""The short report of an evaluation by targets: a table for each, and what must be read first."""
+"""The short report of an evaluation by targets: warnings, and a table for each target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables that a terminal shows: fewer columns than the report's, 80 characters wide."""
+"""Tables for a terminal: fewer columns than in the report, 80 characters wide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from osteojax.evaluation.report.cells import Shown
 
 
 def rendered(shown: Shown) -> RichTable:
-    """The table for a terminal, `rich.print(rendered(table))`; brackets go to a second line."""
+    """The table for `rich.print`; brackets go to a second line of the cell."""
     table = RichTable(
         title=shown.title,
         caption=escape("\n".join(shown.notes)) or None,
@@ -31,8 +31,8 @@ def rendered(shown: Shown) -> RichTable:
 
 
 def main_tables(summary: dict[str, Any]) -> list[Shown]:
-    """What `osteojax evaluate` prints, within 80 columns: diagnosis at the validation threshold,
-    BMD, level. Intervals of the main number only; the report has them all."""
+    """The tables that `osteojax evaluate` prints, within 80 columns: diagnosis at the validation
+    threshold, BMD, level. Only the main number has an interval; the report has all intervals."""
     return [
         _narrow(tables.diagnosis(summary, "vertebra", "at_validation_threshold")),
         _narrow(tables.diagnosis(summary, "patient", "at_validation_threshold")),
