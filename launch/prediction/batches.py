@@ -1,4 +1,4 @@
-"""Fills the model's batches across patients."""
+"""From the boxes of vertebrae to the model's outputs, in batches filled across patients."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from launch.prediction.loading import LoadedCase
+from launch.prediction.loading import Frame, LoadedCase
 from osteojax.export.load import BATCH, ExportedModel
 
 Outputs = dict[str, np.ndarray]
+
+
+def frame_of(model: ExportedModel) -> Frame:
+    """The box that a vertebra is cut out as for this model."""
+    background = model.card["inputs"]["hu"]["outside_vertebra"]
+    return Frame(model.size, model.spacing_mm, background)
 
 
 def predict_cases(

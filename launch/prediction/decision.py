@@ -1,4 +1,4 @@
-"""From the model's outputs to an answer per vertebra and per patient, with every doubt in words."""
+"""From the model's outputs to an answer per vertebra and per patient, with reasons for doubt."""
 
 from __future__ import annotations
 

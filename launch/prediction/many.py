@@ -12,10 +12,10 @@ from tqdm import tqdm
 from data_prep.workers import Crew, Task, WorkerDied, run_tasks
 from launch.prediction import case_folder, result_tables, worker_pool
 from launch.prediction.answered_case import AnsweredCase
-from launch.prediction.batches import Outputs, predict_cases
+from launch.prediction.batches import Outputs, frame_of, predict_cases
 from launch.prediction.cases import Case, Request
 from launch.prediction.decision import decide, vertebra_table
-from launch.prediction.loading import Frame, LoadedCase, load
+from launch.prediction.loading import LoadedCase, load
 from osteojax.errors import CaseError
 from osteojax.evaluation.report.patient_page import Attention
 from osteojax.export.load import ExportedModel
@@ -49,12 +49,6 @@ def predict_many(
     finally:
         answers = result_tables.write_tables(request.out, cases, run.failures, run.hashes)
     return answers, run.failures
-
-
-def frame_of(model: ExportedModel) -> Frame:
-    """The box that a vertebra is cut out as."""
-    background = model.card["inputs"]["hu"]["outside_vertebra"]
-    return Frame(model.size, model.spacing_mm, background)
 
 
 class _Run:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep.vertebrae.label_schemes import find_scheme
+from launch.prediction.batches import frame_of
 from launch.prediction.cases import Case
 from launch.prediction.decision import vertebra_table
 from launch.prediction.loading import LoadedCase, load
-from launch.prediction.many import frame_of
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.export.load import ExportedModel
 

@@ -1,4 +1,4 @@
-"""What a vertebra's own voxels say against trusting its answer: metal, cement, fracture.
+"""Signs in a vertebra's voxels that its answer may be wrong: metal, cement, fracture.
 
 Thresholds are our own, wide on purpose: a flag asks a person to look, it diagnoses nothing.
 """

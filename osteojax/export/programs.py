@@ -38,6 +38,7 @@ def on_weights(function: Function) -> Function:
     def called(weights: Weights, *inputs: Any) -> Any:
         return function(tree_weights(weights), *inputs)
 
+    called.__name__ = function.__name__  # the program's name
     return called
 
 
