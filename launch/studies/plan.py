@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from launch.configs import given_or_shipped
 from osteojax.errors import UserError
+from osteojax.evaluation.statistics.metrics import DIAGNOSIS
 
 Settings = Mapping[str, Any]
 """Dotted fields of a training config and their values: {"optim.learning_rate": 1e-3}."""
@@ -23,7 +24,7 @@ Settings = Mapping[str, Any]
 CEILINGS = ("oracle", "glcm", "hu", "hu_age")
 TOLD = ("own", "unknown", "wrong")
 UNITS = ("vertebra", "patient")
-METRICS = ("AUROC", "AUPRC", "ACC", "SEN", "SPE", "PPV", "NPV", "F1", "MAE")
+METRICS = (*DIAGNOSIS, "MAE")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,9 +104,9 @@ def compare(
         "patients": len(np.unique(patients)),
         "positives": int(labels.sum()),
     }
-    names = ["AUROC", "AUPRC"]
+    names = list(metrics.BY_RANK)
     if all(threshold is not None for threshold in thresholds):
-        names += ["ACC", "SEN", "SPE", "PPV", "NPV", "F1"]
+        names = list(metrics.DIAGNOSIS)
     settings = {"resamples": resamples, "seed": seed}
     sides = [
         partial(resample_diagnosis, labels, run, patients, cut, **settings)

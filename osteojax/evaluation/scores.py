@@ -10,7 +10,6 @@ import pandas as pd
 from osteojax.evaluation.patients import cases_of
 from osteojax.evaluation.statistics import bootstrap, metrics
 
-DIAGNOSIS = ("AUROC", "AUPRC", "ACC", "SEN", "SPE", "PPV", "NPV", "F1")
 BMD = ("MAE", "bias", "r")
 
 
@@ -41,7 +40,7 @@ def score_predictions(
     intervals, why = bootstrap.classification_intervals(
         labels, probabilities, cases["patient_id"].to_numpy(), threshold, resamples, seed
     )
-    lines = _lines(DIAGNOSIS, found, intervals, why)
+    lines = _lines(metrics.DIAGNOSIS, found, intervals, why)
     if unit == "vertebra":
         measured = table[table["bmd_g_cm2"].notna()]
         truth, predicted = (measured[n].to_numpy() for n in ("bmd_g_cm2", "bmd_pred_g_cm2"))

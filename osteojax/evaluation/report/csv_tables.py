@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from osteojax.evaluation.report.tables import METRICS, THRESHOLDS, UNIT_TITLES, groups_of
+from osteojax.evaluation.report.tables import THRESHOLDS, UNIT_TITLES, groups_of
+from osteojax.evaluation.statistics.metrics import DIAGNOSIS
 
 
 def csv_tables(summary: dict[str, Any]) -> dict[str, pd.DataFrame]:
@@ -143,7 +144,7 @@ def _flat(entry: dict[str, Any], at: str) -> dict[str, Any]:
     values = entry[at]
     counts = {key: values[key] for key in ("n", "positives", "TP", "FP", "TN", "FN")}
     flat = {"patients": entry["patients"], **counts, "threshold_kind": at.removeprefix("at_")}
-    return {**flat, "threshold": values["threshold"], **_with_intervals(values, METRICS)}
+    return {**flat, "threshold": values["threshold"], **_with_intervals(values, DIAGNOSIS)}
 
 
 def _flat_entry(entry: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from osteojax.evaluation.report.cells import (
     p_value,
     share,
 )
+from osteojax.evaluation.statistics.metrics import DIAGNOSIS
 
-METRICS = ("AUROC", "AUPRC", "ACC", "SEN", "SPE", "PPV", "NPV", "F1")
 THRESHOLDS = {"at_validation_threshold": "threshold fitted on validation", "at_0.5": "0.5"}
 UNIT_TITLES = {
     "vertebra": "Vertebrae",
@@ -329,10 +329,10 @@ def _diagnosis_rows(title: str, entries: list[tuple[str, dict[str, Any]]], at: s
     for name, entry in entries:
         values = entry[at]
         missing.entry(name, values)
-        cells = [estimate(values, metric, 3) for metric in METRICS]
+        cells = [estimate(values, metric, 3) for metric in DIAGNOSIS]
         patients = str(entry["patients"])
         rows.append((name, patients, share(entry["positives"], entry["n"]), *cells))
-    header = ("group", "patients", "positive / cases", *METRICS)
+    header = ("group", "patients", "positive / cases", *DIAGNOSIS)
     return Shown(title, header, tuple(rows), missing.notes(), missing.interval_notes())
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from osteojax.evaluation.statistics.metrics import Undefined, attempt
+from osteojax.evaluation.statistics.metrics import BY_RANK, DIAGNOSIS, Undefined, attempt
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -71,9 +71,7 @@ def classification_intervals(
     Returns:
       metric -> [low, high] or None, and the reason for each None.
     """
-    names = ["AUROC", "AUPRC"]
-    if threshold is not None:
-        names += ["ACC", "SEN", "SPE", "PPV", "NPV", "F1"]
+    names = BY_RANK if threshold is None else DIAGNOSIS
     if few := too_few(patients):
         return dict.fromkeys(names), dict.fromkeys(names, few)
     return _intervals(diagnosis_values(labels, probabilities, patients, threshold, resamples, seed))

@@ -20,6 +20,12 @@ BLAND_ALTMAN_Z = 1.96
 """Limits of agreement are bias -+ 1.96 SD of the differences (Bland and Altman 1986)."""
 
 
+BY_RANK = ("AUROC", "AUPRC")
+AT_THRESHOLD = ("ACC", "SEN", "SPE", "PPV", "NPV", "F1")
+DIAGNOSIS = (*BY_RANK, *AT_THRESHOLD)
+"""Metrics of a diagnosis. Every table, comparison and bootstrap takes its names from here."""
+
+
 class Undefined(ValueError):
     """A value is not defined for these data. Reports print the message as the reason."""
 
@@ -77,10 +83,9 @@ def classification(
 def _thresholded(
     labels: np.ndarray, probabilities: np.ndarray, threshold: float | None, notes: dict[str, str]
 ) -> dict[str, Any]:
-    names = ("ACC", "SEN", "SPE", "PPV", "NPV", "F1")
     if threshold is None:
-        notes.update(dict.fromkeys(names, "no threshold could be fitted on validation"))
-        return dict.fromkeys((*names, "TP", "FP", "TN", "FN"))
+        notes.update(dict.fromkeys(AT_THRESHOLD, "no threshold could be fitted on validation"))
+        return dict.fromkeys((*AT_THRESHOLD, "TP", "FP", "TN", "FN"))
     called = probabilities >= threshold
     tp = int(np.sum(called & (labels == 1)))
     fp = int(np.sum(called & (labels == 0)))
