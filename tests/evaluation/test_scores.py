@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 
 from osteojax.evaluation import predictions
-from osteojax.evaluation.scores import BMD, DIAGNOSIS, score_predictions
+from osteojax.evaluation.scores import BMD, score_predictions
+from osteojax.evaluation.statistics.metrics import DIAGNOSIS
 from tests.evaluation.tables import synthetic
 
 TABLE = predictions.check(synthetic(60, "test", seed=3))
