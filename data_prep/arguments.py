@@ -1,4 +1,4 @@
-"""Command-line options: types that kinds of data share, and options in a text of their own."""
+"""Command-line options: types that kinds of data share, and parsing for calls from Python."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class _Parser(argparse.ArgumentParser):
 def parsed(
     prog: str, words: Sequence[str], *additions: Callable[[Any], None]
 ) -> argparse.Namespace:
-    """Options of a command that is called from Python.
+    """Parses the options of a command that is called from Python.
 
     Args:
-      prog: what messages call the command.
-      words: as they stand on a command line.
+      prog: name of the command in messages.
+      words: the words of a command line.
       additions: functions that add the command's arguments to a parser.
 
     Raises:
-      UserError: an option is unknown, missing or has an impossible value.
+      UserError: an option is unknown, missing or has an invalid value.
     """
     parser = _Parser(prog, allow_abbrev=False, add_help=False)
     for add in additions:

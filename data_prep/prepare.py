@@ -1,4 +1,4 @@
-"""From options to a prepared folder, for `osteojax prepare` and for studies."""
+"""Prepares a folder from command-line options, for `osteojax prepare` and for studies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Recipe, Cohort, Built]:
-    """Prepares what the options name; goes on where an earlier call stopped.
+    """Prepares the cohort that the options name, or resumes an earlier call.
 
     Args:
       args: of `add_arguments` and of the kind's recipe.

@@ -1,1 +1,1 @@
-"""Thin mains, one per verb."""
+"""One module per verb of `osteojax`, and packages that verbs and Python users call."""

@@ -15,15 +15,16 @@ BENCHMARKS = {
     "scaling": "1 to N devices, weak and strong: images/s/device, work, bytes in collectives",
     "input": "the training stream: samples/s cold from disk, from page cache, from device memory",
     "texture": "texture maps: voxels/s against PyRadiomics",
-    "conv3d": "3D convolution and ResNet34-3D: this build's lowering against XLA's and PyTorch",
+    "conv3d": "3D convolution and ResNet34-3D: our lowering against XLA's and PyTorch",
     "storage": "texture pools on disk: bytes, errors, and vertebrae/s that training reads",
     "online": "textures made in the training step: seconds a step, bytes saved, against offline",
-    "texture_survival": "simulated trabecular texture: what is left of it at each slice thickness",
+    "texture_survival": "simulated trabecular texture: how much is left at each slice thickness",
 }
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of one benchmark, which is imported when it is chosen: each needs other libraries."""
+    """The parser of one benchmark, which is imported only if it is chosen, because each needs other
+    libraries."""
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         name = self.prog.split()[-1]

@@ -32,7 +32,7 @@ VERBS = (
 
 
 def _verb_help(verb: str) -> tuple[str, str]:
-    """First line and rest of a verb's docstring, read without importing what the verb needs."""
+    """First line and rest of a verb's docstring, read without importing the verb."""
     source = Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8")
     doc = ast.get_docstring(ast.parse(source)) or ""
     head, _, rest = doc.strip().partition("\n")
@@ -58,19 +58,19 @@ def _build_parser(argv: list[str]) -> argparse.ArgumentParser:
         if verb in argv[:1]:
             module = importlib.import_module(f"launch.{verb}")
             module.add_arguments(sub)
-            if hasattr(module, "add_kind_arguments"):  # options that depend on other options
+            if hasattr(module, "add_kind_arguments"):  # adds options that depend on other options
                 module.add_kind_arguments(sub, argv[1:])
     return parser
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    """The verb's arguments; importing the verb takes a moment, in which Ctrl-C may come."""
+    """Parses the verb's arguments; this imports the verb, which Ctrl-C may interrupt."""
     parser = _build_parser(argv)
     args, rest = parser.parse_known_args(argv)
     if rest and args.verb != "train":
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if args.verb == "train":
-        args.overrides = rest  # --config.key=value belongs to the config's own flags
+        args.overrides = rest  # --config.key=value, parsed with the config
     return args
 
 
@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"osteojax {argv[0]}: error: {where}{error.strerror}. What was finished is kept: "
-            "make room or access, then rerun the same command.",
+            f"osteojax {argv[0]}: error: {where}{error.strerror}. Finished work is kept: "
+            "free disk space or fix permissions, then rerun the same command.",
             file=sys.stderr,
         )
         return 1

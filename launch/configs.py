@@ -1,4 +1,4 @@
-"""Training configs: a file with `get_config(variant)`, read with changes to its fields."""
+"""Loads training configs: files with `get_config(variant)`, with changes to fields applied."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of a file, with some fields changed; names and types of fields are checked.
 
     Args:
-      path: FILE.py, or FILE.py:smoke for a variant. `configs/...` is found in the installed
-        package where the current folder has no such file.
-      overrides: texts `--config.FIELD=VALUE`, as on the command line of `osteojax train`. Of a
-        field that is set twice the last one counts.
+      path: FILE.py, or FILE.py:smoke for a variant. If the current folder has no such file,
+        `configs/...` is looked up in the installed package.
+      overrides: texts `--config.FIELD=VALUE`, as on the command line of `osteojax train`. If a
+        field is set twice, the last value is used.
 
     Raises:
       UserError: no such file or variant, a field that the config lacks, a value of another type.
@@ -50,7 +50,7 @@ def given_or_shipped(file: str) -> Path:
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
-    """Of a field that is set twice, the last: absl would join the values of a tuple."""
+    """Keeps only the last setting of each field, because absl would join tuples set twice."""
     last = {text.partition("=")[0]: place for place, text in enumerate(overrides)}
     return [
         text

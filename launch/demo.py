@@ -1,7 +1,7 @@
-"""The whole main job on a small simulated cohort, in minutes on two CPU cores.
+"""Run all verbs on a small simulated cohort, in minutes on two CPU cores.
 
 simulate -> prepare -> pre-train -> fine-tune -> evaluate -> export -> predict on an unseen CT, each
-through the same `osteojax` command that a user's own cohort takes. Rerunning goes on where it was.
+with the same `osteojax` commands that a user's own cohort needs. Rerunning resumes.
 
 Example:
   osteojax demo --out demo
@@ -39,7 +39,7 @@ def commands(out: Path, patients: int, seed: int) -> list[list[str]]:
         [
             "prepare", "--cohort", str(cohort / "cohort.csv"), "--dxa", str(cohort / "dxa.csv"),
             "--out", str(pool), "--size", "32", "--external-sites", EXTERNAL_SITE,
-            "--split-fractions", "0.5,0.2,0.3",  # so few patients need more of them to choose by
+            "--split-fractions", "0.5,0.2,0.3",  # few patients: a larger share for validation
         ],
         ["inspect", str(pool), "--out", str(out / "contact_sheet.png")],
         [
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def with_files(command: list[str]) -> list[str]:
-    """The folders of the unseen patient replaced by its only CT and mask."""
+    """Replaces the folders of the unseen patient by the paths of its CT and mask."""
     return [
         str(next(Path(word).glob("*.nii.gz"))) if Path(word).name in ("ct", "mask") else word
         for word in command
@@ -87,7 +87,7 @@ def with_files(command: list[str]) -> list[str]:
 
 
 def _summary(console: Console, out: Path) -> None:
-    """The metrics once more, and where everything is."""
+    """Prints the metrics and the paths of all results."""
     from osteojax.evaluation.report import terminal
 
     evaluation = out / "finetune" / "evaluation"

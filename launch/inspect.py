@@ -1,4 +1,4 @@
-"""Prints what a prepared folder holds and draws vertebrae, their maps and the maps' histograms.
+"""Print the content of a prepared folder; draw vertebrae, their maps and the maps' histograms.
 
 example:
   osteojax inspect prepared --vertebrae 6 --slices P1-CT/L1,P2-CT/L3
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def inspection_of(kind: str) -> ModuleType:
-    """What shows a kind of data: `launch/inspection/<kind>.py`, for a dotted name its module
-    `inspection`, or else what shows any kind (`launch/inspection/items.py`)."""
+    """The module that shows a kind of data: `launch/inspection/<kind>.py`, or the module
+    `inspection` of a dotted name; `launch/inspection/items.py` for a kind that has none."""
     name = f"{kind}.inspection" if "." in kind else f"launch.inspection.{kind}"
     return importlib.import_module(name) if importlib.util.find_spec(name) else items
 
@@ -85,7 +85,7 @@ def _places(directory: Path, out: Path | None) -> tuple[Path, Path]:
 
 
 def summary(cohort: PreparedCohort, facts: list[tuple[str, str]]) -> Table:
-    """What the kind says of itself, targets and counts."""
+    """Table of the kind's facts, targets and counts."""
     table = Table("cohort", "", show_header=False, title="manifest")
     manifest, known = cohort.manifest, cohort.kind.ITEMS
     of_numbers = [
@@ -119,7 +119,7 @@ def summary(cohort: PreparedCohort, facts: list[tuple[str, str]]) -> Table:
 
 
 def fields_table(manifest: Manifest) -> Table:
-    """The records of every item."""
+    """Table of the records that every item has."""
     table = Table("field", "dtype", "shape", "codec", title="records of an item")
     for field in manifest.fields:
         shape = "each its own" if field.shape is None else " x ".join(map(str, field.shape))
@@ -131,7 +131,7 @@ def fields_table(manifest: Manifest) -> Table:
 
 
 def shards_table(cohort: PreparedCohort) -> Table:
-    """Files and their items; the first ten."""
+    """Table of the first ten shards with their numbers of items."""
     shards = cohort.manifest.shards
     table = Table("shard", cohort.kind.ITEMS, title=f"{len(shards)} shards")
     for shard in shards[:10]:

@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _module_of(model: str | Path) -> ModuleType:
-    """What predicts for a model: `add_arguments(parser)` and `run(args) -> exit status`."""
+    """The module that predicts with a model; it has `add_arguments(parser)` and `run(args) -> exit
+    status`."""
     card, _ = read_card(model)
     return _module(card.get("kind", VERTEBRAE))
 

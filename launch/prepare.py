@@ -1,4 +1,4 @@
-"""Images, masks and tables -> a prepared folder: ArrayRecord shards, a table and a manifest.
+"""Prepare images, masks and tables as a folder of ArrayRecord shards, a table and a manifest.
 
 Rerunning the same command goes on where it stopped and tries failed scans again. Exit status 1
 where failures.csv has a row.
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_outcome(console: Console, built: Built, noun: str, out: Path) -> None:
-    """noun: what a row is, in the plural."""
+    """Prints notes, counts, the summary and failures. noun: what a row is, in the plural."""
     if not built.manifest.counts["train"]["items"]:
         console.print(f"Note: no training {noun}; statistics are not set.", highlight=False)
     reasons = Counter(reason for _, _, reason in built.excluded)

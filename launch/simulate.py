@@ -1,4 +1,4 @@
-"""Write a simulated multi-site, multi-device cohort with known truth, in a user's own layout.
+"""Write a simulated cohort of several sites and DXA scanners with known truth, as a user's files.
 
 Simulated patients are for learning and testing this program. They are not clinical evidence.
 
@@ -6,9 +6,9 @@ Example:
   osteojax simulate --out runs/cohort --patients 40 --workers 2
 
 Controls, in which a part of the method must not help (docs/simulation.md):
-  --texture-signal 0    texture tells nothing of bone
-  --hu-signal 0         nothing but texture does; with both, nothing does
-  --identical-devices   the DXA device tells nothing
+  --texture-signal 0    texture carries no information about bone
+  --hu-signal 0         only texture does; with both options, nothing does
+  --identical-devices   the DXA scanner carries no information
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Run a study: many trainings on simulated cohorts with shared splits, and one table of them.
+"""Run a study: many trainings on simulated cohorts with shared splits, compared in one table.
 
-A file of configs/studies/ is the study: its cohorts, rows, and the contrasts that were fixed before
-the first run. Rows share pre-training where they name the same. Rerunning goes on where it was:
-finished rows are not done again, failed ones are. Exit status 1 where a row failed.
+A file of configs/studies/ defines the study: its cohorts, rows, and the contrasts that were fixed
+before the first run. Rows with the same pre-training share it. Rerunning resumes: finished rows are
+kept, failed ones are tried again. Exit status 1 if a row failed.
 
 Examples:
   osteojax study configs/studies/paper_ladder.py --workdir ladder --seeds 1

@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     try:
         config = load_config(args.config, args.overrides)
-    except UserError as error:  # as every wrong command line
+    except UserError as error:  # exit like every wrong command line
         print(f"osteojax train: error: {error}", file=sys.stderr)
         return 2
     if config.get("init_from") and not Path(config.init_from).is_dir():
         raise UserError(f"config.init_from {config.init_from}: no such workdir.")
     if not distributed.join(args):
         return _train(args, config)
-    # The others must not wait for one that has failed, whatever it was.
+    # After any failure, leave at once, so that the other processes do not wait for this one.
     try:
         status = _train(args, config)
     except UserError as error:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, config: ConfigDict) -> int:
-    # Imported late: a wrong command line must not wait for jax.
+    # Imported here, so that a wrong command line does not wait for jax.
     import jax
 
     from osteojax.train.loop import train

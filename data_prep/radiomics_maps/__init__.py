@@ -1,1 +1,1 @@
-"""PyRadiomics' extractor of voxel maps on this package's texture engine, without PyRadiomics."""
+"""PyRadiomics' extractor of voxel maps, reimplemented on OsteoJAX's texture engine."""

@@ -1,7 +1,7 @@
-"""The `diagnostics_*` entries of a result: versions, settings, and what image and mask were.
+"""The `diagnostics_*` entries of a result: versions, settings, and facts about image and mask.
 
-Keys, their order and values are PyRadiomics' (radiomics/generalinfo.py 3.0.1) but for two values:
-Versions_PyRadiomics names this package, and Versions_PyWavelet says that it takes no part.
+Keys, their order and values are PyRadiomics' (radiomics/generalinfo.py 3.0.1), with two exceptions:
+Versions_PyRadiomics names OsteoJAX, and Versions_PyWavelet says that it is not used.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""PyRadiomics' `RadiomicsFeatureExtractor` for voxel maps, on this package's texture engine.
+"""PyRadiomics' `RadiomicsFeatureExtractor` for voxel maps, on OsteoJAX's texture engine.
 
     extractor = RadiomicsFeatureExtractor("parameters.yaml", binWidth=25)
     result = extractor.execute("ct.nii.gz", "mask.nii.gz", label=20, voxelBased=True)
     sitk.WriteImage(result["original_glcm_Contrast"], "contrast.nrrd")
 
-A script changes its import line. Names of methods and arguments are PyRadiomics'.
+Names of methods and arguments are PyRadiomics', so that a script needs only another import line.
 
 van Griethuysen et al., Cancer Res 77:e104, 2017 (PyRadiomics 3.0.1).
 """
@@ -31,8 +31,8 @@ class RadiomicsFeatureExtractor:
 
     Attributes:
       settings: name -> value; may be changed between calls.
-      enabledImagetypes: "Original" -> settings of its own.
-      enabledFeatures: feature class -> names. None, as at the start without parameters: all.
+      enabledImagetypes: "Original" -> its own settings.
+      enabledFeatures: feature class -> names. None, the default without parameters, enables all.
     """
 
     def __init__(self, parameters: Source | None = None, **settings: Any) -> None:
@@ -40,13 +40,13 @@ class RadiomicsFeatureExtractor:
 
         Args:
           parameters: a parameter file (YAML or JSON), or a dictionary with its sections. None
-            enables everything, as in PyRadiomics; call `disableAllFeatures` and enable features
-            that are made here before `execute`.
-          settings: by name; they win over the parameters'.
+            enables everything, as in PyRadiomics; then call `disableAllFeatures` and enable
+            supported features before `execute`.
+          settings: by name; they override those of `parameters`.
 
         Raises:
-          UserError: the parameters cannot be read, or ask for something that is not made here. The
-            message has all of it, and the lines of a parameter file that is covered.
+          UserError: the parameters cannot be read, or ask for something unsupported. The message
+            lists all of it, and the lines of a parameter file that is supported.
         """
         self._parameters = from_source(parameters, settings)
         if parameters is not None:
@@ -104,8 +104,8 @@ class RadiomicsFeatureExtractor:
         Args:
           imageFilepath, maskFilepath: files, or SimpleITK images of three axes and one geometry.
           label: of the region in the mask; None takes the setting (1 by default).
-          label_channel: of a mask with several values a voxel.
-          voxelBased: must be True: one number a region is not made here.
+          label_channel: channel of a mask with several values per voxel.
+          voxelBased: must be True; one number per region is not supported.
 
         Returns:
           `diagnostics_*` entries (see `diagnostics.diagnostics`), then original_CLASS_FEATURE ->
@@ -114,8 +114,8 @@ class RadiomicsFeatureExtractor:
           PyRadiomics but for the differences that docs/data.md names.
 
         Raises:
-          UserError: before any work where a setting or feature is not covered; then, where image
-            or mask is unusable.
+          UserError: a setting or feature is not supported (checked before any work), or image or
+            mask is unusable.
         """
         if not voxelBased:
             raise UserError(
@@ -159,7 +159,7 @@ class RadiomicsFeatureExtractor:
                 spacing_mm=image.GetSpacing()[::-1],
                 dtype=np.float64,
             )
-        except ValueError as error:  # of the image's values: NaN, too many levels, overflow
+        except ValueError as error:  # for values of the image: NaN, too many levels, overflow
             raise UserError(str(error)) from error
         found = {}
         for name, wanted in features.items():

@@ -1,7 +1,7 @@
-"""PyRadiomics' parameter files: read, compared with what is made here, mended where it is not.
+"""Reads PyRadiomics' parameter files, checks them, and suggests a supported file if they are not.
 
 A parameter file is YAML or JSON with the sections imageType, featureClass, setting and
-voxelSetting. Covered is the image type Original with features of
+voxelSetting. Supported is the image type Original with features of
 `osteojax.ops.texture.voxel_maps.CLASSES`.
 """
 
@@ -21,20 +21,20 @@ from osteojax.ops.texture.voxel_maps import CLASSES
 
 SECTIONS = ("imageType", "featureClass", "setting", "voxelSetting")
 SHAPE_CLASSES = ("shape", "shape2D")
-"""PyRadiomics makes no maps of these either: it passes over them in voxel-based extraction."""
+"""Feature classes of which PyRadiomics makes no maps either; it ignores them for voxel maps."""
 
 Source = str | PurePath | Mapping[str, Any]
 
 
 @dataclasses.dataclass
 class Parameters:
-    """What is enabled, in PyRadiomics' terms.
+    """Enabled image types, features and settings, in PyRadiomics' terms.
 
     Attributes:
       image_types: name -> its own settings.
       features: class -> feature names; an empty list or None is all of them.
       settings: `settings.DEFAULTS` and what the user changed.
-      source: what messages call it.
+      source: name of the parameters in messages.
     """
 
     image_types: dict[str, dict[str, Any]]
@@ -43,7 +43,7 @@ class Parameters:
     source: str = "the extractor"
 
     def check(self) -> None:
-        """Raises UserError with all that is not covered, and the lines of a file that is."""
+        """Raises UserError with everything unsupported, and the lines of a supported file."""
         if found := self.faults():
             lines = "".join(f"  - {line}\n" for line in found)
             raise UserError(
@@ -52,7 +52,7 @@ class Parameters:
             )
 
     def faults(self) -> list[str]:
-        """Everything that is not covered, a line each."""
+        """Everything that is not supported, one line each."""
         return [
             *self._image_type_faults(),
             *self._feature_faults(),
@@ -95,7 +95,7 @@ class Parameters:
         return found
 
     def covered(self) -> str:
-        """A parameter file of what is covered, as YAML: nothing that is made is left out of it."""
+        """The supported part of these parameters, as a parameter file in YAML."""
         features = {}
         for name, made in CLASSES.items():
             wanted = (self.features or {}).get(name, ())
@@ -135,7 +135,7 @@ def from_source(source: Source | None, changes: Mapping[str, Any]) -> Parameters
     """Parameters of a file or dictionary, or PyRadiomics' defaults, with some settings changed.
 
     Raises:
-      UserError: no such file, not YAML, or sections that are no parameter file's.
+      UserError: no such file, not YAML, or sections that a parameter file does not have.
     """
     if source is None:
         return Parameters({"Original": {}}, None, {**names.DEFAULTS, **changes})
@@ -181,7 +181,8 @@ def _check_sections(sections: Any, described: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A number where YAML 1.1 reads text: `1e-3` has no dot, and is a number to PyRadiomics."""
+    """Converts text such as `1e-3` to a number: YAML 1.1 reads it as text, PyRadiomics as a
+    number."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -17,11 +17,11 @@ import SimpleITK as sitk
 from osteojax.errors import UserError
 
 DEFAULT_TOLERANCE = 1e-6
-"""Of ITK: how far origin and spacing may differ, in voxels of the first axis."""
+"""ITK's tolerance for differences of origin and spacing, in voxels of the first axis."""
 
 
 def read_image(source: Any, what: str) -> sitk.Image:
-    """An image of three axes, from a file or as it is. Raises UserError."""
+    """An image of three axes, given as a file or an image. Raises UserError."""
     if isinstance(source, str | PurePath):
         if not os.path.isfile(source):
             raise UserError(f"{what} {source}: no such file.")
@@ -42,14 +42,14 @@ def read_image(source: Any, what: str) -> sitk.Image:
 
 
 def scalar_image(image: sitk.Image) -> sitk.Image:
-    """The image itself. Raises UserError for one with several values a voxel."""
+    """Returns the image. Raises UserError if it has several values per voxel."""
     if (parts := image.GetNumberOfComponentsPerPixel()) > 1:
         raise UserError(f"image: {parts} values a voxel, one is needed. Choose a channel.")
     return image
 
 
 def label_mask(mask: sitk.Image, settings: Mapping[str, Any]) -> sitk.Image:
-    """The mask as uint32 labels; one channel of it where it has several. Raises UserError."""
+    """The mask as uint32 labels, or one channel of it if it has several. Raises UserError."""
     label, channel = settings["label"], settings.get("label_channel", 0)
     parts = mask.GetNumberOfComponentsPerPixel()
     if parts > 1 or "vector" in mask.GetPixelIDTypeAsString():
@@ -95,7 +95,7 @@ def bounding_box(image: sitk.Image, mask: sitk.Image, settings: Mapping[str, Any
 
 
 def _check_geometry(image: sitk.Image, mask: sitk.Image, tolerance: float | None) -> None:
-    """ITK's own test, that filters of two images make."""
+    """Raises UserError by the same test that ITK's filters of two images make."""
     tolerance = DEFAULT_TOLERANCE if tolerance is None else tolerance
     if image.GetSize() != mask.GetSize():
         raise UserError(
@@ -116,7 +116,7 @@ def _check_geometry(image: sitk.Image, mask: sitk.Image, tolerance: float | None
 
 
 def crop(image: sitk.Image, box: np.ndarray, pad_voxels: int) -> sitk.Image:
-    """The image inside a box of `bounding_box` and some voxels around it, where there are such."""
+    """The image inside a box of `bounding_box` and up to `pad_voxels` voxels around it."""
     size = np.array(image.GetSize())
     lower = np.maximum(box[0] - pad_voxels, 0)
     upper = np.maximum(size - 1 - box[1] - pad_voxels, 0)

@@ -1,4 +1,4 @@
-"""PyRadiomics' settings by name: which ones count here, with which values.
+"""PyRadiomics' settings by name: which ones are supported, and their values.
 
 Names, defaults and allowed values are those of PyRadiomics 3.0.1 (radiomics/featureextractor.py
 and radiomics/schemas/paramSchema.yaml).
@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "label": 1,
     "additionalInfo": True,
 }
-"""What PyRadiomics' extractor starts from."""
+"""Default settings of PyRadiomics' extractor."""
 
 OF_THE_ENGINE = (
     "binWidth", "binCount", "kernelRadius", "maskedKernel", "distances", "force2D",
@@ -46,7 +46,7 @@ ONLY: dict[str, Any] = {
     "resegmentRange": None,
     "correctMask": False,
 }
-"""Steps that are not made here, and the value that leaves them out."""
+"""Settings of unsupported steps -> the value that turns the step off."""
 
 WITHOUT_EFFECT = (
     "voxelBatch",  # how many windows PyRadiomics takes at a time
@@ -61,7 +61,7 @@ WITHOUT_EFFECT = (
 
 
 class _Values(NamedTuple):
-    """Which values a setting takes, and the words for them."""
+    """The values that a setting may have, as a test and in words."""
 
     takes: Callable[[Any], bool]
     words: str
@@ -110,11 +110,11 @@ VALUES = {
     "preCrop": _FLAG,
     "padDistance": _FROM_0,
 }
-"""Settings that count here, with the values that they take."""
+"""Supported settings, with the values that they may have."""
 
 
 def fault(name: str, settings: Mapping[str, Any]) -> str:
-    """What is wrong with a setting, in one line; empty where it is as wanted."""
+    """What is wrong with a setting, in one line; empty if nothing is."""
     value = settings[name]
     if name in ONLY:
         if name == "resampledPixelSpacing" and settings.get("interpolator") is None:

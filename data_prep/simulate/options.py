@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--patients",
         type=_count,
         required=True,
-        help="at least one a site; from two on, each site has both classes",
+        help="at least one per site; with two or more, each site has both classes",
     )
     parser.add_argument("--sites", type=_sites, default="A,B,C,D", help="default: A,B,C,D")
     parser.add_argument("--seed", type=_seed, default=0)
@@ -99,19 +99,19 @@ def _add_controls(parser: argparse.ArgumentParser) -> None:
         "--texture-signal",
         type=_between(0.0, 1.0),
         default=1.0,
-        help="how much trabecular texture tells beyond mean HU; 0 is the control (default: 1)",
+        help="information about bone in texture, beyond mean HU; 0 is the control (default: 1)",
     )
     parser.add_argument(
         "--hu-signal",
         type=_between(0.0, 1.0),
         default=1.0,
-        help="how much HU, cortex, body size, age and sex tell of BMD; at 0 only texture does "
+        help="information on BMD in HU, cortex, body size, age and sex; at 0 only texture has it "
         "(default: 1)",
     )
     parser.add_argument(
         "--identical-devices",
         action="store_true",
-        help="every DXA device measures as Hologic does, under its own name",
+        help="every DXA scanner measures as Hologic does, under its own name",
     )
 
 
@@ -123,7 +123,7 @@ def _seed(text: str) -> int:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """What the options say of the patients."""
+    """The settings of the patients from the options."""
     return Settings(
         sites=args.sites,
         seed=args.seed,

@@ -1,1 +1,1 @@
-"""Evaluation of a training run, from its workdir: a library that prints nothing."""
+"""Evaluates a training run from its workdir; prints nothing."""

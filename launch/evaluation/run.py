@@ -24,10 +24,11 @@ class Run:
     """A run that can be evaluated, and the cohort that it was trained on.
 
     Attributes:
-      workdir, which, step: of the run, and its checkpoint.
+      workdir: of the run.
+      which, step: of its checkpoint.
       cohort: opened.
       evaluation: of its objective.
-      params, model_state: of the checkpoint; averaged parameters where the run kept them.
+      params, model_state: of the checkpoint; averaged parameters if the run kept them.
       engine: of the config, as `DataParallel.create` takes it.
     """
 
@@ -42,7 +43,7 @@ class Run:
 
     @classmethod
     def open(cls, workdir: Path, data: Path, which: str) -> Run:
-        """Raises UserError for another cohort's run, or one that has no heads."""
+        """Opens a run. Raises UserError if it was trained on another cohort or has no heads."""
         config, manifest = load_run(workdir)
         cohort = open_cohort(data)
         if cohort.manifest != manifest:
@@ -77,18 +78,19 @@ def evaluate(
     checkpoint: str = "best",
     all_items: bool = False,
 ) -> Report:
-    """Evaluates a run: thresholds from validation, numbers of the other splits, one report.
+    """Evaluates a run: fits thresholds on validation, reports the other splits, writes a report.
 
     Args:
       workdir: of a training run.
       data: the prepared folder that it was trained on.
-      split: "test", which reports the external sites beside it, or "external".
-      out: folder of the results; WORKDIR/evaluation where it is None.
+      split: "test", which also reports the external sites, or "external".
+      out: folder of the results; None is WORKDIR/evaluation.
       checkpoint: "best" or "last".
-      all_items: unlabelled ones (vertebrae) as well.
+      all_items: whether to include unlabelled items (vertebrae).
 
     Raises:
-      UserError: another cohort's run; one that has no heads; nothing to report or to fit on.
+      UserError: the run is of another cohort or has no heads; there are no items to report or to
+        fit on.
     """
     workdir, data = Path(workdir), Path(data)
     run = Run.open(workdir, data, checkpoint)
@@ -126,7 +128,7 @@ def evaluate(
 def predictions_table(
     workdir: Path, data: Path, splits: tuple[str, ...], which: str, labelled: bool | None
 ) -> tuple[pd.DataFrame, int, PreparedCohort]:
-    """The model's predictions for some splits, as predictions.csv has them.
+    """The model's predictions for some splits, with the columns of predictions.csv.
 
     Returns:
       (table, step of the checkpoint, the opened cohort).

@@ -1,1 +1,1 @@
-"""What `osteojax inspect` draws: contact sheet, histograms, orthogonal slices."""
+"""Figures of `osteojax inspect`: contact sheet, histograms, orthogonal slices."""

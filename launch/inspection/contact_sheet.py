@@ -1,4 +1,4 @@
-"""The contact sheet: a row per vertebra, to see at a glance that boxes are what they should be."""
+"""The contact sheet: a row per vertebra, for a quick check of the boxes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def draw_contact_sheet(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) ->
     """Writes a PNG: a row per vertebra, mid-sagittal image and maps, and the mid-axial image.
 
     Sagittal pictures have superior on top and posterior on the right; axial ones have anterior on
-    top and the patient's right on the left, as radiologists look at them. The line is the mask;
-    what lies outside the CT is blue.
+    top and the patient's right on the left, by radiological convention. The line is the mask;
+    voxels outside the CT are blue.
     """
     specs = cohort.about.maps
     columns = len(specs) + 1

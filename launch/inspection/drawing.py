@@ -1,7 +1,7 @@
-"""One picture of one slice: colours, mask outline, directions, colour bar in the map's unit.
+"""Draws a slice: colours, mask outline, directions, colour bar in the map's unit.
 
 Slices are of a vertebra's box, axes [0] inferior to superior, [1] anterior to posterior, [2] the
-patient's right to left, and are shown as radiologists look at them.
+patient's right to left, and are shown by radiological convention.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from osteojax.files import atomic_path
 
 WINDOW_HU = (HU_MIN, 600.0)
 OUTSIDE_CT = "#5b7fa6"
-"""A blue that neither of the two colour maps has: no data here."""
+"""Colour of voxels without data: a blue that is in neither colour map."""
 OUTLINE = {"image": "#ff9d3b", "map": "white"}
 HIDDEN_PERCENT = 0.2
-"""Of a map's voxels in the brightest colour: a few at cortical edges would darken all others."""
+"""Percentage of a map's voxels that are clipped to the brightest colour; otherwise a few at
+cortical edges would darken all others."""
 
 PLANES = {
     "sagittal": "SIAP",
@@ -48,14 +49,14 @@ def plane(volume: np.ndarray, name: str) -> np.ndarray:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A Figure of its own, in inches, not pyplot's: no global backend is touched."""
+    """A figure of a size in inches, made without pyplot and its global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path, dpi: int = 130) -> None:
-    """Writes a PNG, atomically, without the name of the program that wrote it."""
+    """Writes a PNG, atomically, without matplotlib's metadata."""
     with atomic_path(path) as temporary:
         figure.savefig(
             temporary, dpi=dpi, format="png", bbox_inches="tight", metadata={"Software": None}
@@ -63,8 +64,8 @@ def save(figure: Figure, path: Path, dpi: int = 130) -> None:
 
 
 def norm(spec: MapSpec, values: Iterable[np.ndarray]) -> Normalize:
-    """Colour scale of a map over the values shown (NaN left out): CT window for the image, else
-    what all but HIDDEN_PERCENT at the top reach, on the scale that the map is stored on."""
+    """Colour scale of a map: the CT window for the image, else the range of the given values (NaN
+    ignored) without the top HIDDEN_PERCENT, linear or logarithmic as the map is stored."""
     low, high = WINDOW_HU
     if spec.name != "image":
         shown = np.concatenate([v.ravel() for v in values])
@@ -79,7 +80,7 @@ def norm(spec: MapSpec, values: Iterable[np.ndarray]) -> Normalize:
 
 
 def colours(spec: MapSpec) -> Colormap:
-    """Grey for the CT, viridis for maps: both read the same without colour vision."""
+    """Grey for the CT, viridis for maps; both are readable without colour vision."""
     return colormaps["gray" if spec.name == "image" else "viridis"].with_extremes(bad=OUTSIDE_CT)
 
 
@@ -98,7 +99,7 @@ def draw_slice(
 
 
 def draw_directions(axis: Axes, name: str) -> None:
-    """Writes the four directions of a plane around its picture: inside, they would hide bone."""
+    """Writes the four directions of a plane around its picture, where they hide no bone."""
     places = ((0.5, 1.01), (0.5, -0.01), (-0.01, 0.5), (1.01, 0.5))
     aligned = (("center", "bottom"), ("center", "top"), ("right", "center"), ("left", "center"))
     for letter, (x, y), (across, up) in zip(PLANES[name], places, aligned, strict=True):
@@ -106,7 +107,7 @@ def draw_directions(axis: Axes, name: str) -> None:
 
 
 def draw_bar(figure: Figure, drawn: AxesImage, axes: Any, spec: MapSpec, **where: Any) -> None:
-    """A colour bar in the map's unit beside some axes."""
+    """Draws a colour bar in the map's unit beside some axes."""
     bar = figure.colorbar(drawn, ax=axes, extend="max", **where)
     if spec.transform == "log1p":
         low, high = drawn.get_clim()
@@ -117,7 +118,7 @@ def draw_bar(figure: Figure, drawn: AxesImage, axes: Any, spec: MapSpec, **where
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values within a log1p scale: 0, 1, 3, 10, ..., or closer ones where few fit."""
+    """Round tick values within a log1p scale: 0, 1, 3, 10, ..., or closer ones if few fit."""
     ticks: list[float] = []
     for multiples in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         values = [0.0, *(m * 10.0**power for power in range(4) for m in multiples)]

@@ -15,10 +15,10 @@ from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import HU_MAX, HU_MIN
 
 SAMPLE = 64
-"""Vertebrae, whatever the cohort's size: 57 million voxels at 96^3, read one after the other."""
+"""Largest number of vertebrae that are counted: 57 million voxels at 96^3."""
 
 REGIONS = {"box": "0.6", "vertebra": "#0072b2"}
-"""What is counted, and its colour (Okabe and Ito's blue)."""
+"""Counted regions with their colours (Okabe and Ito's blue)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +50,15 @@ def count_codes(cohort: PreparedCohort, sample: int = SAMPLE) -> Histograms:
 def ends(counts: np.ndarray, spec: MapSpec) -> tuple[float, float]:
     """Shares of voxels in the first and in the last code of the stored range.
 
-    For the image they are what clipping touched; maps reach no end unless their range is wrong,
-    except that the lowest value of a map is its first code (flat tissue, air).
+    In the image these are the clipped voxels. In maps, many voxels in the last code mean that the
+    stored range is wrong; the first code is a map's lowest value (flat tissue, air).
     """
     total = max(int(counts.sum()), 1)
     return float(counts[0] / total), float(counts[spec.codes - 1] / total)
 
 
 def draw_histograms(cohort: PreparedCohort, found: Histograms, out: Path) -> None:
-    """Writes a PNG: a panel per map, in its unit, on the scale that it is stored on."""
+    """Writes a PNG: a panel per map, in its unit, linear or logarithmic as it is stored."""
     about = cohort.about
     figure = drawing.new_figure(11.0, 6.4)
     panels = figure.subplots(2, 3).ravel()
@@ -75,7 +75,7 @@ def draw_histograms(cohort: PreparedCohort, found: Histograms, out: Path) -> Non
 
 
 def _panel(axis: Axes, spec: MapSpec, counts: dict[str, np.ndarray]) -> None:
-    """Shares of voxels by code. The end codes may be any height: their shares are in the text."""
+    """Draws shares of voxels by code. Bars of end codes may be cut; the text has their shares."""
     highest, lines = 0.0, []
     for name, colour in REGIONS.items():
         own = counts[name][: spec.codes]

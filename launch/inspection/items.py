@@ -1,4 +1,4 @@
-"""What `osteojax inspect` shows of a kind that brings no pictures of its own."""
+"""What `osteojax inspect` shows for a kind without an inspection module of its own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def tables(cohort: PreparedCohort) -> list[Table]:
 def pictures(
     cohort: PreparedCohort, count: int, wanted: str, sheet: Path, folder: Path
 ) -> Iterator[tuple[str, Path | Table]]:
-    """A row per item, evenly spread over the folder, and a column per field; the middle plane of a
-    volume. `wanted` and `folder` are for kinds that draw more."""
+    """Draws a row per item, evenly spread over the folder, and a column per field; of a volume the
+    middle plane. `wanted` and `folder` are for kinds that draw more."""
     names = [field.name for field in cohort.manifest.fields[1:]]
     rows = spread(count, len(cohort))
     figure = drawing.new_figure(2.3 * len(names), 1.9 * len(rows) + 0.4)
@@ -43,14 +43,14 @@ def pictures(
 
 
 def _plane(values: np.ndarray) -> np.ndarray:
-    """[H, W] of an array: the first of every leading axis but the last one, of which the middle."""
+    """[H, W] of an array: the middle plane of a volume, index 0 along further leading axes."""
     while values.ndim > 3:
         values = values[0]
     return values[len(values) // 2] if values.ndim == 3 else np.atleast_2d(values)
 
 
 def _title(cohort: PreparedCohort, row: int) -> str:
-    """The patient and what is known of the targets."""
+    """The patient and the known targets."""
     table = cohort.table.iloc[row]
     known = [f"{t.name} {table[t.column]}" for t in cohort.manifest.targets]
     return "\n".join([table["patient_id"], *known])

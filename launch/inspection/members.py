@@ -1,4 +1,4 @@
-"""Which vertebrae of a prepared folder are drawn, and their maps."""
+"""Selects vertebrae of a prepared folder to draw, and reads or computes their maps."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from osteojax.errors import UserError
 
 
 def spread(count: int, rows: int) -> np.ndarray:
-    """i64[<= count] positions out of 0..rows-1, evenly spread, the first and the last among them
-    where there are two."""
+    """i64[<= count] positions out of 0..rows-1, evenly spread; with two or more, the first and the
+    last are among them."""
     return np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(int))
 
 
 def choose(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Vertebrae spread evenly over the folder, in record order; labelled ones where enough."""
+    """Vertebrae spread evenly over the folder, in record order; only labelled ones if there are
+    enough."""
     labelled = rows[rows["osteoporosis"].notna()]
     rows = labelled if len(labelled) >= count else rows
     return rows.iloc[spread(count, len(rows))]
 
 
 def named(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The vertebrae of some names SCAN_ID/LEVEL, in that order.
+    """The vertebrae with some names SCAN_ID/LEVEL, in that order.
 
     Raises:
       UserError: a name that the folder does not have.
@@ -55,8 +56,8 @@ def stores_maps(about: About) -> bool:
 def pool_codes(cohort: PreparedCohort, row: int) -> np.ndarray:
     """uint8[len(POOL), D, H, W] codes of one vertebra.
 
-    Maps that the folder does not store are made from the stored image with the folder's texture
-    settings, as training makes them; the codes are those that would have been stored.
+    Maps that the folder does not store are computed from the stored image with the folder's texture
+    settings, as in training; their codes are those that `prepare` would store.
     """
     about = cohort.about
     if stores_maps(about):

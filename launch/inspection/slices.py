@@ -14,15 +14,15 @@ from osteojax.data.cohort import PreparedCohort
 
 
 def slices_path(folder: Path, row: pd.Series) -> Path:
-    """`slices_<scan_id>_<level>.png`; characters that no file name has are percent-encoded."""
+    """`slices_<scan_id>_<level>.png`; characters not allowed in file names are percent-encoded."""
     return folder / f"slices_{quote(row['scan_id'], safe=' ')}_{row['level']}.png"
 
 
 def draw_slices(cohort: PreparedCohort, number: int, out: Path) -> None:
     """Writes a PNG of one row of the folder's table: a column per map, a row per plane.
 
-    A map's three pictures share one colour scale, in its unit and on the scale it is stored on.
-    The line is the mask; what lies outside the CT is blue.
+    A map's three pictures share one colour scale, in its unit, linear or logarithmic as it is
+    stored. The line is the mask; voxels outside the CT are blue.
     """
     about, row = cohort.about, cohort.table.iloc[number]
     volumes, (mask, inside) = pool_codes(cohort, number), cohort.array(number, "mask")

@@ -1,4 +1,4 @@
-"""What `osteojax inspect` shows of vertebrae: their texture pool, and pictures of some of them."""
+"""What `osteojax inspect` shows for vertebrae: their texture pool, and pictures of some of them."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def _stored(about: About) -> str:
 
 
 def tables(cohort: PreparedCohort) -> list[Table]:
-    """The texture pool."""
+    """Table of the texture pool."""
     return [maps_table(cohort.about)]
 
 
 def pictures(
     cohort: PreparedCohort, count: int, wanted: str, sheet: Path, folder: Path
 ) -> Iterator[tuple[str, Path | Table]]:
-    """Draws; yields what was written, or a table that belongs to it, as it is done.
+    """Draws pictures; yields each written file, or a table about it, when it is done.
 
     Args:
-      count: vertebrae of the contact sheet.
+      count: number of vertebrae of the contact sheet.
       wanted: vertebrae whose slices are drawn: a number, or SCAN_ID/LEVEL names with commas.
       sheet: file of the contact sheet.
-      folder: of the other pictures.
+      folder: for the other pictures.
 
     Raises:
       UserError: a name that the folder does not have.
@@ -74,7 +74,7 @@ def _sliced(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
 
 
 def maps_table(about: About) -> Table:
-    """Storage and statistics of each member of the pool."""
+    """Table of how each member of the pool is stored, with its statistics."""
     table = Table(title="texture pool")
     table.add_column("map", no_wrap=True)
     for head in ("unit", "stored as", "range", "step", "mean", "std"):
@@ -95,7 +95,7 @@ def maps_table(about: About) -> Table:
 
 
 def ends_table(about: About, found: Histograms) -> Table:
-    """Share of voxels at either end of each map's stored range."""
+    """Table of the shares of voxels at either end of each map's stored range."""
     table = Table(title=f"codes of {len(found.rows)} vertebrae")
     table.add_column("map", no_wrap=True)
     for region in found.counts:

@@ -1,1 +1,1 @@
-"""Prediction on new CTs: reads cases, fills batches across them, writes answers."""
+"""Predicts on new CTs: reads cases, fills batches across cases, writes answers."""

@@ -1,4 +1,4 @@
-"""One CT after prediction: what its folder, its page and its DICOM objects are made of."""
+"""One CT after prediction, with all data for its folder, its page and its DICOM objects."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from osteojax.evaluation.report import patient_page
 
 @dataclasses.dataclass(frozen=True)
 class AnsweredCase:
-    """All that is known of a case after prediction.
+    """A case after prediction.
 
     Attributes:
-      case: whose it is.
+      case: the case.
       table, flags: of `decision.vertebra_table`.
       case_flags: of the CT.
       contrast: of the CT.
       patient: of `decision.decide`.
       planes: for the page.
-      attention: for the page; empty where the model has none.
+      attention: for the page; empty if the model has none.
       model: fingerprint, code_version, checkpoint, intended_use of the model.
       request: of `case_folder.request_of`.
-      dicom: whether DICOM objects are wanted.
+      dicom: whether to write DICOM objects.
     """
 
     case: Case

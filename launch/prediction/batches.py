@@ -22,10 +22,10 @@ def frame_of(model: ExportedModel) -> Frame:
 def predict_cases(
     model: ExportedModel, cases: Iterable[LoadedCase]
 ) -> Iterator[tuple[LoadedCase, Outputs]]:
-    """Yields every case with the model's outputs of its vertebrae, in order.
+    """Yields every case with the model's outputs for its vertebrae, in order.
 
-    A batch holds vertebrae of as many cases as it takes; only the last one of all is padded. No
-    more than a batch and a case wait in memory.
+    A batch is filled with vertebrae of several cases; only the last batch is padded. At most a
+    batch and a case are in memory.
     """
     waiting: deque[LoadedCase] = deque()
     inputs: deque[tuple[np.ndarray, int]] = deque()

@@ -1,7 +1,7 @@
-"""The folder of one CT's results. Imports no JAX: workers do this.
+"""Writes the folder of one CT's results. It imports no JAX, because it runs in workers.
 
-It holds `prediction.png`, the DICOM objects where they are asked for, and, written last,
-`prediction.json`: a case is finished when that says what was asked.
+The folder contains `prediction.png`, DICOM objects if requested, and, written last,
+`prediction.json`. A case is finished if that file has the hash of the same request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANSWER, PICTURE = "prediction.json", "prediction.png"
 
 
 def request_of(case: Case, fingerprint: str, request: Request) -> str:
-    """A hash of all that a case's folder depends on: model, its files as they are now, options."""
+    """A hash of everything that a case's folder depends on: model, current input files, options."""
     stated = [flag.text for flag in case.stated]
     parts: list[Any] = [fingerprint, __version__, case.name, case.label_scheme, case.device, stated]
     parts += [request.dicom, request.attention, _stamp(case.ct)]
@@ -32,7 +32,7 @@ def request_of(case: Case, fingerprint: str, request: Request) -> str:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Path, size and time of a file, or of a folder's files; of nothing where it is not there."""
+    """Path, size and time of a file, or of a folder's files; empty if the path does not exist."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         found = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -42,7 +42,7 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def read_answer(case: Case, request: str) -> dict[str, Any] | None:
-    """What an earlier run answered to just this request; None where it did not, or the file is
+    """The answer of an earlier run to the same request; None if there is none or the file is
     damaged."""
     try:
         content = json.loads((case.folder / ANSWER).read_text(encoding="utf-8"))
@@ -53,12 +53,12 @@ def read_answer(case: Case, request: str) -> dict[str, Any] | None:
 
 
 def finish(answer: AnsweredCase) -> CaseError | None:
-    """Writes a case's folder. What is wrong with the case is returned, not raised."""
+    """Writes a case's folder. Returns the error of an unusable case instead of raising it."""
     folder = answer.case.folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in (ANSWER, PICTURE):
         (folder / name).unlink(missing_ok=True)  # of an earlier request
-    # The page in a DICOM object has no name of the user's on it.
+    # The page in a DICOM object must not show the user's name of the case.
     figure = patient_page.draw(answer.planes, answer.table, answer.patient, "", answer.attention)
     if answer.dicom:
         from launch.prediction import dicom_objects

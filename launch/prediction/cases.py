@@ -1,4 +1,4 @@
-"""What to predict on: one CT, or the rows of a table."""
+"""The cases to predict on: one CT, or the rows of a table."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ REQUIRED = ("scan_id", "ct")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One CT and what the user says of it.
+    """One CT with its mask and options.
 
     Attributes:
-      name: the user's own: the table's scan_id, or the file's name.
-      ct, mask: paths; no mask where TotalSegmentator is to make one.
+      name: given by the user: the table's scan_id, or the file's name.
+      ct, mask: paths; mask is None if TotalSegmentator is to make one.
       label_scheme: of the mask.
-      device: DXA device to predict for, by the model's name.
-      folder: where the results go.
-      stated: flags that the table raises (contrast, fracture, implant, poor_quality).
+      device: DXA scanner to predict for, by the model's name of it.
+      folder: for the results.
+      stated: flags from columns of the table (contrast, fracture, implant, poor_quality).
     """
 
     name: str
@@ -44,15 +44,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line says of all cases.
+    """Options of the command line for all cases.
 
     Attributes:
-      devices: that the model knows; the last one is "unknown".
-      mask, label_scheme, device: of one CT, or of rows that name none.
-      segment: make missing masks.
-      dicom: write DICOM objects, which only a DICOM series allows.
-      attention: show where the model looked.
-      out: folder of the results.
+      devices: DXA scanners that the model knows; the last one is "unknown".
+      mask, label_scheme, device: of one CT, or for rows that have none.
+      segment: whether to make missing masks.
+      dicom: whether to write DICOM objects, which needs a DICOM series.
+      attention: whether to show Grad-CAM.
+      out: folder for the results.
     """
 
     devices: Sequence[str]
@@ -81,8 +81,8 @@ def one_case(ct: Path, request: Request) -> Case:
 def table_cases(path: Path, request: Request) -> tuple[list[Case], list[CaseError]]:
     """The rows of a table, as cases and failures.
 
-    Columns: scan_id, ct, and mask unless masks are made; optionally label_scheme, device, and the
-    yes-or-no columns of a cohort table, which become flags. Paths are relative to the table.
+    Columns: scan_id, ct, and mask unless masks are to be made; optionally label_scheme, device, and
+    the yes-or-no columns of a cohort table, which become flags. Paths are relative to the table.
 
     Raises:
       UserError: a broken table, or one that names a scan twice.
@@ -125,12 +125,13 @@ def _check_dicom(ct: Path, name: str, request: Request) -> None:
         raise CaseError(
             name,
             "--dicom-out needs the CT as DICOM: a result belongs to its study.",
-            "Give the series' folder, or leave --dicom-out away.",
+            "Give the series' folder, or leave out --dicom-out.",
         )
 
 
 def folder_name(name: str) -> str:
-    """A scan's id as the name of a folder; where it cannot be one, something like it and unique."""
+    """A folder's name for a scan's id: the id itself, or a similar unique name if the id is not
+    valid."""
     plain = re.sub(r"[^\w.-]+", "_", name)
     if plain == name and not name.startswith(".") and len(name) <= 100:
         return name

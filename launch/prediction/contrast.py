@@ -1,12 +1,12 @@
-"""Was contrast agent given? Judged by the brightest vessel-sized place in front of the spine.
+"""Detects contrast agent by the brightest vessel-sized region in front of the spine.
 
-The mask knows vertebrae only, so the aorta and the vena cava are looked for where they must be: in
-front of the bodies of T10 to L4. Blood without agent is 30 to 60 HU; a portal-venous phase shows
-120 to 200, an arterial one more. Agent makes bone look denser (about 10 HU in trabecular bone), so
-an answer on such a CT errs towards "no osteoporosis".
+The mask contains only vertebrae, so the aorta and the vena cava are searched for in front of the
+bodies of T10 to L4. Blood without agent has 30 to 60 HU; in a portal-venous phase it has 120 to
+200, in an arterial phase more. Agent makes bone look denser (about 10 HU in trabecular bone), so
+predictions on such a CT err towards "no osteoporosis".
 
-Limits: a late phase (below `CONTRAST_HU`) is not seen; bright bowel contents beside most of the
-levels, or a graft, look like agent; where the CT is cropped to the spine nothing can be said.
+Limits: a late phase (below `CONTRAST_HU`) is not detected; bright bowel contents beside most of the
+levels, or a graft, look like agent; a CT that is cropped to the spine cannot be checked.
 """
 
 from __future__ import annotations
@@ -22,32 +22,35 @@ from launch.prediction.flags import Flag
 from osteojax.data.vertebrae import LEVELS
 
 CONTRAST_HU = 110.0
-"""Half-way between blood without agent and a portal-venous phase."""
+"""Threshold: half-way between blood without agent and a portal-venous phase."""
 VESSEL_LEVELS = LEVELS[LEVELS.index("T10") : LEVELS.index("L4") + 1]
-"""The aorta lies before the spine here: it parts at L4."""
+"""Levels at which the aorta is in front of the spine; it divides at L4."""
 GRID_MM = 2.0
 REGION_MM = ((-8.0, 8.0), (-58.0, -6.0), (-28.0, 36.0))
-"""Superior, posterior, left of the body's centre: the aorta is left of the midline."""
+"""Searched region: superior, posterior and left of the body's centre; the aorta is left of the
+midline."""
 LUMEN_MM = 5.0
-"""Radius of the ball that must be bright: thinner things (plaque, cortex, calcified wall) pass."""
+"""Radius of the ball that must be bright; thinner structures (plaque, cortex, calcified wall) are
+ignored."""
 SHARE_DARKER = 25
-"""Percent of the ball that may be darker than what is reported of it."""
+"""Percentage of the ball's voxels that may be darker than the reported HU."""
 BONE_MARGIN_MM = 4.0
-"""Kept away from every labelled vertebra: partial volume."""
+"""Distance kept from every labelled vertebra because of partial volume."""
 LEAST_INSIDE = 0.6
-"""Of the region that must lie within the CT."""
+"""Smallest share of the region that must lie within the CT."""
 LEAST_BODY_RADIUS_MM = 7.0
-"""Of a body's inscribed ball; less is a spinous process whose body the border cut away."""
+"""Smallest radius of a body's inscribed ball; a smaller one is that of a spinous process whose body
+the border of the CT cuts off."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """What was found.
+    """Result of the check.
 
     Attributes:
-      suspected: None where it could not be checked.
-      vessel_hu: median over levels of the brightest lumen-sized place; None where not checked.
-      levels: how many levels were looked at.
+      suspected: whether contrast agent is suspected; None if it could not be checked.
+      vessel_hu: median over levels of the HU of the brightest ball; None if not checked.
+      levels: number of levels that were checked.
     """
 
     suspected: bool | None
@@ -55,7 +58,7 @@ class Contrast:
     levels: int
 
     def flags(self) -> list[Flag]:
-        """Of the case; none where nothing is wrong."""
+        """Flags of the case; empty if no agent is suspected."""
         if self.suspected is None:
             text = "contrast agent could not be checked for (no room before T10-L4 in the CT)"
             return [Flag("contrast_unknown", text)]
@@ -67,7 +70,7 @@ class Contrast:
 def find_contrast(
     ct_image: sitk.Image, class_mask: sitk.Image, vertebrae: list[Vertebra]
 ) -> Contrast:
-    """Looks in front of T10-L4 of a checked CT and mask (`verify.load_case`)."""
+    """Checks the region in front of T10-L4 of a verified CT and mask (`verify.load_case`)."""
     found = [
         _vessel_hu(ct_image, class_mask, vertebra)
         for vertebra in vertebrae
@@ -84,7 +87,7 @@ def _vessel_hu(ct_image: sitk.Image, class_mask: sitk.Image, vertebra: Vertebra)
     """HU that three quarters of the brightest 1 cm ball in front of one body reach."""
     frame = _frame(vertebra)
     identity = sitk.Transform(3, sitk.sitkIdentity)
-    # What lies outside the CT becomes NaN; verified CTs hold none of their own.
+    # Voxels outside the CT become NaN; verified CTs contain no NaN.
     hu = sitk.GetArrayFromImage(
         sitk.Resample(ct_image, frame, identity, sitk.sitkLinear, float("nan"), sitk.sitkFloat32)
     )

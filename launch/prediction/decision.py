@@ -17,10 +17,10 @@ from osteojax.evaluation.statistics.calibration import apply_temperature
 from osteojax.export.load import ExportedModel
 
 DECIDING_LEVELS = ("L1", "L2", "L3", "L4")
-"""DXA measures these, and training labels come from them; other levels are extrapolated."""
+"""Levels that DXA measures and that have training labels; other levels are extrapolated."""
 DEFAULT_THRESHOLD = 0.5
 SURE_OF_LEVEL = 0.8
-"""Probability from which a level that differs from the mask's is worth a flag."""
+"""Probability from which a predicted level that differs from the mask's gives a flag."""
 
 
 def vertebra_table(
@@ -78,7 +78,7 @@ def _farther(percentile: float) -> str:
 
 
 def _fitted(model: ExportedModel, unit: str) -> dict[str, Any]:
-    """What was fitted on validation for vertebrae or patients; empty without an evaluation."""
+    """Values fitted on validation for vertebrae or patients; empty without an evaluation."""
     return (model.card.get("fitted") or {}).get(unit) or {}
 
 
@@ -115,9 +115,9 @@ def decide(
       case_flags: of the whole CT.
 
     Returns:
-      osteoporosis_pred (None where nothing decides), probability, threshold_vertebra,
-      threshold_patient, verdict, caution (why to doubt it; empty where nothing says so), text
-      (both), flags (names of all doubts), notes.
+      osteoporosis_pred (None if the mask has none of L1-L4), probability, threshold_vertebra,
+      threshold_patient, verdict, caution (reasons for doubt; empty if there are none), text
+      (verdict and caution), flags (names of all doubts), notes.
     """
     thresholds, notes = {}, []
     for unit in ("vertebra", "patient"):
@@ -161,7 +161,7 @@ def _notes(model: ExportedModel, device: str) -> list[str]:
             "The DXA device is unknown: BMD is a pooled answer, its interval spans the devices."
         )
     if model.ood is None:
-        notes.append("The model has no embedding statistics: unlike inputs cannot be told.")
+        notes.append("The model has no embedding statistics: unusual inputs are not detected.")
     if model.card.get("simulated_training_data"):
         notes.append("This model was trained on simulated CTs.")
     return notes
@@ -170,7 +170,7 @@ def _notes(model: ExportedModel, device: str) -> list[str]:
 def _caution(
     table: pd.DataFrame, deciding: pd.Index, flags: list[list[Flag]], case_flags: list[Flag]
 ) -> str:
-    """Why the answer deserves doubt: what is unlike training first, then the CT, then the rest."""
+    """Reasons to doubt the answer: vertebrae unlike training first, then the CT, then the rest."""
     unlike = [
         table.loc[i, "level"]
         for i in deciding

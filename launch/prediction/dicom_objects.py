@@ -1,12 +1,12 @@
-"""A case's answer in its own study: a structured report and the page as a secondary capture.
+"""DICOM objects of a case in its study: a structured report, and the page as a secondary capture.
 
 The report follows TID 1500, Measurement Report: a measurement group per vertebra (TID 1501) with
 BMD, its interval and the probability, its flags as coded evaluations, and a reference to the slice
 through the vertebral body; and a group for the lumbar spine with the patient's answer. Where no
 standard code exists the private scheme 99OSTEOJAX is used.
 
-Patient and study are copied from the CT's headers. This is the only place where anything of them is
-kept, and what highdicom and pydicom say of their values is not passed on.
+Patient and study are copied from the CT's headers. Only these objects keep them; messages of
+highdicom and pydicom, which may quote their values, are suppressed.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ SCHEME = "99OSTEOJAX"
 MANUFACTURER = "OsteoJAX"
 DESCRIPTION = "OsteoJAX bone density. Research only, no diagnosis"
 REPORT_SERIES, PAGE_SERIES = 9301, 9302
-"""Series numbers, beyond those that scanners use."""
+"""Series numbers larger than those that scanners use."""
 PATIENT_AND_STUDY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
     "StudyDate", "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
-"""Of type 2: they must be there, and may be empty; de-identified series lack some."""
+"""Attributes of type 2, which must exist but may be empty; de-identified series lack some."""
 
 OSTEOPOROSIS = Code("64859006", "SCT", "Osteoporosis")
 BMD = Code("bmd", SCHEME, "Areal bone mineral density estimated from CT")
@@ -69,7 +69,7 @@ def write(answer: AnsweredCase, page: np.ndarray) -> None:
     """Writes `report.dcm` and `page.dcm` into the case's folder.
 
     Args:
-      page: uint8[H, W, 3], without any name on it.
+      page: uint8[H, W, 3], without the case's name.
 
     Raises:
       CaseError: the CT's headers lack what a result in its study needs.
@@ -83,17 +83,17 @@ def write(answer: AnsweredCase, page: np.ndarray) -> None:
                 with atomic_path(folder / file_name) as temporary:
                     dataset.save_as(temporary, enforce_file_format=True)
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-            # The message would quote the header.
+            # The error's message may quote the header, so it is not shown.
             raise CaseError(
                 name,
                 f"no DICOM result can be made from the CT's headers ({type(error).__name__}).",
-                "Check them with a DICOM validator, or leave --dicom-out away.",
+                "Check them with a DICOM validator, or leave out --dicom-out.",
             ) from None
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps pydicom and highdicom from printing the values they complain of."""
+    """Suppresses messages of pydicom and highdicom, which may contain values of headers."""
     loggers = [logging.getLogger("pydicom"), logging.getLogger("highdicom")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -108,10 +108,10 @@ def _silent() -> Iterator[None]:
 
 
 def _headers(answer: AnsweredCase) -> list[FileDataset]:
-    """Headers of the CT's slices, with empty values for what they may lack.
+    """Headers of the CT's slices, with empty values for missing attributes of type 2.
 
     Raises:
-      CaseError: no study or series to belong to, as some programs for de-identification leave it.
+      CaseError: study or series are missing, as after some programs for de-identification.
     """
     headers = [
         pydicom.dcmread(path, stop_before_pixels=True) for path in series_files(answer.case.ct)
@@ -124,7 +124,7 @@ def _headers(answer: AnsweredCase) -> list[FileDataset]:
             raise CaseError(
                 answer.case.name,
                 "the CT's headers name no study or no series, so a DICOM result belongs nowhere.",
-                "De-identify with new UIDs instead of none, or leave --dicom-out away.",
+                "De-identify with new UIDs instead of none, or leave out --dicom-out.",
             )
         for keyword in PATIENT_AND_STUDY:
             if keyword not in header:
@@ -167,7 +167,7 @@ def _report(answer: AnsweredCase, headers: Sequence[Dataset]) -> Dataset:
 
 
 def _observer(answer: AnsweredCase) -> sr.ObserverContext:
-    # The same model is the same observer.
+    # Equal models have equal observer UIDs.
     name = uuid.uuid5(uuid.NAMESPACE_OID, answer.model["fingerprint"])
     return sr.ObserverContext(
         observer_type=codes.DCM.Device,
@@ -209,7 +209,7 @@ def _vertebra_group(
     answer: AnsweredCase, row: pd.Series, flags: list[Flag], headers: Sequence[Dataset]
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     level = row["level"]
-    site = getattr(codes.SCT, f"{level}Vertebra", codes.SCT.Vertebra)  # L6 has no code of its own
+    site = getattr(codes.SCT, f"{level}Vertebra", codes.SCT.Vertebra)  # L6 has no code
     values = [
         _measurement(BMD, row["bmd_pred_g_cm2"], G_CM2),
         _measurement(PROBABILITY, row["probability"], NO_UNIT),

@@ -1,4 +1,4 @@
-"""What can be wrong with an input, by name: shown on every output, never used to hide a number."""
+"""Flags of doubtful inputs, by name; they are shown on every output and never hide a number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEANINGS = {
 }
 """Name -> meaning; at most 64 characters, because DICOM codes carry no more."""
 REMARKS = frozenset(["header_axes", "contrast_unknown"])
-"""Worth knowing, no reason to doubt an answer."""
+"""Flags that are only remarks, no reason to doubt an answer."""
 
 
 @dataclasses.dataclass(frozen=True)

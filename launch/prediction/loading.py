@@ -1,4 +1,4 @@
-"""One case from its files to what the model and the page need. Imports no JAX: workers do this."""
+"""Reads one case for the model and the page. It imports no JAX, because it runs in workers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FLAG_SIZE, FLAG_SPACING_MM = 48, 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """The model's input.
+    """Geometry of the model's input.
 
     Attributes:
       size, spacing_mm: of the cubic box.
-      background_hu: of what is outside the vertebra; None keeps it.
+      background_hu: HU that replaces voxels outside the vertebra; None keeps them.
     """
 
     size: int
@@ -39,15 +39,15 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedCase:
-    """A case, read.
+    """A case that was read.
 
     Attributes:
-      case: whose it is.
+      case: the case.
       vertebrae: from T1 downwards.
       hu: f32[N, D, H, W], the model's input.
       core_hu: f64[N], median HU of the trabecular cores.
       slices: i64[N], the CT's slice through each body's centre.
-      flags: of each vertebra, as far as voxels tell.
+      flags: of each vertebra, from its voxels.
       contrast: of the CT.
       planes: for the page.
     """
@@ -63,12 +63,12 @@ class LoadedCase:
 
 
 def load(case: Case, frame: Frame) -> LoadedCase | CaseError:
-    """Reads one case. What is wrong with it is returned, not raised: the others go on."""
+    """Reads one case. Returns the error of an unusable case instead of raising it."""
     try:
         return _load(case, frame)
     except CaseError as error:
         return error
-    except RuntimeError as error:  # of SimpleITK
+    except RuntimeError as error:  # raised by SimpleITK
         reason = f"its images cannot be brought into the model's frame ({itk_message(error)})."
         return CaseError(case.name, reason, "Check the geometry in the files' headers.")
     except MemoryError:
@@ -85,7 +85,7 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
     ct_image, class_mask = load_case(case.ct, mask, scheme, case.name)
     rois = extract_rois(ct_image, class_mask, frame.size, frame.spacing_mm, case.name)
     vertebrae = [roi.vertebra for roi in rois]
-    # Looked at on a grid of its own, so that flags are the same for every model.
+    # Flags are computed on a fixed grid, so that they are the same for every model.
     shapes, flags = suspicions(
         [extract_roi(ct_image, class_mask, v, FLAG_SIZE, FLAG_SPACING_MM) for v in vertebrae]
     )

@@ -1,4 +1,4 @@
-"""Prediction on many CTs: workers read them and write results, the model predicts here."""
+"""Predicts on many CTs: workers read CTs and write results, this process runs the model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def predict_many(
     failures: Sequence[CaseError] = (),
     workers: int = 0,
 ) -> tuple[list[dict[str, Any]], list[CaseError]]:
-    """Predicts on CTs and writes their results; what an earlier call finished is kept.
+    """Predicts on CTs and writes their results; cases that an earlier call finished are kept.
 
-    Each case's folder gets its prediction.json and page, `request.out` the tables over all cases,
-    also where the call is interrupted.
+    Each case's folder gets its prediction.json and page; `request.out` gets the tables over all
+    cases, also if the call is interrupted.
 
     Args:
       cases: of `launch.prediction.cases.one_case` or `table_cases`.
-      failures: of rows of the table that are no cases; they are listed in failures.csv too.
+      failures: of bad rows of the table; they are listed in failures.csv too.
       workers: processes that read CTs; 0 is this process.
 
     Returns:
@@ -52,7 +52,7 @@ def predict_many(
 
 
 class _Run:
-    """One model over many cases: reads and writes in workers, predicts here."""
+    """Runs one model over many cases; workers read and write."""
 
     def __init__(self, model: ExportedModel, request: Request, failures: list[CaseError]) -> None:
         self.model, self.request, self.failures = model, request, failures
@@ -63,7 +63,7 @@ class _Run:
         self.hashes: dict[str, str] = {}
 
     def predict(self, cases: Sequence[Case], workers: int) -> None:
-        """Answers every case that is not answered yet; what is wrong goes to `failures`."""
+        """Predicts on every case without an answer; errors are added to `failures`."""
         fingerprint, frame = self.model.fingerprint, frame_of(self.model)
         self.hashes = {
             case.name: case_folder.request_of(case, fingerprint, self.request) for case in cases
@@ -83,14 +83,14 @@ class _Run:
                         yield case
 
             for case, outputs in predict_cases(self.model, loaded()):
-                # Written before more is read, so that few cases wait in memory.
+                # Results are written before more cases are read, so that few are in memory.
                 answered = self._answer(case, outputs)
                 tasks.appendleft(Task(case.case.name, case_folder.finish, (answered,)))
             for task, result in run_tasks(tasks, crew):
                 self._received(task, result, bar)
 
     def _received(self, task: Task, result: Any, bar: tqdm) -> LoadedCase | None:
-        """A case that was read, or None where a case came to its end."""
+        """A case that was read; None if a case is finished or failed."""
         if isinstance(result, LoadedCase):
             return result
         if isinstance(result, WorkerDied):
@@ -123,7 +123,8 @@ class _Run:
         )
 
     def _attention(self, loaded: LoadedCase, table: pd.DataFrame) -> list[Attention]:
-        """Mid-sagittal Grad-CAM of the vertebrae that decide, or else of the highest ones."""
+        """Mid-sagittal Grad-CAM of up to `ATTENTION_ROWS` vertebrae: deciding levels first, then
+        the highest probability."""
         order = table.sort_values(["decides", "probability"], ascending=False).index
         rows = sorted(order[:ATTENTION_ROWS])
         device = self.model.devices.index(loaded.case.device)

@@ -14,7 +14,7 @@ from osteojax.errors import CaseError
 from osteojax.files import atomic_path
 
 NAMING = ["scan_id", "device"]
-"""First columns of the tables of vertebrae and patients."""
+"""First columns of the tables of vertebrae and of patients."""
 PREDICTIONS, PATIENTS, FAILURES = "predictions.csv", "patients.csv", "failures.csv"
 
 
@@ -27,7 +27,7 @@ def write_tables(
       requests: case -> `case_folder.request_of`; an answer to another request is left out.
 
     Returns:
-      the contents of their JSON files, in the cases' order.
+      the contents of the cases' JSON files, in the order of the cases.
     """
     out.mkdir(parents=True, exist_ok=True)
     failed = {error.case for error in failures}
@@ -46,7 +46,7 @@ def write_tables(
     rows = [(error.case, error.reason, error.remedy) for error in failures]
     _write_csv(out / PREDICTIONS, pd.DataFrame(vertebrae, columns=None if vertebrae else NAMING))
     table = pd.DataFrame(patients, columns=None if patients else NAMING)
-    if patients:  # whole numbers also where some are undecided
+    if patients:  # a nullable integer, because some patients may be undecided
         table["osteoporosis_pred"] = table["osteoporosis_pred"].astype("Int64")
     _write_csv(out / PATIENTS, table)
     _write_csv(out / FAILURES, pd.DataFrame(rows, columns=["case", "reason", "remedy"]))

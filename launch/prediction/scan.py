@@ -1,4 +1,4 @@
-"""One CT and its mask to one table: prediction from Python, without files of results."""
+"""Predicts on one CT and its mask from Python, and returns a table instead of writing files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def predict_scan(
     label_scheme: str = "verse",
     device: str = UNKNOWN_DEVICE,
 ) -> pd.DataFrame:
-    """What a model says of every vertebra of a CT.
+    """A model's predictions for every vertebra of a CT.
 
     Args:
       model: exported with `osteojax export`, loaded with `osteojax.load_model`.
       ct: NIfTI, NRRD, MHA, or a folder with a DICOM series.
       mask: of the vertebrae: one file, or a folder of one-vertebra masks.
       label_scheme: of the mask (docs/data.md).
-      device: DXA device that BMD is predicted for, by a name that the model knows.
+      device: name of the DXA scanner to predict BMD for; the model must know it.
 
     Returns:
       One row per vertebra from above, with the columns of `decision.vertebra_table`: level,

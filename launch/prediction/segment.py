@@ -1,7 +1,7 @@
-"""A mask where there is none: TotalSegmentator, as a program of its own.
+"""Makes missing masks with TotalSegmentator, run as a separate program.
 
-Its task `total` is openly available for any use (its README); it fetches its weights from the
-internet when it first runs, and sends anonymous usage statistics unless told otherwise.
+Its task `total` is openly available for any use (its README). It downloads its weights when it
+first runs, and sends anonymous usage statistics by default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from osteojax.files import atomic_path
 PROGRAM = "TotalSegmentator"
 SCHEME = "totalsegmentator_v2"
 SEGMENTED = LEVELS[LEVELS.index("T10") : LEVELS.index("L5") + 1]
-"""The levels that are decided on, and the neighbours that their axes and flags need."""
+"""The deciding levels L1-L4 and the neighbours that are needed for axes and flags."""
 INSTALL = f"pip install {PROGRAM}"
 
 
@@ -29,7 +29,7 @@ def command(ct: Path, mask: Path) -> list[str]:
 
 
 def how_to(ct: Path) -> str:
-    """What to do about a missing mask."""
+    """Advice for a missing mask."""
     call = shlex.join(command(ct, Path("mask.nii.gz")))
     return (
         f"Make one with {PROGRAM} ({INSTALL}): {call} ; then give --mask mask.nii.gz "
@@ -39,7 +39,7 @@ def how_to(ct: Path) -> str:
 
 
 def check_installed() -> None:
-    """Raises UserError where the program is not on PATH."""
+    """Raises UserError if the program is not on PATH."""
     if shutil.which(PROGRAM) is None:
         raise UserError(
             f"--segment: {PROGRAM} is not on PATH. Install it ({INSTALL}; it needs PyTorch and "
@@ -48,16 +48,15 @@ def check_installed() -> None:
 
 
 def make_mask(ct: Path, mask: Path, case: str) -> None:
-    """Segments `ct` into `mask`, a NIfTI file in `SCHEME`; a mask that is there is kept.
+    """Segments `ct` into `mask`, a NIfTI file in `SCHEME`; an existing mask is kept.
 
     Raises:
-      CaseError: the program failed. What it said is not repeated: it may name what is in DICOM
-        headers.
+      CaseError: the program failed. Its output is not repeated, because it may quote DICOM headers.
     """
     if mask.exists():
         return
     with atomic_path(mask) as temporary:
-        temporary.unlink()  # the program makes its own
+        temporary.unlink()  # the program creates it
         call = command(ct, temporary)
         done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode or not temporary.is_file():

@@ -1,6 +1,6 @@
 """Signs in a vertebra's voxels that its answer may be wrong: metal, cement, fracture.
 
-Thresholds are our own, wide on purpose: a flag asks a person to look, it diagnoses nothing.
+Thresholds are our own and deliberately wide: a flag asks a person to check and is no diagnosis.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from data_prep.vertebrae.roi import Roi
 from launch.prediction.flags import MEANINGS, Flag
 
 METAL_HU, METAL_SHARE = 1500.0, 0.005
-"""Of the vertebra's own voxels: dense cortex is under 1500 HU at clinical resolution."""
+"""HU of metal, and the share of the vertebra's voxels above it that gives a flag; dense cortex is
+under 1500 HU at clinical resolution."""
 BRIGHT_HU, BRIGHT_MM3 = 2500.0, 100.0
-"""Anywhere in the box: screws, rods and their streaks; no bone reaches it."""
+"""HU that no bone reaches, and the volume above it anywhere in the box that gives a flag: screws,
+rods and their streaks."""
 CORE_SHARE = 0.6
 """Radius of the trabecular core, in radii of the largest ball inside the body."""
 CORE_RATIO, CORE_DIFFERENCE_HU = 0.4, 60.0
-"""A core this much off its neighbours' median, in the larger of the two, is not age or level:
-trabecular HU changes by about 2% a level (docs/method.md)."""
+"""Difference of a core from its neighbours' median, relative and in HU, whichever is larger, that
+age and level cannot explain: trabecular HU changes by about 2% per level (docs/method.md)."""
 HEIGHT_LOSS = 0.25
-"""Genant et al. 1993: from 25% on, a fracture is called moderate."""
+"""Loss of height from which a fracture is called moderate (Genant et al. 1993)."""
 NEIGHBOUR_LEVELS = 2
 
 
@@ -32,7 +34,7 @@ class BodyShape:
     """Heights of the body in the vertebra's mid-sagittal plane, mm, and its trabecular core.
 
     Attributes:
-      anterior_mm, middle_mm, posterior_mm: NaN where the mask is too thin to say.
+      anterior_mm, middle_mm, posterior_mm: NaN where the mask is too thin to measure.
       core_hu: median HU of the trabecular core; NaN where it is outside the mask or the CT.
     """
 
@@ -79,7 +81,7 @@ def _metal(roi: Roi) -> list[Flag]:
 def _shape_flags(shape: BodyShape, neighbours: list[BodyShape]) -> list[Flag]:
     flags = []
     heights = np.array([shape.anterior_mm, shape.middle_mm, shape.posterior_mm])
-    lowest, highest = np.min(heights), np.max(heights)  # NaN compares as no
+    lowest, highest = np.min(heights), np.max(heights)  # comparisons with NaN are false
     usual = _median([n.posterior_mm for n in neighbours])
     named = f"{heights[0]:.0f}, {heights[1]:.0f}, {heights[2]:.0f} mm high"
     if lowest < (1 - HEIGHT_LOSS) * highest:

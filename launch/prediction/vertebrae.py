@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that read CTs; default: one a core, for one CT 0 (this process)",
+        help="processes that read CTs; default: one per core; for a single CT 0 (this process)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 1 where a CT failed."""
+    """Predicts and prints the answers. Exit status 1 if a CT failed."""
     from launch.prediction import cases, result_tables, segment
     from launch.prediction.many import predict_many
     from osteojax.export.load import ExportedModel
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_vertebrae(content: dict[str, Any]) -> None:
-    """The answer of one CT."""
+    """Prints the answer for one CT."""
     shown = Table(title=content["case"])
     names = ["level", "probability", "BMD g/cm^2", "interval", "expert weights"]
     calibrated = content["vertebrae"][0]["probability_calibrated"] is not None
@@ -138,7 +138,7 @@ def _print_vertebrae(content: dict[str, Any]) -> None:
 
 
 def _print_patients(answers: list[dict[str, Any]]) -> None:
-    """A row per CT."""
+    """Prints a table with a row per CT."""
     shown = Table("scan", "device", "probability", "osteoporosis", "caution")
     words = {None: "undecided", True: "suspected", False: "not suspected"}
     for content in answers[:SHOWN_PATIENTS]:

@@ -1,4 +1,4 @@
-"""Worker processes that read CTs and draw pages. A file that kills one is that case's failure."""
+"""Worker processes that read CTs and draw pages. If a file kills one, only its case fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Processes:
         self._pool = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        # JAX's threads do not survive a fork.
+        # "spawn", because JAX's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(self._count, mp_context=context, initializer=_ignore_interrupt)
 
@@ -55,13 +55,13 @@ class Processes:
 
 
 def _ignore_interrupt() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one ends the others."""
+    """Ignores Ctrl-C, which reaches every process of a terminal; the parent ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def start(count: int) -> Iterator[Place]:
-    """`count` processes, ended with the block; 0 is this process."""
+    """Yields `count` processes, which end with the block; with 0, this process."""
     if not count:
         yield InProcess()
         return

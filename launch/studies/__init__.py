@@ -1,1 +1,1 @@
-"""Studies: many trainings on simulated cohorts, one table (`osteojax study`)."""
+"""Studies: many trainings on simulated cohorts, compared in one table (`osteojax study`)."""

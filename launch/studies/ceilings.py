@@ -1,6 +1,7 @@
-"""What a row can reach at best, and what needs no network: logistic models on a few numbers.
+"""Reference rows without a network: the oracle, and logistic models on a few numbers.
 
-Each is fitted on the labelled training vertebrae; BMD by linear regression on the same numbers.
+Each is fitted on the labelled training vertebrae; BMD is predicted by linear regression on the same
+numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def ceiling_predictions(
     logistic.fit(x_train[label >= 0], label[label >= 0])
     bmd = cohort.labels.bmd_g_cm2[training].astype(np.float64)
     measured = ~np.isnan(bmd)
-    # The oracle knows the BMD itself; anything fitted would only blur it.
+    # The oracle uses the true BMD itself, without a fit.
     known = _true_bmd(cohort, truth, rows) if ceiling == "oracle" else None
     if known is None:
         linear = make_pipeline(StandardScaler(), LinearRegression())
@@ -57,7 +58,7 @@ def _features(
     """f64[N, F]."""
     table = cohort.table.iloc[rows]
     if ceiling == "oracle":
-        # T-score: the BMD of the vertebra's own device, by that device's reference of the level.
+        # The T-score of the vertebra's scanner, by that scanner's reference of the level.
         return _of_own_device(cohort, truth, rows, "t_score")[:, None]
     if ceiling == "glcm":
         return np.stack([mean_features(cohort, int(row)) for row in rows])
@@ -81,7 +82,7 @@ def _true_bmd(cohort: PreparedCohort, truth: pd.DataFrame, rows: np.ndarray) -> 
 def _of_own_device(
     cohort: PreparedCohort, truth: pd.DataFrame, rows: np.ndarray, what: str
 ) -> np.ndarray:
-    """f64[N]: the truth's `what` on the device that measured each vertebra."""
+    """f64[N]: the truth's `what` on the DXA scanner that measured each vertebra."""
     table = cohort.table.iloc[rows]
     return true_values(truth, table["scan_id"], table["level"], table["device"], what)
 

@@ -1,9 +1,9 @@
-"""The cohorts of a study: simulated and prepared with the options that a user would type.
+"""The cohorts of a study, simulated and prepared with options of the `osteojax` verbs.
 
-W/cohorts/<name>/simulated/    of the first cohort with these options and seed
-W/cohorts/<name>/cohort.csv    with a split column, where the study fixes splits
-W/cohorts/<name>/pool/         what rows train on
-W/cohorts/<name>/made.json     the options it was finished with
+W/cohorts/<name>/simulated/    only for the first cohort with these options and seed
+W/cohorts/<name>/cohort.csv    with a split column, if the study fixes splits
+W/cohorts/<name>/pool/         the prepared folder on which rows train
+W/cohorts/<name>/made.json     its options, written when it is finished
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from osteojax.files import atomic_path, write_json
 
 
 class Cohorts:
-    """Makes each cohort when it is first asked for.
+    """Makes each cohort when it is first needed.
 
-    progress: is called with the command that does the same as what begins.
+    progress: called at the start of each step with the equivalent `osteojax` command.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Cohorts:
         return pool
 
     def simulated(self, name: str) -> Path:
-        """The raw folder of a cohort, shared by all with the same options and seed."""
+        """The simulated folder of a cohort; cohorts with equal options and seed share it."""
         cohort = self._study.cohorts[name]
         owner = next(n for n, c in self._study.cohorts.items() if _same_people(c, cohort))
         raw = self._root / owner / "simulated"
@@ -70,7 +70,7 @@ class Cohorts:
         return raw
 
     def truth(self, name: str) -> pd.DataFrame:
-        """`truth.csv`: BMD of every vertebra on every device. No other verb reads it."""
+        """`truth.csv`: BMD of every vertebra on every DXA scanner. Only studies read it."""
         text = dict.fromkeys(("patient_id", "scan_id", "level"), str)
         return pd.read_csv(self.simulated(name) / "truth.csv", dtype=text)
 
@@ -95,7 +95,7 @@ class Cohorts:
                     f"cohort's devices are {', '.join(sorted(set(dxa['device'])))}."
                 )
             table.loc[table["patient_id"].isin(out), "split"] = "external"
-        for column in ("ct", "mask"):  # relative to the simulator's folder
+        for column in ("ct", "mask"):  # paths are relative to the simulated folder
             table[column] = [str((raw / path).resolve()) for path in table[column]]
         path = self._root / name / "cohort.csv"
         with atomic_path(path) as temporary:
@@ -110,7 +110,7 @@ class Cohorts:
 
 
 def simulate(words: list[str], progress: Callable[[str], None]) -> None:
-    """What `osteojax simulate` does with these words. Raises UserError."""
+    """Does the same as `osteojax simulate` with these words. Raises UserError."""
     from data_prep.simulate import options
     from data_prep.simulate.cohort_writer import simulate_cohort
 
@@ -120,7 +120,7 @@ def simulate(words: list[str], progress: Callable[[str], None]) -> None:
 
 
 def prepare(words: list[str], progress: Callable[[str], None]) -> None:
-    """What `osteojax prepare` does with these words. Raises UserError."""
+    """Does the same as `osteojax prepare` with these words. Raises UserError."""
     from data_prep import prepare
     from data_prep.kinds import DEFAULT_KIND, recipe_module
 

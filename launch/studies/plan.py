@@ -1,8 +1,8 @@
-"""What a study is: cohorts, pre-trainings, rows and the contrasts that were fixed before it ran.
+"""The plan of a study: cohorts, pre-trainings, rows, and contrasts that are fixed before it runs.
 
-A file of configs/studies/ has `get_study(variant) -> Study`. It is committed before the first run:
-simulator options, expected signs and the smallest differences that matter are in it, and choices
-are tuned on another cohort seed and another training seed than are reported.
+A file of configs/studies/ has `get_study(variant) -> Study`. It is committed before the first run
+and contains simulator options, expected signs and the smallest differences that matter. Choices are
+tuned on a cohort seed and a training seed that are not reported.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ METRICS = (*DIAGNOSIS, "MAE")
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """A simulated cohort, prepared.
+    """A cohort to simulate and prepare.
 
     Attributes:
       simulate: options of `osteojax simulate`, without --out, --seed and --workers.
       prepare: options of `osteojax prepare`, without --cohort, --dxa, --out and --workers.
-      seed: of the cohort. Cohorts of one `simulate` and seed are rendered once.
-      splits_of: take every patient's split from this cohort, so that rows on both compare the same
-        people.
+      seed: of the cohort. Cohorts with equal `simulate` and seed are rendered once.
+      splits_of: another cohort from which every patient's split is taken, so that rows on both
+        compare the same people.
       hold_out_device: patients with a result of this DXA device become external, whatever their
         site.
     """
@@ -50,23 +50,23 @@ class Cohort:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row of the table: what differs from the study's fine-tuning config.
+    """One row of the table, given by its differences from the study's fine-tuning config.
 
     Attributes:
-      name: as the table shows it.
+      name: in the table.
       cohort: of `Study.cohorts`.
       pretrain: of `Study.pretrainings`; empty trains from scratch.
-      pretrained_on: cohort that pre-training saw; empty is the row's own. It must have the same
+      pretrained_on: cohort of the pre-training; empty is the row's own. It must have the same
         splits.
       settings: of the fine-tuning config.
       tune: alternatives; the best on the tuning cohort's validation split is taken.
-      like: evaluates that row's models and trains nothing.
-      told: which DXA device the model is told at test: own, unknown or wrong (the next of the
-        manifest's). Thresholds stay those of the model that is told its own.
-      swap: tell it every device, for the device-swap table.
-      ceiling: no network but a logistic model: on the truth (oracle), on mean GLCM features of the
-        vertebra (glcm), on mean HU (hu), on mean HU and age (hu_age).
-      note: where in the paper, or what it controls.
+      like: another row whose models this row evaluates, instead of training.
+      told: DXA scanner that the model is given at test: "own", "unknown" or "wrong" (the next one
+        of the manifest). Thresholds are those of the model that is given its own.
+      swap: whether to predict with every scanner, for the device-swap table.
+      ceiling: a logistic model instead of a network: on the truth (oracle), on mean GLCM features
+        of the vertebra (glcm), on mean HU (hu), on mean HU and age (hu_age).
+      note: place in the paper, or purpose as a control.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Contrast:
     Attributes:
       first, second: rows; the difference is first - second.
       metric: of `METRICS`.
-      expected: +1 or -1, the sign of the difference; 0 where it must not matter.
+      expected: +1 or -1, the sign of the difference; 0 if there should be none that matters.
       matters: the smallest difference that matters, in the metric's unit.
       unit: vertebra or patient (any vertebra positive).
       group: internal, external, or a site of the internal split.
@@ -106,18 +106,18 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Everything that is run.
+    """A study.
 
     Attributes:
       name: of the table.
-      size: what it costs, in words: the table repeats it.
+      size: description of cohorts, network and steps, repeated in the table.
       cohorts: by name.
       pretrain_config, finetune_config: files of configs/, with their variant.
-      pretrain_settings, finetune_settings: what every run differs in from these files.
-      pretrainings: name -> what it differs in from them besides.
+      pretrain_settings, finetune_settings: changes to these configs in every run.
+      pretrainings: name -> further changes to the pre-training config.
       rows, contrasts: in the order of the table.
       seeds: training seeds that are reported.
-      tuning_cohort, tuning_seed: where alternatives are chosen; neither is ever reported.
+      tuning_cohort, tuning_seed: for choosing among alternatives; neither is reported.
       resamples: of the bootstrap over patients and seeds.
     """
 
@@ -147,16 +147,16 @@ class Study:
         )
 
     def trained(self, row: Row) -> Row:
-        """The row whose models `row` evaluates: itself, or the one it is like."""
+        """The row whose models `row` evaluates: `row` itself, or the row that it is like."""
         return self.row(row.like) if row.like else row
 
     def trains_bmd(self, row: Row) -> bool:
-        """Whether a row's BMD means anything: its head is trained, or it is a ceiling's line."""
+        """Whether a row's BMD is valid: its head is trained, or it is a ceiling's regression."""
         settings = {**self.finetune_settings, **self.trained(row).settings}
         return bool(row.ceiling) or settings.get("objective.bmd_weight") != 0.0
 
     def tells_devices(self, row: Row) -> bool:
-        """Whether a row's models are also told other devices at test."""
+        """Whether a row's models are also evaluated with other DXA scanners."""
         return row.swap or any(r.like == row.name and r.told != "own" for r in self.rows)
 
 
@@ -182,7 +182,7 @@ def load_study(path: str) -> Study:
 
 
 def check(study: Study) -> None:
-    """Raises UserError where a name in the study is not there, or a value impossible."""
+    """Raises UserError for a name that does not exist or an invalid value."""
     names = [row.name for row in study.rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         _refuse(study, f"two rows are called {twice[0]!r}")

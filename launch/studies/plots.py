@@ -1,4 +1,4 @@
-"""The contrasts of a study as a picture: what was expected, what was found, what would matter."""
+"""Figure of a study's contrasts: expected signs, results, and differences that would matter."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LOOKS = {
     "not shown": (GREY, "D"),
     "inconclusive": (GREY, "|"),
 }
-"""Colour and marker of a verdict (scores.verdict), by how it begins."""
+"""Beginning of a verdict (scores.verdict) -> its colour and marker."""
 
 _INCHES_A_LINE = 0.3
 
 
 def contrasts(lines: Sequence[dict[str, Any]]) -> Figure | None:
-    """Every contrast with its interval, a panel a metric; None where none could be computed.
+    """Every contrast with its interval, a panel per metric; None if none could be computed.
 
-    The band is what does not matter; an arrow points where the difference was expected.
+    The band shows differences that do not matter; an arrow points to the expected side.
     """
     found = [line for line in lines if line["low"] is not None]
     metrics = list(dict.fromkeys(line["metric"] for line in found))
@@ -49,7 +49,7 @@ def contrasts(lines: Sequence[dict[str, Any]]) -> Figure | None:
 def _panel(axis: Axes, metric: str, lines: list[dict[str, Any]]) -> None:
     reach = 1.05 * max(max(abs(line["low"]), abs(line["high"]), line["matters"]) for line in lines)
     for place, line in enumerate(lines):
-        colour, marker = _look(line["verdict"])
+        colour, marker = _colour_and_marker(line["verdict"])
         axis.fill_betweenx(
             [place - 0.5, place + 0.5], -line["matters"], line["matters"], color="#eeeeee", lw=0
         )
@@ -71,7 +71,7 @@ def _panel(axis: Axes, metric: str, lines: list[dict[str, Any]]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _look(verdict: str) -> tuple[str, str]:
+def _colour_and_marker(verdict: str) -> tuple[str, str]:
     return next(look for name, look in LOOKS.items() if verdict.startswith(name))
 
 

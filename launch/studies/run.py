@@ -1,4 +1,4 @@
-"""Runs a study: trains what is not finished, scores what is, and writes the tables."""
+"""Runs a study: trains unfinished rows, scores finished ones, and writes the tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULTS = "results"
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a study tells while it runs: a line of text, and whether it is of a row that failed."""
+    """A message of a running study: a line of text, and whether it reports a failed row."""
 
     text: str
     failed: bool = False
@@ -31,7 +31,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a study found so far.
+    """Results of a study so far.
 
     Attributes:
       results: scores, contrasts, failures.
@@ -54,14 +54,14 @@ def run_study(
 ) -> Outcome:
     """Trains every row that is not finished, then writes WORKDIR/results.
 
-    A row that fails does not stop the others. Running it again goes on where it was.
+    A row that fails does not stop the others. A second call resumes.
 
     Args:
       study: of `plan.load_study`.
-      workdir: where the study lives.
-      seeds: only the first so many of its training seeds; None takes all.
-      rows: only these rows and what they need, by name or by folder; empty takes all.
-      progress: is called with every step and failure.
+      workdir: folder of the study.
+      seeds: number of its training seeds to use, from the first; None is all.
+      rows: only these rows and what they need, by name or by folder; empty is all.
+      progress: called with a message at every step and failure.
 
     Raises:
       UserError: more seeds than the study has, or a row that it lacks.
@@ -82,8 +82,8 @@ def run_study(
 
 
 def _units(study: Study, rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]:
-    """What there is to train, seed by seed, so that a table of all rows is there early. A ceiling
-    draws nothing at random: one seed is enough."""
+    """The pairs of row and seed to train, ordered by seed, so that a table of all rows is available
+    early. Ceilings are not random, so they have one seed."""
     wanted = list(dict.fromkeys(study.trained(row).name for row in rows))
     return [
         (study.row(name), seed)
@@ -99,7 +99,7 @@ def _train_all(
     failures: list[dict[str, Any]],
     progress: Callable[[Progress], None],
 ) -> None:
-    """Every unit that is not finished; what fails is appended to `failures`. Raises Stopped."""
+    """Trains every unfinished unit and appends failures to `failures`. Raises Stopped."""
     began, spent = time.perf_counter(), []
     for number, (row, seed) in enumerate(units, start=1):
         start = time.perf_counter()
@@ -113,7 +113,7 @@ def _train_all(
             raise
         except UserError as error:
             reason = str(error)
-        except Exception as error:  # the other rows' hours must not go with it
+        except Exception as error:  # any error: the other rows are still trained
             reason = _keep(runs, row, seed, error)
         if reason:
             failures.append({"row": row.name, "seed": seed, "reason": reason})
@@ -130,7 +130,7 @@ def _train_all(
 
 
 def _keep(runs: Runs, row: Row, seed: int, error: Exception) -> str:
-    """Writes the traceback of an error of the program's own; one line for the table."""
+    """Writes the traceback of an unexpected error; returns one line for the table."""
     path = runs.folder(row, seed) / "error.txt"
     write_text(path, "".join(traceback.format_exception(error)))
     first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
@@ -166,7 +166,7 @@ def _results(runs: Runs, failures: list[dict[str, Any]]) -> study_report.Results
 
 
 def _write(runs: Runs, results: study_report.Results) -> list[study_report.Grid]:
-    """Writes WORKDIR/results; the tables for a terminal."""
+    """Writes WORKDIR/results; returns the tables for a terminal."""
     out = runs.workdir / RESULTS
     grids = study_report.write(out, runs.study, results)
     if (figure := plots.contrasts(results.contrasts)) is not None:
@@ -175,7 +175,8 @@ def _write(runs: Runs, results: study_report.Results) -> list[study_report.Grid]
 
 
 def _finished(runs: Runs, row: Row, seed: int) -> bool:
-    """A row that another version of the study made is among the failures, not in the table."""
+    """Whether a row is finished; False for one that another version of the study made, which is
+    reported as a failure."""
     try:
         return runs.done(row, seed)
     except UserError:

@@ -4,8 +4,8 @@ W/pretrain/<pre-training>@<cohort>-seed<k>/   a workdir of `osteojax train`, sha
 W/tuning/<row>/<choice>/                      workdirs on the tuning cohort; choice.json
 W/rows/<row>-seed<k>/                         a workdir; predictions.csv, told.csv; done.json last
 
-done.json says with what the row was made: a study whose file has changed since is refused, and a
-finished row is never done again.
+done.json records the settings of the row. If the study's file has changed since, the row is
+refused; a finished row is not done again.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ KNOWN_COLUMNS = (
 
 
 def slug(name: str) -> str:
-    """A folder's name for a row's."""
+    """The name of a row's folder."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 class Runs:
-    """Does what a row needs and is not there yet; progress as for `Cohorts`."""
+    """Trains rows, with the cohorts and pre-trainings that they need; progress as for `Cohorts`."""
 
     def __init__(
         self, study: Study, workdir: Path, progress: Callable[[str], None] = lambda _: None
@@ -58,16 +58,16 @@ class Runs:
         return self.workdir / "rows" / f"{slug(row.name)}-seed{seed}"
 
     def done(self, row: Row, seed: int) -> bool:
-        """Whether a row is finished. Raises UserError if by another study than this one."""
+        """Whether a row is finished. Raises UserError if another version of the study made it."""
         return _finished(self.folder(row, seed), self._identity(row, seed)) is not None
 
     def seconds(self, row: Row, seed: int) -> float:
-        """Wall time of a finished row, as far as one process did it."""
+        """Wall time of a finished row, measured in the process that finished it."""
         done = self.folder(row, seed) / "done.json"
         return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
 
     def do(self, row: Row, seed: int) -> None:
-        """Trains and predicts; a killed one goes on where it was. Raises UserError, Stopped."""
+        """Trains and predicts, or resumes a killed row. Raises UserError, Stopped."""
         from osteojax.data.cohort import PreparedCohort
 
         began = time.perf_counter()
@@ -91,7 +91,7 @@ class Runs:
         _keep_little(folder)
 
     def _identity(self, row: Row, seed: int) -> dict[str, Any]:
-        """What a row's numbers depend on, besides the code."""
+        """Everything but the code that a row's results depend on."""
         study = self.study
         pre = study.pretrainings.get(row.pretrain)
         return {
@@ -107,7 +107,7 @@ class Runs:
         }
 
     def _people(self, name: str) -> dict[str, Any]:
-        """What a cohort was made with, and the one that its splits are of."""
+        """Options of a cohort, and of the cohort from which its splits are taken."""
         cohort = self.study.cohorts[name]
         other = self.study.cohorts.get(cohort.splits_of)
         return {
@@ -133,7 +133,7 @@ class Runs:
         return with_settings(config, settings, f"row {row.name!r}")
 
     def _pretrained(self, row: Row, seed: int, cohort: str) -> Path | None:
-        """The workdir of the pre-training that a row starts from, finished."""
+        """The workdir of the finished pre-training that a row starts from."""
         if not row.pretrain:
             return None
         data = row.pretrained_on or cohort
@@ -181,7 +181,7 @@ class Runs:
         return row.tune[int(np.argmax(scores))]
 
     def _predict(self, row: Row, folder: Path, data: Path) -> None:
-        """predictions.csv, and told.csv where the models are told other devices."""
+        """Writes predictions.csv, and told.csv with other DXA scanners if the study needs it."""
         from osteojax import objectives
         from osteojax.checkpoints import load_variables
         from osteojax.data.cohort import PreparedCohort
@@ -209,9 +209,9 @@ class Runs:
         _write(folder / "told.csv", pd.concat(tables))
 
     def predictions(self, row: Row, seed: int) -> pd.DataFrame:
-        """What a row says of validation, test and external vertebrae: `KNOWN_COLUMNS`,
-        probability, bmd_pred_g_cm2. Of the model that is told another device, test and external
-        rows are; its validation rows are those of its own device, for the thresholds."""
+        """A row's predictions for validation, test and external vertebrae: `KNOWN_COLUMNS`,
+        probability, bmd_pred_g_cm2. If the model is given another DXA scanner, this holds for test
+        and external vertebrae; validation, from which thresholds come, has the true one."""
         folder = self.folder(self.study.trained(row), seed)
         table = read_table(folder / "predictions.csv")
         if row.told == "own":
@@ -226,11 +226,11 @@ class Runs:
         return pd.concat([table[table["split"] == "valid"], told.drop(columns="told")])
 
     def told(self, row: Row, seed: int) -> pd.DataFrame:
-        """told.csv: every test and external vertebra, told every device."""
+        """told.csv: predictions for every test and external vertebra with every DXA scanner."""
         return read_table(self.folder(row, seed) / "told.csv")
 
     def true_bmd(self, row: Row) -> Callable[[pd.DataFrame], np.ndarray]:
-        """Rows of told.csv -> true BMD on the device they were told, f64[N] g/cm^2."""
+        """A function: rows of told.csv -> true BMD on the scanner in `told`, f64[N] g/cm^2."""
         truth = self.cohorts.truth(row.cohort)
 
         def of(table: pd.DataFrame) -> np.ndarray:
@@ -253,8 +253,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _finished(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
-    """What done.json says; None where there is none. Raises UserError where the study that made it
-    is not this one."""
+    """Content of done.json; None if there is none. Raises UserError if another version of the study
+    made it."""
     path = folder / "done.json"
     if not path.is_file():
         return None
@@ -270,7 +270,7 @@ def _finished(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _train(config: ConfigDict, workdir: Path, data: Path) -> dict[str, float]:
-    """`osteojax train`, in this process; what it compiled is let go."""
+    """Runs `osteojax train` in this process, and clears its compiled programs."""
     import jax
 
     from osteojax.train.loop import train
@@ -298,5 +298,6 @@ def _write(path: Path, table: pd.DataFrame) -> None:
 
 
 def _keep_little(folder: Path) -> None:
-    """A finished run's last checkpoints go: a study has a hundred of them, and none is resumed."""
+    """Removes the last checkpoints of a finished run, which is not resumed; a study has a hundred
+    runs."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The numbers of a study's table: every finished row over its seeds, and the contrasts.
+"""Computes the numbers of a study's tables: metrics of finished rows, and contrasts.
 
 A metric is the mean over training seeds; its 95% interval comes from a bootstrap that draws
 patients and seeds. Thresholds are Youden's on validation, one per seed and unit. Rows of one cohort
@@ -26,13 +26,13 @@ KEY = ["scan_id", "level"]
 
 
 class Answers:
-    """A row's predictions by all of its finished seeds, ready to be scored.
+    """A row's predictions by all of its finished seeds.
 
     Attributes:
       name: of the row.
-      seeds: that are finished.
-      fixed: nothing is drawn in it (a ceiling): its one seed stands for every other.
-      trains_bmd: without it the BMD head is as it was initialised, and has no error to report.
+      seeds: finished seeds.
+      fixed: whether the row is not random (a ceiling), so that its one seed stands for all.
+      trains_bmd: whether its BMD is valid; otherwise no BMD error is reported.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ def _lines(
 def contrast_results(
     contrasts: Sequence[Contrast], answers: dict[str, Answers], resamples: int
 ) -> list[dict[str, Any]]:
-    """The pre-registered differences whose rows are there, with Holm's correction over all.
+    """The contrasts whose rows are finished, with Holm's correction over all of them.
 
     Each has the contrast's fields, seeds (that both rows have), difference, low, high, p, p_holm
-    and verdict; see `verdict`.
+    and verdict (see `verdict`).
     """
     results = []
     for contrast in contrasts:
@@ -194,7 +194,7 @@ def _difference(
 def _common_seeds(
     first: Answers, second: Answers, a: dict[str, Any], b: dict[str, Any], name: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both rows by the seeds that both have."""
+    """Both rows, restricted to the seeds that both have."""
     for key in ("labels", "truth", "patients"):
         if key in a and not np.array_equal(a[key], b[key]):
             raise UserError(f"rows {first.name!r} and {second.name!r} predict different cases.")
@@ -210,19 +210,20 @@ def _common_seeds(
 
 
 def _seeds(first: Answers, second: Answers) -> list[int]:
-    """What a contrast of two rows rests on."""
+    """The seeds that two rows have in common."""
     if first.fixed or second.fixed:
         return list((second if first.fixed else first).seeds)
     return [seed for seed in first.seeds if seed in second.seeds]
 
 
 def verdict(entry: dict[str, Any]) -> str:
-    """What a contrast says, in words.
+    """The verdict on a contrast, in words.
 
-    "inconclusive": the interval exceeds the smallest difference that matters both ways. "no
-    difference that matters": it stays within it. "as expected", "against expectation": the
-    difference is significant after Holm's correction, with the sign named before or the other.
-    "not shown": none of these. Where no difference was expected, staying within is "as expected".
+    "inconclusive": the interval exceeds the smallest difference that matters on both sides. "no
+    difference that matters": the interval lies within that difference. "as expected", "against
+    expectation": the difference is significant after Holm's correction, with the expected or the
+    opposite sign. "not shown": none of these. If no difference was expected, an interval within it
+    is "as expected".
     """
     low, high, matters = entry["low"], entry["high"], entry["matters"]
     if low is None or entry["p_holm"] is None:
@@ -241,16 +242,16 @@ def verdict(entry: dict[str, Any]) -> str:
 def device_swap(
     told: Sequence[pd.DataFrame], truth_of: Any, resamples: int
 ) -> list[dict[str, Any]]:
-    """The test of the experts: does the answer change with the device as the truth does?
+    """Test of the experts: whether predicted BMD changes with the DXA scanner as the truth does.
 
     Args:
-      told: told.csv of each seed: every test and external vertebra, told every device.
-      truth_of: (table, device of every row) -> true BMD on that device, f64[N].
+      told: told.csv of each seed: every test and external vertebra with every scanner.
+      truth_of: (table, scanner of every row) -> true BMD on that scanner, f64[N].
 
     Returns:
-      for every pair of devices (own -> told): n, patients, true_change and predicted_change (mean,
-      g/cm^2) with the latter's interval, and error (mean |predicted - true change|) beside
-      error_of_no_change.
+      for every pair of scanners (own -> told): n, patients, true_change and predicted_change (mean,
+      g/cm^2) with the latter's interval, error (mean |predicted - true change|), and
+      error_of_no_change for comparison.
     """
     tables = [t.sort_values([*KEY, "told"]).reset_index(drop=True) for t in told]
     first = tables[0]
@@ -264,19 +265,19 @@ def device_swap(
         places = places[np.isfinite(true_change[places])]
         if own == other or len(places) == 0:
             continue
-        true, said = true_change[places], predicted[:, places]
+        true, change = true_change[places], predicted[:, places]
         line: dict[str, Any] = {
             "from": own,
             "to": other,
             "n": len(places),
             "patients": int(first["patient_id"].iloc[places].nunique()),
             "true_change": float(true.mean()),
-            "predicted_change": float(said.mean()),
-            "error": float(np.abs(said - true).mean()),
+            "predicted_change": float(change.mean()),
+            "error": float(np.abs(change - true).mean()),
             "error_of_no_change": float(np.abs(true).mean()),
         }
         intervals, notes = bootstrap.mean_intervals(
-            {"predicted_change": said.mean(axis=0)},
+            {"predicted_change": change.mean(axis=0)},
             first["patient_id"].to_numpy()[places],
             resamples,
         )
@@ -286,7 +287,7 @@ def device_swap(
 
 
 def _change(told: pd.DataFrame) -> np.ndarray:
-    """f64[N]: predicted BMD minus that of the same vertebra told its own device."""
+    """f64[N]: predicted BMD minus the prediction for the same vertebra with its own scanner."""
     own = told[told["told"] == told["device"]]
     base = dict(zip(_places(own), own["bmd_pred_g_cm2"], strict=True))
     return told["bmd_pred_g_cm2"].to_numpy() - np.array([base[p] for p in _places(told)])

@@ -1,4 +1,4 @@
-"""A study's results as tables: terminal, CSV, Markdown, JSON; the same numbers in each."""
+"""Writes a study's results as tables: for the terminal, as CSV, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What a study found.
+    """Results of a study.
 
     Attributes:
       scores, contrasts, device_swap, failures: lines, with the fields above.
-      hours: row -> hours that its seeds took, its pre-training included where it was made for it.
+      hours: row -> hours of its seeds, with the pre-training if it was made for this row.
     """
 
     scores: list[dict[str, Any]]
@@ -75,7 +75,7 @@ def write(out: Path, study: Study, results: Results) -> list[Grid]:
     """Writes scores.csv, contrasts.csv, device_swap.csv, failures.csv, study.md and study.json.
 
     Returns:
-      the tables that study.md has, for the terminal.
+      the tables of study.md, for the terminal.
     """
     for name, fields, lines in (
         ("scores.csv", SCORE_FIELDS, results.scores),
@@ -102,7 +102,7 @@ def _how(study: Study) -> str:
 
 
 def _grids(study: Study, results: Results) -> list[Grid]:
-    """The one table first, then the contrasts, then everything by site."""
+    """The main table first, then the contrasts, then metrics by site."""
     scores = results.scores
     groups = list(dict.fromkeys(line["group"] for line in scores))
     ends = [group for group in ("internal", "external") if group in groups]
@@ -140,7 +140,7 @@ def _grid(
     title: str,
     columns: Sequence[tuple[str, str, str, str]],
 ) -> Grid:
-    """A row per study row; columns are (unit, group, metric, heading)."""
+    """A table with a line per row of the study. columns: (unit, group, metric, heading) each."""
     found = {(s["row"], s["unit"], s["group"], s["metric"]): s for s in scores}
     seeds = {s["row"]: s["seeds"] for s in scores}
     rows = []

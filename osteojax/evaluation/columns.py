@@ -1,4 +1,4 @@
-"""Names of the columns of a predictions table; `predictions` says what they mean."""
+"""Names of the columns of a predictions table; `predictions` has their meanings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMNS = (
     "ood_distance",
     "ood_percentile",
 )
-"""The table's columns for the paper's three experts; `expert_columns` tells how many there are."""
+"""The table's columns for the paper's three experts; `expert_columns` gives those of a table."""
 
 TEXT = ("patient_id", "scan_id", "site", "split", "level", "device", "sex")
 KNOWN_IDS = ("patient_id", "scan_id", "site", "split", "level")
@@ -51,7 +51,7 @@ def expert_columns(table: pd.DataFrame) -> list[str]:
 
 
 def renamed_from_0_1(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of 0.1 with its expert weights gate_0, gate_1, ... under the names of today."""
+    """Renames the expert weights of a table of 0.1: gate_0, gate_1, ... become expert_1, ..."""
     old = _numbered(table, "gate")
     return table.rename(columns={name: f"expert_{int(name[5:]) + 1}" for name in old})
 

@@ -175,7 +175,7 @@ def test_a_full_disk_is_one_line_and_the_rerun_completes(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 1
     error = capsys.readouterr().err
-    assert "File too large. What was finished is kept" in error
+    assert "File too large. Finished work is kept" in error
     assert "Traceback" not in error
     assert not list(out.rglob(".tmp-*"))
     assert not (out / "manifest.json").exists()
