@@ -24,7 +24,11 @@ SMALL = (
 
 def small(name: str, *overrides: str) -> ConfigDict:
     """The shipped config of a name, as "simclr_resnet34"."""
-    return load_config(f"{CONFIGS / name}.py:smoke", [*SMALL, *overrides])
+    path = f"{CONFIGS / name}.py:smoke"
+    backbone = load_config(path, []).model  # another one than ResNet has no stages to shrink
+    fits = "stage_sizes" in backbone
+    shrunk = [text for text in SMALL if fits or not text.startswith("--config.model.stage_sizes")]
+    return load_config(path, [*shrunk, *overrides])
 
 
 def pretraining(*overrides: str) -> ConfigDict:

@@ -24,7 +24,8 @@ class Projector(nn.Module):
     Attributes:
       hidden_dim, output_dim: of its two layers.
       axis_name: mapped axis that the batch is spread over, for the statistics.
-      unit: rows of length 1.
+      unit: rows of length 1. If not, the output has no bias: losses that are not of unit rows
+        centre it, and a bias would have no gradient.
     """
 
     hidden_dim: int = 512
@@ -39,7 +40,7 @@ class Projector(nn.Module):
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
         )(x)
-        x = nn.Dense(self.output_dim, name="output")(nn.relu(x))
+        x = nn.Dense(self.output_dim, use_bias=self.unit, name="output")(nn.relu(x))
         return l2_normalise(x) if self.unit else x
 
 

@@ -110,7 +110,11 @@ def _leaf(tree, path):
 
 @pytest.mark.parametrize("name", ["swav", pytest.param("multitask", marks=pytest.mark.slow)])
 def test_gradients_agree_to_rounding(name: str, cohort: PreparedCohort) -> None:
-    config = CONFIGS[name]()
+    check_gradients(CONFIGS[name](), cohort, [("shard_map", 2), ("pmap", 8)])
+
+
+def check_gradients(config, cohort: PreparedCohort, arrangements: list) -> None:
+    """(engine, devices) of `arrangements` give gradients, state and metrics of one device."""
     objective = objectives.load(config, cohort)
     batches = training_batches(
         cohort, objective.training_rows(), objective.view, batch_size=8, seed=1
@@ -122,7 +126,7 @@ def test_gradients_agree_to_rounding(name: str, cohort: PreparedCohort) -> None:
         model_state["queue"] = queue / jnp.linalg.norm(queue, axis=-1, keepdims=True)
         model_state["queue_filled"] = jnp.int32(len(queue))
     found = []
-    for engine, num_devices in [("shard_map", 1), ("shard_map", 2), ("pmap", 8)]:
+    for engine, num_devices in [("shard_map", 1), *arrangements]:
         devices = DataParallel.create(engine, num_devices)
 
         def gradients(state, share, key, devices=devices):
