@@ -10,10 +10,10 @@ demo: $(STAMP)            ## the whole main job on a small simulated cohort
 	$(BIN)/osteojax demo --out demo
 
 test: $(STAMP)            ## the fast test suite
-	$(BIN)/python -m pytest -n auto --dist loadscope
+	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 test-slow: $(STAMP)       ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP)            ## lint, format check, type check
 	$(BIN)/ruff check .

@@ -80,6 +80,7 @@ def readers(path: Path, processes: list[subprocess.Popen]) -> list[subprocess.Po
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_changes_no_byte(
     scheduler, cohort_folder, prepared, tmp_path
 ):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from launch.cli import main
 from osteojax.checkpoints import load_variables
@@ -31,6 +32,7 @@ def test_four_devices_give_the_answer_of_one(trained, prepared, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_same_run(trained, prepared, tmp_path):
     workdir = tmp_path / "workdir"
     process = subprocess.Popen(

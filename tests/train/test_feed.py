@@ -99,6 +99,7 @@ def check(name: str, cohort: PreparedCohort, num_devices: int, per_dispatch: int
         np.testing.assert_array_equal(a, b, err_msg=str(path))
 
 
+@pytest.mark.slow  # in the fast suite: test_loop.py, a resident run that ends on disk
 def test_resident_steps_are_those_from_disk(cohort: PreparedCohort) -> None:
     check("flat", cohort, 2, 3)
 
