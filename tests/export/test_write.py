@@ -249,7 +249,7 @@ def test_what_was_fitted_goes_along_with_its_own_checkpoint_only(tmp_path: Path,
         assert card["fitted"] is None
         assert "embedding.safetensors" not in card["sha256"]
         assert not (tmp_path / "model" / "embedding.safetensors").exists()
-        assert "evaluate" in caplog.text
+        assert "its evaluation is of" in caplog.text
     ood.save(
         workdir / "evaluation" / ood.FILE,
         ood.load(workdir / "evaluation" / ood.FILE),
