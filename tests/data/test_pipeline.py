@@ -113,7 +113,7 @@ def test_missing_and_damaged_shards(tmp_path) -> None:
     shard = next((folder / "shards").iterdir())
     data = bytearray(shard.read_bytes())
     shard.unlink()
-    with pytest.raises(UserError, match="names this shard"):
+    with pytest.raises(UserError, match="shard of the manifest is missing"):
         PreparedCohort(folder)
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
