@@ -1,8 +1,7 @@
 """TP-SwAV: swapped prediction between two members of a vertebra's texture pool.
 
-Paper, section 2.1 and eq. 1; Caron et al. 2020. Values that the paper does not give (sizes,
-temperature, queue, freeze, diversity) are fields of the config, with the defaults of
-docs/method.md.
+Paper, section 2.1 and eq. 1; Caron et al. 2020. Values that the paper does not give are fields of
+the config, with the defaults of docs/method.md.
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ class SwAV:
         return jnp.where(carried["queue_filled"] >= self.queue_size, queued, plain)
 
     def push(self, carried: Outputs, projection_BVD: Array) -> Outputs:
-        """The queue with the projections of the global batch first and the oldest entries dropped;
-        equal on all devices."""
+        """The queue with the global batch's projections first and the oldest dropped."""
         if not self.queue_size:
             return {}
         local = lax.stop_gradient(projection_BVD)
