@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="the prepared folder it was trained on")
     parser.add_argument(
         "--split", choices=("test", "external"), default="test",
-        help="test reports the external sites beside it",
+        help="test also reports the external sites",
     )  # fmt: skip
     parser.add_argument("--out", help="folder of the results (default: WORKDIR/evaluation)")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder for the pictures, or the contact sheet's own name (*.png), the others go "
-        "beside it; default: DIR",
+        help="folder for the pictures, or file name of the contact sheet (*.png), in whose folder "
+        "the others are written; default: DIR",
     )
     parser.add_argument("--vertebrae", type=int, default=6, help="rows of the contact sheet (6)")
     parser.add_argument(

@@ -8,8 +8,8 @@ examples:
 scans.csv  scan_id, ct, mask; optionally label_scheme, device, and contrast, fracture, implant,
            poor_quality, which are repeated as flags. Paths are relative to the table's folder.
 
-Rerunning the same command goes on where it stopped and tries failed scans again. Exit status 1
-where failures.csv has a row.
+Rerunning the same command resumes and tries failed scans again. Exit status 1 if failures.csv has a
+row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prepare images, masks and tables as a folder of ArrayRecord shards, a table and a manifest.
 
-Rerunning the same command goes on where it stopped and tries failed scans again. Exit status 1
-where failures.csv has a row.
+Rerunning the same command resumes and tries failed scans again. Exit status 1 if failures.csv has a
+row.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for grid in outcome.grids:
         console.print(grid.terminal())
     written = Path(args.workdir) / RESULTS / "study.md"
-    print(f"{SIMULATED}\nresults: {written} and, beside it, .json, .csv, .png")
+    print(f"{SIMULATED}\nresults: {written}; .json, .csv and .png are in the same folder")
     if outcome.stopped:
         return outcome.stopped.status
     return 1 if outcome.results.failures else 0

@@ -1,7 +1,7 @@
-"""Train, or resume: self-supervised pre-training and fine-tuning alike.
+"""Train, or resume: self-supervised pre-training or fine-tuning.
 
 The config says which. Any of its fields can be set as --config.FIELD=VALUE. Rerunning the same
-command resumes where the run was. Exit status: 75 after SIGTERM and 130 after Ctrl-C, saved both.
+command resumes the run. Exit status: 75 after SIGTERM and 130 after Ctrl-C; both save first.
 
 Examples:
   osteojax train --config configs/tp_swav_resnet34.py --workdir pretrain --data pool

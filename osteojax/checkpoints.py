@@ -93,7 +93,7 @@ class Checkpoints:
         Damaged steps are logged, and moved to workdir/damaged once an earlier step is read.
 
         Args:
-          template: arrays, or shapes with dtype and sharding; the state is placed as they are.
+          template: arrays, or shapes with dtype and sharding; the state gets their sharding.
 
         Returns:
           (state, the position it was saved with).

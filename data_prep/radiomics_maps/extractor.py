@@ -68,7 +68,7 @@ class RadiomicsFeatureExtractor:
         self._parameters.features = {}
 
     def enableFeaturesByName(self, **features: Sequence[str] | None) -> None:
-        """Feature class -> names, e.g. glcm=["Contrast"]; other classes stay as they are."""
+        """Feature class -> names, e.g. glcm=["Contrast"]; other classes are unchanged."""
         self._parameters.features = {**(self._parameters.features or {}), **features}
 
     def enableFeatureClassByName(self, featureClass: str, enabled: bool = True) -> None:

@@ -26,7 +26,7 @@ def paint_screws(
 
     Args:
       volume: f32[slices, rows, columns] HU.
-      levels: neighbours; () leaves the volume as it is.
+      levels: adjacent levels; () leaves the volume unchanged.
     """
     for side in (-1, 1):
         heads = []

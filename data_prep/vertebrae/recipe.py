@@ -72,7 +72,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         "--patch-stride",
         type=positive,
         metavar="VOXELS",
-        help="patches this far apart, each with grey levels of its own; default: dense windows",
+        help="patches this far apart, each with its own grey levels; default: dense windows",
     )
 
 

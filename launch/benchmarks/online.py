@@ -267,7 +267,7 @@ def _disk_bytes(cohort: PreparedCohort, texture: OnlineTexture) -> dict[str, flo
     return sizes
 
 
-# ---------------------------------------------------------------- in words
+# ---------------------------------------------------------------- printed lines
 
 
 def _verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:

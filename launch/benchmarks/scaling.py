@@ -283,7 +283,7 @@ def _collective(kind: str, given: jax.Array) -> jax.Array:
     return lax.all_to_all(parts, AXIS, split_axis=0, concat_axis=0)
 
 
-# ---------------------------------------------------------------- in words
+# ---------------------------------------------------------------- printed lines
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def _metal(roi: Roi) -> list[Flag]:
         text = f"metal or cement suspected ({share:.1%} of it above {METAL_HU:.0f} HU)"
         return [Flag("metal", text)]
     if np.count_nonzero(roi.hu > BRIGHT_HU) * roi.spacing_mm**3 > BRIGHT_MM3:
-        return [Flag("metal", f"metal suspected beside it (above {BRIGHT_HU:.0f} HU)")]
+        return [Flag("metal", f"metal suspected near it (above {BRIGHT_HU:.0f} HU)")]
     return []
 
 

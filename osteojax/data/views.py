@@ -158,9 +158,9 @@ class OtherPatientPair(PoolPair):
         if len(candidates) == 0:
             own = cohort.table.iloc[row]
             raise UserError(
-                f"{cohort.directory}: data.pairs=other_patient: row {row} is the only patient's "
-                f"{own['level']} of split {own['split']}, with a label or without as it is. Choose "
-                "other pairs, or a larger cohort."
+                f"{cohort.directory}: data.pairs=other_patient: for row {row} no other patient has "
+                f"{own['level']} in split {own['split']} (with or without a label, as that row). "
+                "Choose other pairs, or a larger cohort."
             )
         rows = np.array([row, rng.choice(candidates)], np.int32)
         return {**super().draw(cohort, row, rng), "rows": rows}

@@ -136,7 +136,7 @@ def _check(card: Any) -> None:
         version == FORMAT_VERSION and type(version) is int,
         "format_version",
         version,
-        f"{FORMAT_VERSION}, which is what this osteojax reads",
+        f"{FORMAT_VERSION}, which this osteojax reads",
     )
     if card.get("card_sha256") != card_sha256(card):
         raise _Wrong(

@@ -61,7 +61,7 @@ def make_steps(
         def one(state: TrainState, draws: Batch) -> tuple[TrainState, Metrics]:
             return update(state, gather(data, draws), key)
 
-        return lax.scan(one, state, draws_K)  # XLA makes no loop of one step
+        return lax.scan(one, state, draws_K)  # for one step XLA removes the loop
 
     return devices.map_steps(steps)
 

@@ -42,7 +42,7 @@ def test_one_patient_alone_has_no_other(cohort: PreparedCohort, tmp_path: Path) 
     from tests.tiny_cohort import write_tiny_cohort
 
     alone = PreparedCohort(write_tiny_cohort(tmp_path / "pool", patients=1, size=8))
-    with pytest.raises(UserError, match="row 1 is the only patient's L1 of split train"):
+    with pytest.raises(UserError, match="for row 1 no other patient has L1 in split train"):
         pair_view("other_patient", online=False)(alone, 1, np.random.default_rng(0))
 
 

@@ -38,7 +38,7 @@ _CAPTIONS = {
     "calibration": "Share of positive cases against predicted probability, internal test, before "
     "and after temperature scaling with the temperature fitted on validation.",
     "decision": "Decision curve of the temperature-scaled probability, internal test: net benefit "
-    "against the risk from which one would send somebody to DXA.",
+    "against the risk from which a patient would be sent to DXA.",
     "bmd": "Predicted against measured areal bone mineral density by DXA device, and the "
     "difference against the mean (dashed: bias and limits of agreement of all vertebrae; "
     "coloured: bias by device).",

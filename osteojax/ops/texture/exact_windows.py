@@ -237,7 +237,7 @@ def _centres(sums: Sums) -> tuple[Any, Any]:
 
 def _centred(raw: Sums, sum_centre, difference_centre, symmetrical: bool) -> Sums:
     """f64 sums of powers of (i + j - centre), (|i - j| - centre), (i - c), (j - c), from integers;
-    the other sums as they are."""
+    the other sums are unchanged."""
     c, n = sum_centre, raw["n"]
     sums = {key: value for key, value in raw.items() if key in PAIR_VALUES or key == "n"}
     s1, s2, s3, s4 = (raw.get(f"s{power}", jnp.int64(0)) for power in (1, 2, 3, 4))

@@ -172,7 +172,7 @@ def _paths(features, mask, window: Window, dtype) -> dict[str, tuple[str, ...]]:
         if dtype == np.float64 or not fast or (mask is not None and not _is_integer(name)):
             path = "exact64" if dtype == np.float64 else "exact"
         elif mask is None:
-            path = f"box {name}"  # a program of its own
+            path = f"box {name}"  # a separate program
         else:
             path = "masked"
         paths.setdefault(path, []).append(name)
@@ -226,7 +226,7 @@ def _outside(image, mask, init_value):
 
 
 def _by_volume(run, levels, mask, path: str, window: Window) -> dict[str, jax.Array]:
-    """Maps of concrete arrays on a CPU: each volume by itself, cut to its mask, slab by slab."""
+    """Maps of concrete arrays on a CPU: volume by volume, cut to the mask, slab by slab."""
     volumes = []
     for index in np.ndindex(levels.shape[:-3]):
         inside = None if mask is None else mask[index]

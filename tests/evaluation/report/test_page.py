@@ -239,7 +239,7 @@ def test_one_bad_row_does_not_cost_the_report_of_a_real_cohort(tmp_path):
     assert "test-A0000-ct/L1 left out of every number (probability is nan)" in html
     assert re.search(r"\bnan\b", re.sub(r"base64,[^\"]+|is nan", "", html)) is None
     assert not (tmp_path / "missed.png").exists()
-    assert "No pictures: the volumes were not at hand" in html
+    assert "No pictures: the volumes could not be read" in html
     assert "No baseline could be computed." in html
     assert "simulated" not in html.replace(".banner.simulated", "")
     assert "<b>St. Mary" not in html
