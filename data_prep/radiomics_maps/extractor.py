@@ -119,7 +119,7 @@ class RadiomicsFeatureExtractor:
         """
         if not voxelBased:
             raise UserError(
-                "voxelBased=False: one number a region is not made here, only maps. Call "
+                "voxelBased=False: one number per region is not supported, only maps. Call "
                 "execute(image, mask, voxelBased=True), or use PyRadiomics."
             )
         given = {"label": label, "label_channel": label_channel}

@@ -47,8 +47,8 @@ class Parameters:
         if found := self.faults():
             lines = "".join(f"  - {line}\n" for line in found)
             raise UserError(
-                f"{self.source} asks for what is not made here:\n{lines}"
-                f"With these lines it is covered:\n{self.covered()}"
+                f"{self.source} asks for unsupported features or settings:\n{lines}"
+                f"This file would be supported:\n{self.covered()}"
             )
 
     def faults(self) -> list[str]:
@@ -63,7 +63,7 @@ class Parameters:
         found = []
         for name, own in self.image_types.items():
             if name != "Original":
-                found.append(f"imageType {name}: only Original is made, no filtered image")
+                found.append(f"imageType {name}: only Original is supported, no filtered images")
                 continue
             allowed = (*names.OF_AN_IMAGE_TYPE, *names.WITHOUT_EFFECT)
             for setting in own:
@@ -83,10 +83,14 @@ class Parameters:
             if name in SHAPE_CLASSES:
                 continue
             if name not in CLASSES:
-                found.append(f"featureClass {name}: not made, only {' and '.join(CLASSES)} are")
+                found.append(
+                    f"featureClass {name}: not supported, only {' and '.join(CLASSES)} are"
+                )
             elif not wanted:
                 number = len(CLASSES[name])
-                found.append(f"featureClass {name}: all of it is asked for, {number} are made")
+                found.append(
+                    f"featureClass {name}: all features are enabled, {number} are supported"
+                )
             elif isinstance(wanted, str) or not all(isinstance(n, str) for n in wanted):
                 found.append(f"featureClass {name}: it must be a list of names, not {wanted!r}")
             else:
@@ -128,7 +132,7 @@ class Parameters:
 def _absent(name: str, feature: str) -> str:
     close = difflib.get_close_matches(feature, CLASSES[name], n=1, cutoff=0.8)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"featureClass {name}: {feature} is not made{hint}"
+    return f"featureClass {name}: {feature} is not supported{hint}"
 
 
 def from_source(source: Source | None, changes: Mapping[str, Any]) -> Parameters:

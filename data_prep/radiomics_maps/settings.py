@@ -121,7 +121,7 @@ def fault(name: str, settings: Mapping[str, Any]) -> str:
             return ""  # without an interpolator PyRadiomics resamples nothing
         if value == ONLY[name]:
             return ""
-        return f"setting {name} is {value}: this step is not made, only {_word(ONLY[name])} is"
+        return f"setting {name} is {value}: this step is not supported; only {_word(ONLY[name])} is"
     if name in WITHOUT_EFFECT:
         return ""
     if name not in VALUES:

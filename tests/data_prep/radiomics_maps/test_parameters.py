@@ -43,14 +43,14 @@ def test_the_refusal_names_everything_and_its_lines_are_covered(tmp_path: Path) 
     path = tmp_path / "parameters.yaml"
     path.write_text(EXAMPLE)
     message = refusal(path)
-    faults, lines = message.split("With these lines it is covered:\n")
+    faults, lines = message.split("This file would be supported:\n")
     for part in (
-        f"{path} asks for what is not made here",
-        "imageType Wavelet: only Original is made",
-        "featureClass glcm: JointEntropy is not made",
-        "featureClass glrlm: not made, only glcm and firstorder are",
-        "featureClass firstorder: all of it is asked for, 9 are made",
-        "setting normalize is True: this step is not made, only false is",
+        f"{path} asks for unsupported features or settings",
+        "imageType Wavelet: only Original is supported",
+        "featureClass glcm: JointEntropy is not supported",
+        "featureClass glrlm: not supported, only glcm and firstorder are",
+        "featureClass firstorder: all features are enabled, 9 are supported",
+        "setting normalize is True: this step is not supported; only false is",
     ):
         assert part in faults
     assert faults.count("\n  - ") == 5
@@ -72,8 +72,11 @@ def test_the_refusal_names_everything_and_its_lines_are_covered(tmp_path: Path) 
     ("sections", "message"),
     [
         ({}, "no featureClass: PyRadiomics then makes all"),
-        ({"featureClass": {"glcm": None}}, "glcm: all of it is asked for, 16 are made"),
-        ({"featureClass": {"glcm": ["Contrats"]}}, "Contrats is not made; did you mean Contrast?"),
+        ({"featureClass": {"glcm": None}}, "glcm: all features are enabled, 16 are supported"),
+        (
+            {"featureClass": {"glcm": ["Contrats"]}},
+            "Contrats is not supported; did you mean Contrast?",
+        ),
         ({"featureClass": {"glcm": "Contrast"}}, "must be a list of names"),
         ({"setting": {"binwidth": 5}}, "no setting binwidth; did you mean binWidth?"),
         ({"setting": {"binWidth": -5}}, "binWidth is -5: it must be a number above 0"),
@@ -93,7 +96,7 @@ def test_what_is_not_covered_is_said_and_mended(sections: dict[str, Any], messag
     asked = {"featureClass": {"glcm": ["Contrast"]}, **sections} if sections else {}
     text = refusal(asked)
     assert re.search(message, text)
-    mended = yaml.safe_load(text.split("it is covered:\n")[1])
+    mended = yaml.safe_load(text.split("would be supported:\n")[1])
     RadiomicsFeatureExtractor(mended)
     assert mended["featureClass"]
 
@@ -145,7 +148,7 @@ def test_unusable_images_and_masks_are_one_line_each() -> None:
     line[3, 3, 3] = line[4, 3, 3] = 1
     broken = sitk.Cast(image, sitk.sitkFloat32) * float("nan")
     for ct, labels, call, message in (
-        (image, mask, {"voxelBased": False}, "one number a region is not made here"),
+        (image, mask, {"voxelBased": False}, "one number per region is not supported"),
         (image, mask, {"label": 7}, "label 7 is not in it; its labels: 1, 3"),
         (image, mask * 0, {}, "its labels: none"),
         (image, moved, {}, "origin"),
