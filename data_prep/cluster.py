@@ -122,7 +122,7 @@ def perform(
 def settle_worker() -> None:
     """Limits the process to one thread, and to the CPU unless its worker advertises an accelerator.
 
-    Call it before JAX is imported in the process.
+    Call it before JAX starts in the process.
     """
     import jax
     import SimpleITK as sitk

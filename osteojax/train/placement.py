@@ -27,7 +27,7 @@ The step needs the rest; at 96^3 and batch 32 its activations are several times 
 
 AUTO_STEPS = 8
 """Steps per dispatch on an accelerator. On one CPU core, dispatching 300 arrays took 3 ms and
-drawing 32 examples 3 to 5 ms, together about the 7 ms that a step at 64^3 should take."""
+drawing 32 examples 3 to 5 ms, together more than the 7 ms that a step at 64^3 should take."""
 
 
 @dataclasses.dataclass(frozen=True)

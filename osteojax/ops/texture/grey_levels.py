@@ -195,5 +195,5 @@ def _levels_by_count(image, inside, count: int) -> np.ndarray:
 
 
 def levels_from_codes(codes: jax.Array | np.ndarray, codes_per_level: int) -> jax.Array:
-    """uint8[...] image codes (`schema.image_spec`) -> uint8[...] grey levels from 1."""
+    """uint8[...] image codes (`vertebrae.image_spec`) -> uint8[...] grey levels from 1."""
     return jnp.asarray(codes) // jnp.uint8(codes_per_level) + jnp.uint8(1)
