@@ -102,5 +102,5 @@ def test_absent_pyradiomics_is_told_in_one_line(installed: Installed) -> None:
 
 
 def test_the_demo_runs(installed: Installed) -> None:
-    assert "done in" in installed.run("osteojax", "demo", "--out", "demo", "--patients", "32")
+    assert "done in" in installed.run("osteojax", "demo", "--out", "demo")
     assert (installed.home / "demo" / "finetune" / "evaluation" / "report.html").is_file()
