@@ -53,5 +53,5 @@ def test_help_shows_the_options_of_the_kind(tmp_path, capsys, monkeypatch):
     assert "--kernel-radius" not in shown["lab.stones"]
     for text in shown.values():
         assert "--scans-per-shard" in text
-        assert "Rerunning the same command goes on where it stopped" in text
+        assert "Rerunning the same command resumes" in text
     sys.modules.pop("lab.stones.recipe")
