@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from rich.table import Table
 
 from launch.inspection import drawing
@@ -52,5 +53,9 @@ def _plane(values: np.ndarray) -> np.ndarray:
 def _title(cohort: PreparedCohort, row: int) -> str:
     """The patient and the known targets."""
     table = cohort.table.iloc[row]
-    known = [f"{t.name} {table[t.column]}" for t in cohort.manifest.targets]
+    values = {target.name: table[target.column] for target in cohort.manifest.targets}
+    known = [
+        f"{name} {'unknown' if value == '' or pd.isna(value) else value}"
+        for name, value in values.items()
+    ]
     return "\n".join([table["patient_id"], *known])
