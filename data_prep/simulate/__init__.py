@@ -2,7 +2,7 @@
 
     patients.py   patients: site, split, devices, DXA results
     people.py     true bone of every level, by age and sex
-    dxa.py        DXA devices, their cross-calibration and references, measurement
+    dxa.py        DXA scanners, their cross-calibration and references, measurement
     bone.py       trabecular structure at 0.3 mm
     anatomy.py    sizes, curvature and shape of vertebrae
     implants.py   screws and rods

@@ -37,7 +37,7 @@ class Cohort:
       seed: of the cohort. Cohorts with equal `simulate` and seed are rendered once.
       splits_of: another cohort from which every patient's split is taken, so that rows on both
         compare the same people.
-      hold_out_device: patients with a result of this DXA device become external, whatever their
+      hold_out_device: patients with a result of this DXA scanner become external, whatever their
         site.
     """
 

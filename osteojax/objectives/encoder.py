@@ -97,7 +97,7 @@ def network_input_of(config: ConfigDict, manifest: Manifest) -> Callable[[Array]
 
 
 def describe_inputs(manifest: Manifest, with_device: bool) -> dict[str, Any]:
-    """`Export.inputs` of a program that takes the HU of vertebrae, and their DXA devices."""
+    """`Export.inputs` of a program that takes the HU of vertebrae, and their DXA scanners."""
     known = about(manifest)
     edge, image = known.size, known.maps[0]
     scale, shift = (float(value) for value in known.map_affine()[0])

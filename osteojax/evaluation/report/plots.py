@@ -134,7 +134,7 @@ def reliability(table: pd.DataFrame, fitted: dict) -> Figure:
 
 
 def bmd(table: pd.DataFrame) -> Figure:
-    """Predicted against measured BMD, and their Bland-Altman plot, coloured by DXA device."""
+    """Predicted against measured BMD, and their Bland-Altman plot, coloured by DXA scanner."""
     figure, (scatter, difference) = _panels(2)
     measured = table[table["bmd_g_cm2"].notna()]
     scatter.set(title="Predicted and measured", xlabel="DXA, g/cm²", ylabel="predicted, g/cm²")
@@ -190,7 +190,7 @@ def _limits(axis: Axes, stats: dict) -> None:
 
 
 def gates(table: pd.DataFrame) -> Figure:
-    """Mean weight of each expert by DXA device, as a heat map with its numbers."""
+    """Mean weight of each expert by DXA scanner, as a heat map with its numbers."""
     usage = gate_usage(table)
     names = list(usage["devices"])
     figure = Figure(figsize=(1.4 * max(3, usage["experts"]) + 2.5, 0.6 * max(3, len(names)) + 1.6))

@@ -312,7 +312,7 @@ def position(summary: dict[str, Any]) -> Shown:
 
 
 def gates(summary: dict[str, Any]) -> Shown:
-    """Mean expert weights by DXA device."""
+    """Mean expert weights by DXA scanner."""
     usage = summary["gates"]
     rows = tuple(
         (name, str(e["n"]), *(number(v, 3) for v in e["mean"]), number(e["entropy"], 3))
