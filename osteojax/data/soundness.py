@@ -128,7 +128,7 @@ def is_file_name(name: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that float32 can hold; NaN and infinity are not."""
+    """Whether it is a number of absolute value below `LARGEST_NUMBER`; NaN and infinity are not."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return plain and abs(value) < LARGEST_NUMBER
 
