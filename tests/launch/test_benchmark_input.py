@@ -69,7 +69,7 @@ def test_each_epoch_reads_every_batch_and_cold_ones_forget_first(tmp_path: Path,
     ("argv", "message"),
     [
         (["--batch", "0"], "--batch 0"),
-        (["--folder", "x", "--vertebrae", "3"], "has its own"),
+        (["--folder", "x", "--vertebrae", "3"], "leave out --folder"),
         (["--folder", "nowhere"], "no manifest.json"),
         (["--size", "48"], "96, 64, 32"),
     ],

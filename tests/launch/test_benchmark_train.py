@@ -174,7 +174,7 @@ def test_rows_and_hours(swav_cost: costs.StepCost) -> None:
         (["--data", "resident", "--engine", "pmap"], "--engine shard_map"),
         (["--peers", "tensorflow"], "choose from pytorch"),
         (["--peers", "pytorch", "--objective", "multitask"], "--objective swav"),
-        (["--folder", "x", "--size", "32"], "has its own"),
+        (["--folder", "x", "--size", "32"], "leave it out with --folder"),
         (["--folder", "nowhere"], "no manifest.json"),
         (["--devices", "99"], "this machine shows 8"),
         (["--data", "disk", "--size", "48"], "96, 64, 32"),
