@@ -52,7 +52,7 @@ def training_batches(
 
     Args:
       cohort: where volumes are read from.
-      rows: which vertebrae take part.
+      rows: which items take part.
       view: `(cohort, row, rng) -> example`: a view, which reads volumes, or its `draw`, which does
         not (views.py). `rng` is Grain's generator for the position of the stream.
       batch_size: global; must divide by the number of processes.
@@ -69,8 +69,8 @@ def training_batches(
         raise UserError(f"batch_size {batch_size} does not divide by {processes} processes.")
     if len(rows) == 0:
         raise UserError(
-            f"{cohort.directory}: no vertebra to train on after the config's selection. The "
-            f"manifest counts {cohort.manifest.counts}."
+            f"{cohort.directory}: none of its {cohort.kind.ITEMS} is left to train on after "
+            f"the config's selection. The manifest counts {cohort.manifest.counts}."
         )
     local = batch_size // processes
     stream = (

@@ -45,7 +45,12 @@ def run_over(
     batches = evaluation_batches(cohort, rows, view, batch_size=batch_size)
     quiet = jax.process_index() != 0
     with tqdm(
-        total=len(rows), desc=title, unit="vertebra", leave=False, delay=2, disable=quiet
+        total=len(rows),
+        desc=title,
+        unit=f" {cohort.kind.ITEMS}",
+        leave=False,
+        delay=2,
+        disable=quiet,
     ) as bar:
         for chosen, batch in batches:
             outputs = forward(variables, devices.put_whole(batch))
@@ -87,7 +92,7 @@ def image_batch_statistics(
     total, batches = None, 0
     for chosen, batch in evaluation_batches(cohort, sample, view, batch_size=batch_size):
         if len(chosen) < batch_size and batches:
-            break  # a padded batch would count its last vertebra many times
+            break  # a padded batch would count its last item many times
         updated = apply({"params": params, "batch_stats": batch_stats}, devices.put_whole(batch))
         total = updated if total is None else jax.tree.map(lambda a, b: a + b, total, updated)
         batches += 1

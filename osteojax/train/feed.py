@@ -75,7 +75,7 @@ def _load(cohort: PreparedCohort, devices: DataParallel, layout: Layout) -> Resi
     with tqdm(
         total=len(layout.rows) * own // devices.num_devices,
         desc="to device memory",
-        unit="vertebra",
+        unit=f" {cohort.kind.ITEMS}",
         leave=False,
         delay=2,
         disable=jax.process_index() != 0,

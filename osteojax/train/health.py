@@ -79,13 +79,13 @@ def keep_evidence(
     path: Path, step: int, verdict: str, health: Health, state: Any, rows: np.ndarray
 ) -> None:
     """Writes evidence that a rerun would overwrite: the last metrics, the number of values of each
-    array that are not finite, and the vertebrae of the batch.
+    array that are not finite, and the rows of the batch.
 
     Args:
       path: of a JSON file.
       verdict: of `Health.verdict`.
       state: the newest state, after the dispatch of `step` or the next one.
-      rows: i32[b] rows of vertebrae.csv in process 0's share of the batch of `step`.
+      rows: i32[b] rows of the table in process 0's share of the batch of `step`.
     """
     write_json(
         path,

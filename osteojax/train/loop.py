@@ -63,7 +63,7 @@ def train(
 
     Raises:
       UserError: for mistakes that the user can correct: a config that differs from the workdir's,
-        too few vertebrae, a device count that does not fit, a loss that is not finite or diverges.
+        too few items, a device count that does not fit, a loss that is not finite or diverges.
       Stopped: after SIGTERM or SIGINT; everything is saved.
     """
     workdir = Path(workdir)
@@ -95,7 +95,7 @@ class _Run:
         cohort.check_no_leak(self.rows)
         if len(self.rows) < config.batch_size:
             raise UserError(
-                f"{cohort.directory}: {len(self.rows)} vertebrae to train on after the config's "
+                f"{cohort.directory}: {len(self.rows)} {cohort.kind.ITEMS} to train on after the config's "
                 f"selection, and batch_size is {config.batch_size}; the manifest counts "
                 f"{cohort.manifest.counts}. See data.labelled_too and data.unlabelled_too."
             )
@@ -154,9 +154,9 @@ class _Run:
         """Trains to the end."""
         config, first = self.config, self.first_step
         _say(
-            f"{config.objective.name}: {len(self.rows)} vertebrae, {self.total_steps} steps of "
-            f"{config.batch_size} on {self.devices.num_devices} {jax.devices()[0].device_kind} "
-            f"device(s) in {jax.process_count()} process(es)"
+            f"{config.objective.name}: {len(self.rows)} {self.cohort.kind.ITEMS}, "
+            f"{self.total_steps} steps of {config.batch_size} on {self.devices.num_devices} "
+            f"{jax.devices()[0].device_kind} device(s) in {jax.process_count()} process(es)"
         )
         _say(self.placement.reason)
         if (first == 0 and config.eval_at_start) or self.position.get("owes_validation"):

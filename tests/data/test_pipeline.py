@@ -95,7 +95,7 @@ def test_labels_and_selection(cohort: PreparedCohort) -> None:
 
 
 def test_nothing_to_train_on(cohort: PreparedCohort) -> None:
-    with pytest.raises(UserError, match="no vertebra to train on"):
+    with pytest.raises(UserError, match="none of its vertebrae is left to train on"):
         training_batches(cohort, cohort.rows("external"), PoolPair(), batch_size=8, seed=0)
 
 
