@@ -95,8 +95,8 @@ class _Run:
         cohort.check_no_leak(self.rows)
         if len(self.rows) < config.batch_size:
             raise UserError(
-                f"{cohort.directory}: {len(self.rows)} {cohort.kind.ITEMS} to train on after the config's "
-                f"selection, and batch_size is {config.batch_size}; the manifest counts "
+                f"{cohort.directory}: {len(self.rows)} {cohort.kind.ITEMS} to train on after the "
+                f"config's selection, and batch_size is {config.batch_size}; the manifest counts "
                 f"{cohort.manifest.counts}. See data.labelled_too and data.unlabelled_too."
             )
         self.total_steps = duration_steps(config, "train", len(self.rows))
