@@ -46,6 +46,16 @@ def data(**own: Any) -> ConfigDict:
     )
 
 
+def pair_data() -> ConfigDict:
+    """`data` of a self-supervised method on pairs of the texture pool."""
+    return data(
+        # R: uniform, cross_group, image_plus_one; controls: image_image, other_patient
+        pairs="uniform",
+        textures="offline",  # R: read from the folder, or online: made in the step
+        labelled_too=False,  # R: the paper's 30,256 pre-training vertebrae have no label
+    )
+
+
 def resnet34() -> ConfigDict:
     """The backbone."""
     return ConfigDict(

@@ -20,12 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment; variant "smoke" shrinks it."""
     smoke = shared.is_smoke(variant, "simclr_resnet34")
     config = shared.run(eval_at_start=True)
-    config.data = shared.data(
-        pairs="uniform",  # R: uniform, cross_group, image_plus_one; controls: image_image,
-        # other_patient
-        textures="offline",  # R: read from the folder, or online: made in the step
-        labelled_too=False,  # R
-    )
+    config.data = shared.pair_data()
     config.model = shared.resnet34()
     config.objective = ConfigDict(
         {

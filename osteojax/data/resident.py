@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -69,7 +68,7 @@ class Layout:
         if len(kinds) != 1 or fields[0].shape is None:
             return None
         slots = -(-len(rows) // num_devices)
-        num_blocks = -(-slots * len(fields) * _item_bytes(fields[0]) // BLOCK_BYTES)
+        num_blocks = -(-slots * len(fields) * fields[0].array_bytes // BLOCK_BYTES)
         block_slots = -(-slots // num_blocks)
         return cls(
             rows, view.members, fields[0], view.pool, num_devices, num_blocks, block_slots, view.key
@@ -82,7 +81,7 @@ class Layout:
     @property
     def device_bytes(self) -> int:
         """Memory that the volumes take on each device."""
-        return self.device_slots * len(self.members) * _item_bytes(self.field)
+        return self.device_slots * len(self.members) * self.field.array_bytes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,10 +94,6 @@ class Layout:
         block may be empty."""
         start = device * self.device_slots + number * self.block_slots
         return self.rows[start : start + self.block_slots]
-
-
-def _item_bytes(field: Field) -> int:
-    return math.prod(field.shape or ()) * np.dtype(field.dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,11 @@ class Field:
     shape: tuple[int, ...] | None
     codec: str = "raw"
 
+    @property
+    def array_bytes(self) -> int:
+        """Of an array in memory, for a field with a shape."""
+        return math.prod(self.shape or ()) * np.dtype(self.dtype).itemsize
+
     def encode(self, array: np.ndarray) -> bytes:
         """The record of an array of this field's dtype and shape."""
         if self.codec == "npy":
@@ -73,7 +78,7 @@ class Field:
         if self.shape is None or self.codec == "json":
             raise ValueError(f"{self.name} is not an array of a fixed shape")
         count = math.prod(self.shape)
-        expected = -(-count // 8) if self.codec == "bits" else count * np.dtype(self.dtype).itemsize
+        expected = -(-count // 8) if self.codec == "bits" else self.array_bytes
         if len(record) != expected:
             raise ValueError(f"{len(record)} bytes, expected {expected}")
         values = np.frombuffer(record, np.uint8 if self.codec == "bits" else self.dtype)

@@ -6,7 +6,6 @@ train a model on misread data, and a shard name with a path in it would read a f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -79,7 +78,7 @@ def _field_fault(field: Field) -> str | None:
             sound
             and len(field.shape) > 0
             and all(is_count(edge) and 0 < edge <= LARGEST_EDGE for edge in field.shape)
-            and math.prod(field.shape) * np.dtype(field.dtype).itemsize <= LARGEST_FIELD_BYTES
+            and field.array_bytes <= LARGEST_FIELD_BYTES
             and field.codec in ("raw", "bits", "npy")
         )
     return None if sound and (field.codec != "bits" or field.dtype == "bool") else f"{field!r}"

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from osteojax.data import vertebrae
 from osteojax.errors import UserError
 from osteojax.files import write_json
 
@@ -26,7 +27,7 @@ ATTENTION = f"attention{PROGRAM_SUFFIX}"
 WEIGHTS = "weights.safetensors"
 EMBEDDING = "embedding.safetensors"
 
-VERTEBRAE = "vertebrae"
+VERTEBRAE = vertebrae.KIND
 """The kind of data of a card that names none: those of 0.1."""
 
 FIELDS = (

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -25,6 +24,7 @@ from osteojax.errors import UserError
 from osteojax.evaluation import predictions, summary
 from osteojax.evaluation.columns import expert_columns
 from osteojax.evaluation.report import csv_tables, examples, plots, sentences, tables
+from osteojax.evaluation.report.templates import template
 from osteojax.evaluation.statistics import bootstrap
 from osteojax.files import atomic_path, write_json, write_text
 
@@ -163,13 +163,6 @@ def render(
       images: name -> PNG bytes and caption.
       errors: of `examples.largest_errors`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("osteojax.evaluation.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     fitted_at = "at_validation_threshold"
     shown = {
         "cohort": tables.cohort(metrics),
@@ -184,7 +177,7 @@ def render(
         "net_benefit": tables.net_benefit(metrics),
         "unlike_training": tables.unlike_training(metrics),
     }
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE).render(
         metrics=metrics,
         context=metrics["context"],
         config=json.dumps(metrics["context"]["config"], indent=2),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jinja2
-
 from osteojax.evaluation.report.cells import ABSENT, Missing, Shown, estimate, number
+from osteojax.evaluation.report.templates import template
 
 CLASS_METRICS = ("AUROC", "ACC", "SEN", "SPE", "PPV", "NPV")
 NUMBER_METRICS = ("MAE", "r", "bias")
@@ -46,14 +45,7 @@ def _table(name: str, target: dict[str, Any], items: str) -> Shown:
 
 def render(summary: dict[str, Any], shown: tuple[Shown, ...]) -> str:
     """The HTML of the report; `summary` with its context."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("osteojax.evaluation.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE).render(
         summary=summary,
         context=summary["context"],
         config=json.dumps(summary["context"]["config"], indent=2),
