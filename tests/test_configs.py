@@ -1,4 +1,4 @@
-"""Shipped configs: the values of 0.1, and every field can be set on the command line."""
+"""Shipped configs: the values of 0.1 but for those named here, and every field can be set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from tests.stored import STORED
 # Written by 0.1.0: {"FILE" or "FILE:smoke": every field of the config}.
 WRITTEN = json.loads((STORED / "configs-0.1.0.json").read_text(encoding="utf-8"))
 
+CHANGED: dict[str, dict[str, object]] = {}
+"""File -> fields of 0.1 that a later version ships with another value. 0.1's value can still be
+set, and stored configs keep theirs."""
+
 NAMES = sorted(path.stem for path in CONFIGS.glob("*_*.py") if path.stem != "__init__")
-
-
-@pytest.mark.parametrize("name", WRITTEN)
-def test_configs_of_0_1_have_the_same_fields_and_values(name: str) -> None:
-    file, _, variant = name.partition(":")
-    config = importlib.import_module(f"configs.{file}").get_config(variant)
-    assert json.loads(config.to_json()) == WRITTEN[name]
-    assert isinstance(config.model.stage_sizes, tuple)
 
 
 def fields(config: dict, prefix: str = "--config") -> dict[str, object]:
@@ -30,6 +26,17 @@ def fields(config: dict, prefix: str = "--config") -> dict[str, object]:
         inner = fields(value, f"{prefix}.{name}") if isinstance(value, dict) else None
         found |= {f"{prefix}.{name}": value} if inner is None else inner
     return found
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_configs_of_0_1_have_its_fields_and_values_but_for_named_changes(name: str) -> None:
+    file, _, variant = name.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config(variant)
+    found, written = fields(json.loads(config.to_json()), ""), fields(WRITTEN[name], "")
+    assert written.keys() <= found.keys()
+    changed = {field[1:]: found[field] for field in written if found[field] != written[field]}
+    assert changed == CHANGED.get(name, {})
+    assert isinstance(config.model.stage_sizes, tuple)
 
 
 @pytest.mark.parametrize("name", NAMES)

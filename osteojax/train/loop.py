@@ -71,7 +71,7 @@ def train(
     cohort = open_cohort(data)
     check_devices()
     check_processes(config, cohort)
-    claim(workdir, config, cohort)
+    config = claim(workdir, config, cohort)
     run = _Run(config, workdir, cohort)
     try:
         best = run.finish(start, profile)

@@ -53,16 +53,26 @@ def check_processes(config: ConfigDict, cohort: PreparedCohort) -> None:
         )
 
 
-def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
-    """Writes the config and the manifest, or checks that they are those of an earlier start."""
+def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> ConfigDict:
+    """Writes the config and the manifest, or checks that they are those of an earlier start.
+
+    Returns:
+      the config to run with. A run that an earlier version began goes on without the fields that
+      it did not have, because their absence means what that version did.
+
+    Raises:
+      UserError: the workdir holds a run of another config or cohort, or is damaged.
+    """
     wanted = json.loads(config.to_json())
     path = workdir / "config.json"
     if path.exists():
         found, known = _read_claim(workdir)
-        if differences := _differences(found, wanted):
+        config = _as_begun(config, found)
+        if differences := _differences(found, json.loads(config.to_json())):
             raise UserError(
-                f"{workdir} holds a run with another config: {'; '.join(differences[:6])}. Use the "
-                "same config to resume, or another --workdir."
+                f"{workdir} holds a run with another config: {'; '.join(differences[:6])}. Resume "
+                "it with the earlier values (--config.FIELD=VALUE; this version may have another "
+                "default), or use another --workdir."
             )
         if known != (cohort.directory / "manifest.json").read_text(encoding="utf-8"):
             raise UserError(
@@ -74,6 +84,7 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> None:
         manifest = (cohort.directory / "manifest.json").read_text(encoding="utf-8")
         write_text(workdir / "manifest.json", manifest)
         write_json(path, {"config": wanted, "osteojax": __version__, "data": str(cohort.directory)})
+    return config
 
 
 def _read_claim(workdir: Path) -> tuple[dict[str, Any], str]:
@@ -88,18 +99,30 @@ def _read_claim(workdir: Path) -> tuple[dict[str, Any], str]:
         ) from error
 
 
+def _as_begun(config: ConfigDict, found: dict[str, Any], name: str = "") -> ConfigDict:
+    """A copy of the config without the fields that `found`, an earlier start's, lacks."""
+    kept = config.copy_and_resolve_references().unlock()
+    for key in sorted(kept.keys()):
+        inner = f"{name}.{key}".lstrip(".")
+        if inner in MAY_DIFFER:
+            continue
+        if key not in found:
+            log.warning(
+                "%s = %r is new since this run began, which goes on without", inner, kept[key]
+            )
+            del kept[key]
+        elif isinstance(kept[key], ConfigDict) and isinstance(found[key], dict):
+            kept[key] = _as_begun(kept[key], found[key], inner)
+    return kept.lock()
+
+
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    """Fields that differ, in words. Fields of `MAY_DIFFER` are left out, as are fields that the
-    earlier start did not have."""
+    """Fields that differ, in words, without those of `MAY_DIFFER`."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         parts = []
         for key in sorted({*found, *wanted}):
             inner = f"{name}.{key}".lstrip(".")
-            if inner in MAY_DIFFER:
-                continue
-            if key not in found:
-                log.warning("%s = %r is new since this run began", inner, wanted[key])
-            else:
-                parts += _differences(found[key], wanted.get(key), inner)
+            if inner not in MAY_DIFFER:
+                parts += _differences(found.get(key), wanted.get(key), inner)
         return parts
     return [] if found == wanted else [f"{name} was {found!r}, is {wanted!r}"]

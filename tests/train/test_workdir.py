@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from itertools import islice
 from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.pipeline import training_batches
@@ -40,6 +43,36 @@ def test_a_workdir_that_cannot_be_read_is_refused(tiny_pool, tmp_path, name, tex
     else:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match="cannot be read"):
+        claim(tmp_path, fine_tuning(), cohort)
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_fields_that_it_lacks(
+    tiny_pool: Path, tmp_path: Path, caplog
+) -> None:
+    cohort, config = PreparedCohort(tiny_pool), fine_tuning()
+    with config.unlocked():
+        config.objective.added, config.added = 0.5, ConfigDict({"field": 1})
+        config.data.placement = "disk"
+    began = claim(tmp_path, fine_tuning(), cohort)
+    written = json.loads((tmp_path / "config.json").read_text())
+    for where in ("placement", "unlabelled_too"):  # one that may differ, and one that may not
+        del written["config"]["data"][where]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with caplog.at_level(logging.WARNING):
+        found = claim(tmp_path, config, cohort)
+    expected = json.loads(began.to_json())
+    del expected["data"]["unlabelled_too"]
+    expected["data"]["placement"] = "disk"
+    assert json.loads(found.to_json()) == expected
+    assert found.is_locked
+    assert "objective.added = 0.5 is new since this run began" in caplog.text
+    assert config.objective.added == 0.5  # the caller's is as it was
+
+
+def test_a_value_that_differs_is_told_with_the_way_to_resume(tiny_pool: Path, tmp_path) -> None:
+    cohort = PreparedCohort(tiny_pool)
+    claim(tmp_path, fine_tuning("--config.objective.device_dropout=0.5"), cohort)
+    with pytest.raises(UserError, match=r"dropout was 0\.5, is 0\.1\. .*--config\.FIELD=VALUE"):
         claim(tmp_path, fine_tuning(), cohort)
 
 
