@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from osteojax.evaluation.statistics import ood
 from osteojax.export.load import ExportedModel
 from osteojax.export.write import export_model
 from osteojax.files import write_json
-from tests.stored import EXPORTED, VERSIONS, unpack
+from tests.stored import EXPORTED, VERSIONS, pack, unpack
 
 
 def main() -> int:
@@ -41,9 +40,7 @@ def main() -> int:
         export_model(stored / "finetune", content / "model")
         export_model(stored / "pretrain", content / "features", what="features")
         np.savez_compressed(content / "expected.npz", **_expected(stored, content))
-        with tarfile.open(target, "w:xz", preset=9) as archive:
-            for path in sorted(content.iterdir()):
-                archive.add(path, path.name, filter=_anonymous)
+        pack(content, target)
     return 0
 
 
@@ -74,12 +71,6 @@ def _expected(stored: Path, content: Path) -> dict[str, np.ndarray]:
     encoder = ExportedModel(content / "features", "features")
     found |= {f"features_{name}": value for name, value in encoder.embed(hu).items()}
     return {"hu": hu, "device": device, **found}
-
-
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = member.mtime = 0
-    member.uname = member.gname = ""
-    return member
 
 
 if __name__ == "__main__":
