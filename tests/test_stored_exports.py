@@ -52,7 +52,7 @@ def test_a_model_predicts_as_it_did(exported: Path, expected: dict[str, np.ndarr
     assert set(outputs) == set(OUTPUTS)
     for name in OUTPUTS:
         np.testing.assert_allclose(
-            outputs[name], expected[f"model_{name}"], atol=1e-6, err_msg=name
+            outputs[name], expected[f"model_{name}"], rtol=1e-6, atol=1e-6, err_msg=name
         )
     attention = model.attention(expected["hu"], expected["device"])
     np.testing.assert_allclose(attention, expected["model_attention"], atol=1e-6)
@@ -62,7 +62,8 @@ def test_an_encoder_embeds_as_it_did(exported: Path, expected: dict[str, np.ndar
     outputs = ExportedModel(exported / "features", "features").embed(expected["hu"])
     assert set(outputs) == {"embedding", "stage1", "stage2"}
     for name, value in outputs.items():
-        np.testing.assert_allclose(value, expected[f"features_{name}"], atol=1e-6, err_msg=name)
+        known = expected[f"features_{name}"]
+        np.testing.assert_allclose(value, known, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(("what", "run"), [("model", "finetune"), ("features", "pretrain")])
