@@ -25,6 +25,7 @@ from data_prep.simulate.scanner import SCANNERS, noise
 from data_prep.simulate.soft_tissue import MUSCLE
 from data_prep.vertebrae import roi
 from data_prep.vertebrae.texture import TextureSettings, texture_pools
+from osteojax.data.boxes import cube_grid
 from osteojax.data.vertebrae import image_spec, level_class
 
 LEVEL = "L2"
@@ -161,8 +162,9 @@ def _features(
     """`FEATURES` of a CT of one body, from the ROI and the texture maps of `prepare`."""
     ct = to_image(np.rint(volume).astype(np.int16), grid, "LPS")
     mask = to_image(labels, grid, "LPS")
-    region = roi.extract_roi(ct, mask, _as_found(vertebra), round(48 / roi_mm), roi_mm)
-    inside = _interior(vertebra, region.hu.shape[0], roi_mm)
+    size = round(48 / roi_mm)
+    region = roi.extract_roi(ct, mask, _as_found(vertebra), cube_grid(size, roi_mm))
+    inside = _interior(vertebra, size, roi_mm)
     codes = image_spec().encode(region.hu)
     settings = TextureSettings(domain="vertebra")
     maps = texture_pools(codes[None], inside[None], settings)

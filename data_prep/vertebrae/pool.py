@@ -8,6 +8,7 @@ There are two functions, because they run in different places. `image_codes` run
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from data_prep.records import row_records
 from data_prep.vertebrae.roi import Roi
 from data_prep.vertebrae.texture import MAPS, TextureSettings, texture_pools
 from data_prep.workers import accelerator_here
+from osteojax.data.boxes import BOXES, CUBE, REGIONS, BoxGrid, shown_window
 from osteojax.data.codes import MapSpec
 from osteojax.data.vertebrae import (
     HU_MAX,
@@ -42,16 +44,18 @@ class RoiSettings:
     """Settings that determine a scan's records.
 
     Attributes:
-      size: edge of the ROI in voxels; the field of view is 96 mm at every size.
+      size: names the voxel: `FIELD_OF_VIEW_MM` / size.
       keep_truncated: keep vertebrae whose mask touches the CT's border.
       texture: settings of the maps.
       stored: members of the pool that are stored, `POOL` or `IMAGE_ONLY`.
+      box: name of the box, a key of `boxes.BOXES`.
     """
 
     size: int
     keep_truncated: bool
     texture: TextureSettings
     stored: tuple[str, ...] = POOL
+    box: str = CUBE
 
     def __post_init__(self) -> None:
         levels = (HU_MAX - HU_MIN) / self.texture.bin_width
@@ -71,6 +75,11 @@ class RoiSettings:
     @property
     def spacing_mm(self) -> float:
         return FIELD_OF_VIEW_MM / self.size
+
+    @property
+    def grid(self) -> BoxGrid:
+        """The stored voxels."""
+        return BOXES[self.box].grid(self.spacing_mm)
 
     @property
     def masked(self) -> bool:
@@ -118,17 +127,16 @@ def map_codes(
     return codes
 
 
-def encode_vertebra(
-    codes: dict[str, np.ndarray], mask: np.ndarray, valid: np.ndarray
-) -> list[bytes]:
+def encode_vertebra(codes: dict[str, np.ndarray], planes: np.ndarray) -> list[bytes]:
     """The records of one vertebra, with an empty meta record.
 
     Args:
       codes: member of `POOL` -> uint8[D, H, W], for the members that are stored.
-      mask, valid: bool[D, H, W], the vertebra and the inside of the CT.
+      planes: bool[3, D, H, W], the vertebra, the inside of the CT, the body.
     """
     stored = [name for name in POOL if name in codes]
-    return row_records(fields(len(mask), stored), codes | {"mask": np.stack([mask, valid])})
+    _, depth, height, width = planes.shape
+    return row_records(fields((depth, height, width), stored), codes | {"mask": planes})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,22 +150,23 @@ class LateMaps:
 
     def complete(self, batch: list[list[bytes]]) -> list[tuple[list[bytes], dict[str, np.ndarray]]]:
         """Final records, and the histogram of each member of the pool."""
-        _, image, mask = fields(self.settings.size, IMAGE_ONLY)
+        _, image, mask = fields(self.settings.grid.shape, IMAGE_ONLY)
         images = np.stack([image.decode(records[1]) for records in batch])
         planes = np.stack([mask.decode(records[-1]) for records in batch])
         codes = {"image": images} | map_codes(images, planes[:, 0], self.settings)
         completed = []
         for i in range(len(batch)):
             stored = {name: codes[name][i] for name in self.settings.stored}
-            histograms = {name: histogram(codes[name][i]) for name in POOL}
-            completed.append((encode_vertebra(stored, *planes[i]), histograms))
+            own = {name: codes[name][i] for name in POOL}
+            counts = histograms(own, planes[i], self.settings.grid.margin)
+            completed.append((encode_vertebra(stored, planes[i]), counts))
         return completed
 
 
 def batch_size(settings: RoiSettings) -> int:
     """Number of ROIs that are processed together."""
     place = "accelerator" if on_accelerator(settings) else "cpu"
-    return max(1, BATCH_VOXELS[place] // settings.size**3)
+    return max(1, BATCH_VOXELS[place] // math.prod(settings.grid.shape))
 
 
 def on_accelerator(settings: RoiSettings) -> bool:
@@ -165,6 +174,36 @@ def on_accelerator(settings: RoiSettings) -> bool:
     return settings.texture.engine == "jax" and accelerator_here()
 
 
-def histogram(codes: np.ndarray) -> np.ndarray:
-    """int64[CODES]: how often each code occurs."""
-    return np.bincount(codes.ravel(), minlength=CODES)
+def roi_planes(roi: Roi) -> np.ndarray:
+    """The mask record of a ROI: bool[3, D, H, W]."""
+    return np.stack([roi.mask, roi.valid, roi.body])
+
+
+def histograms(
+    codes: dict[str, np.ndarray], planes: np.ndarray, margin: int
+) -> dict[str, np.ndarray]:
+    """How often each code occurs in each region of a vertebra's shown window.
+
+    Args:
+      codes: member of `POOL` -> uint8[D, H, W].
+      planes: bool[3, D, H, W], the mask record.
+      margin: voxels around the shown window.
+
+    Returns:
+      `histogram_name` -> int64[CODES].
+    """
+    _, depth, height, width = planes.shape
+    shown = shown_window((depth, height, width), margin)
+    regions = {"vertebra": planes[0][shown], "body": planes[2][shown]}
+    counts = {}
+    for name, volume in codes.items():
+        for region in REGIONS:
+            own = volume[shown]
+            voxels = own.ravel() if region == "box" else own[regions[region]]
+            counts[histogram_name(name, region)] = np.bincount(voxels, minlength=CODES)
+    return counts
+
+
+def histogram_name(member: str, region: str) -> str:
+    """Of a member of `POOL` in one of `REGIONS`, among a report's histograms."""
+    return f"{member} of {region}"

@@ -27,7 +27,7 @@ from data_prep.vertebrae.label_schemes import SCHEMES
 from data_prep.vertebrae.pool import SIZES, LateMaps, RoiSettings
 from data_prep.vertebrae.scan import prepare_scan
 from data_prep.vertebrae.scanners import DeviceTable, read_devices
-from data_prep.vertebrae.statistics import map_statistics
+from data_prep.vertebrae.statistics import map_statistics, region_statistics
 from data_prep.vertebrae.texture import TextureSettings, require_pyradiomics
 from osteojax.data import vertebrae
 from osteojax.data.schema import SPLITS, Field, Manifest
@@ -137,7 +137,7 @@ class Recipe:
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        return vertebrae.fields(self.roi.size, self.roi.stored)
+        return vertebrae.fields(self.roi.grid.shape, self.roi.stored)
 
     @property
     def completion(self) -> LateMaps | None:
@@ -147,6 +147,7 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         fields = {
             "size": self.roi.size,
+            "box": self.roi.box,
             "keep_truncated": self.roi.keep_truncated,
             "texture": dataclasses.asdict(self.roi.texture),
             "store": "pool" if self.roi.stored == POOL else "image",
@@ -174,6 +175,10 @@ class Recipe:
         return vertebrae.manifest_of(
             size=self.roi.size,
             spacing_mm=self.roi.spacing_mm,
+            shape=self.roi.grid.shape,
+            box=self.roi.box,
+            margin=self.roi.grid.margin,
+            statistics=region_statistics(self.roi.map_specs(), training),
             maps=map_statistics(self.roi.map_specs(), training),
             devices=(*self.devices, UNKNOWN_DEVICE),
             bmd_mean=bmd_mean,

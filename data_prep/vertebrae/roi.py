@@ -1,4 +1,4 @@
-"""CT + vertebra mask -> upright cubic ROIs, one per vertebra, along the vertebra's own axes.
+"""CT + vertebra mask -> upright ROIs, one per vertebra, along the vertebra's own axes.
 
 Two steps, both pure: `measure_vertebrae` finds centres and axes from the mask alone, `extract_roi`
 resamples CT and mask into one vertebra's frame. The rules are in docs/method.md: centre of the
@@ -16,6 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from data_prep.vertebrae.body import Body, measure_bodies
+from osteojax.data.boxes import BoxGrid
 from osteojax.data.vertebrae import LEVELS
 from osteojax.errors import CaseError
 
@@ -23,14 +25,6 @@ OUTSIDE_HU = -1000.0
 HEADER_SUPERIOR = np.array([0.0, 0.0, 1.0])
 HEADER_POSTERIOR = np.array([0.0, 1.0, 0.0])
 
-OPENING = 0.58
-"""Radius of the opening that keeps only the body, in inscribed radii; pedicles are narrower."""
-ANALYSIS_MM = 1.0
-"""Masks finer than this are subsampled before distances are measured."""
-MIN_ELEMENTS_VOLUME = 0.08
-"""Smallest volume of posterior elements, in volumes of the body; usually 0.3 to 0.8."""
-MIN_ELEMENTS_DISTANCE = 1.2
-"""Smallest distance of their centroid from the body's, in inscribed radii; usually 2 to 3."""
 MIN_VOLUME_RATIO = 0.3
 """Smallest ratio of the volumes of two neighbouring bodies. If the border of the CT leaves less of
 a body, the rest may be only a spinous process, whose centroid says nothing about the axes."""
@@ -53,6 +47,7 @@ class Vertebra:
       truncated: whether the label touches the border of the volume.
       radius_mm: radius of the largest ball inside the body.
       body_volume_mm3, mask_volume_mm3: of the body, and of the whole label.
+      body: uint8 image, 1 in the body, on its own grid; None where it was not looked for.
     """
 
     level_class: int
@@ -64,6 +59,7 @@ class Vertebra:
     radius_mm: float
     body_volume_mm3: float
     mask_volume_mm3: float
+    body: sitk.Image | None = None
 
     @property
     def level(self) -> str:
@@ -78,43 +74,36 @@ class Roi:
 
     Attributes:
       vertebra: its position and axes.
-      spacing_mm: edge of a voxel.
+      grid: the voxels of the box.
       hu: f32[D, H, W], unclipped HU, -1000 outside the CT.
       mask: bool[D, H, W], the vertebra.
       valid: bool[D, H, W], inside the CT.
-      mean_hu: mean HU of the label's voxels within the frame, in the original CT.
-      fraction_in_frame: part of the label's voxels within the frame.
+      body: bool[D, H, W], the vertebral body, a part of `mask`.
+      mean_hu: mean HU of the label's voxels within the shown window, in the original CT.
+      fraction_in_frame: part of the label's voxels within the shown window.
     """
 
     vertebra: Vertebra
-    spacing_mm: float
+    grid: BoxGrid
     hu: np.ndarray
     mask: np.ndarray
     valid: np.ndarray
+    body: np.ndarray
     mean_hu: float
     fraction_in_frame: float
 
-
-@dataclasses.dataclass(frozen=True)
-class _Body:
-    """Measurements of the mask of one vertebra, without its neighbours."""
-
-    level_class: int
-    centre_mm: np.ndarray
-    elements_mm: np.ndarray | None
-    truncated: bool
-    radius_mm: float
-    body_volume_mm3: float
-    mask_volume_mm3: float
+    @property
+    def spacing_mm(self) -> float:
+        return self.grid.spacing_mm
 
 
 def extract_rois(
-    ct_image: sitk.Image, class_mask: sitk.Image, size: int, spacing_mm: float, case: str
+    ct_image: sitk.Image, class_mask: sitk.Image, grid: BoxGrid, case: str
 ) -> list[Roi]:
     """Extracts every vertebra of a checked CT and mask (`verify.load_case`), also truncated ones.
 
     Args:
-      size, spacing_mm: edge of the cubic ROI in voxels, and of a voxel.
+      grid: the voxels of the box.
 
     Returns:
       ROIs from T1 downwards.
@@ -123,7 +112,7 @@ def extract_rois(
       CaseError: levels are in the reverse order of the header (see `measure_vertebrae`).
     """
     return [
-        extract_roi(ct_image, class_mask, vertebra, size, spacing_mm)
+        extract_roi(ct_image, class_mask, vertebra, grid)
         for vertebra in measure_vertebrae(class_mask, case)
     ]
 
@@ -135,13 +124,7 @@ def measure_vertebrae(class_mask: sitk.Image, case: str) -> list[Vertebra]:
       CaseError: levels are numbered from inferior to superior in the header's coordinates, which
         means a wrong orientation in the header or a wrong label scheme.
     """
-    classes = sitk.GetArrayViewFromImage(class_mask)
-    boxes = ndimage.find_objects(classes)
-    bodies = [
-        _measure_body(class_mask, classes, label, box)
-        for label, box in enumerate(boxes, start=1)
-        if box is not None
-    ]
+    bodies = measure_bodies(class_mask)
     vertebrae = []
     for body in bodies:
         superior, axial_rule = _axial_axis(body, bodies)
@@ -164,55 +147,13 @@ def measure_vertebrae(class_mask: sitk.Image, case: str) -> list[Vertebra]:
                 radius_mm=body.radius_mm,
                 body_volume_mm3=body.body_volume_mm3,
                 mask_volume_mm3=body.mask_volume_mm3,
+                body=body.image,
             )
         )
     return vertebrae
 
 
-def _measure_body(
-    class_mask: sitk.Image, classes: np.ndarray, label: int, box: tuple[slice, ...]
-) -> _Body:
-    """Separates the body from the posterior elements by a morphological opening in millimetres."""
-    spacing_mm = np.array(class_mask.GetSpacing())[::-1]
-    inside = classes[box] == label
-    stride = np.maximum(1, np.floor(ANALYSIS_MM / spacing_mm + 1e-6)).astype(int)
-    sampled = np.pad(inside[tuple(slice(None, None, s) for s in stride)], 1)
-    if not sampled.any():  # the label lies between the samples
-        stride, sampled = np.ones(3, int), np.pad(inside, 1)
-    step_mm = spacing_mm * stride
-    depth_mm = ndimage.distance_transform_edt(sampled, sampling=step_mm)
-    radius_mm = float(depth_mm.max())
-    core, _ = ndimage.label(depth_mm > OPENING * radius_mm)
-    core = core == 1 + np.argmax(np.bincount(core.ravel())[1:])
-    away_mm = ndimage.distance_transform_edt(~core, sampling=step_mm)
-    body = sampled & (away_mm <= OPENING * radius_mm)
-    margin_mm = max(2.0, float(step_mm.max()))
-    rest = sampled & (away_mm > OPENING * radius_mm + margin_mm)
-
-    first = np.array([s.start for s in box])
-
-    def centroid_mm(voxels: np.ndarray) -> np.ndarray:
-        index = (np.argwhere(voxels).mean(axis=0) - 1) * stride + first
-        return np.array(class_mask.TransformContinuousIndexToPhysicalPoint(index[::-1].tolist()))
-
-    centre_mm = centroid_mm(body)
-    elements_mm = None
-    if rest.sum() >= MIN_ELEMENTS_VOLUME * body.sum():
-        towards_mm = centroid_mm(rest) - centre_mm
-        if np.linalg.norm(towards_mm) >= MIN_ELEMENTS_DISTANCE * radius_mm:
-            elements_mm = towards_mm
-    return _Body(
-        level_class=label,
-        centre_mm=centre_mm,
-        elements_mm=elements_mm,
-        truncated=any(s.start == 0 or s.stop == n for s, n in zip(box, classes.shape, strict=True)),
-        radius_mm=radius_mm,
-        body_volume_mm3=float(body.sum() * np.prod(step_mm)),
-        mask_volume_mm3=float(inside.sum() * np.prod(spacing_mm)),
-    )
-
-
-def _axial_axis(body: _Body, bodies: list[_Body]) -> tuple[np.ndarray, str]:
+def _axial_axis(body: Body, bodies: list[Body]) -> tuple[np.ndarray, str]:
     """(unit tangent towards superior, rule). The tangent is the derivative, at the body, of the
     parabola through it and up to two neighbours (one on each side, or both on one side at the end
     of the column), parametrised by chord length. Without neighbours it is the header's superior."""
@@ -237,7 +178,7 @@ def _axial_axis(body: _Body, bodies: list[_Body]) -> tuple[np.ndarray, str]:
     return tangent / np.linalg.norm(tangent), "neighbours"
 
 
-def _posterior_axis(body: _Body, superior: np.ndarray) -> tuple[np.ndarray, str]:
+def _posterior_axis(body: Body, superior: np.ndarray) -> tuple[np.ndarray, str]:
     """(unit vector, rule): across `superior`, towards the posterior elements or else the header's
     posterior."""
 
@@ -255,26 +196,20 @@ def _posterior_axis(body: _Body, superior: np.ndarray) -> tuple[np.ndarray, str]
     return elements, "elements"
 
 
-def _class(body: _Body) -> int:
+def _class(body: Body) -> int:
     return body.level_class
 
 
 def extract_roi(
-    ct_image: sitk.Image, class_mask: sitk.Image, vertebra: Vertebra, size: int, spacing_mm: float
+    ct_image: sitk.Image, class_mask: sitk.Image, vertebra: Vertebra, grid: BoxGrid
 ) -> Roi:
-    """Resamples CT (linear) and mask (nearest) into one vertebra's frame.
+    """Resamples CT (linear), mask and body (nearest) into one vertebra's frame.
 
     Where the ROI's voxels are clearly coarser than the CT's, the CT is smoothed first along those
     axes, so that fine structure is averaged instead of aliased.
     """
-    superior, posterior, left = vertebra.axes
-    frame = sitk.Image(size, size, size, sitk.sitkUInt8)
-    frame.SetSpacing([spacing_mm] * 3)
-    frame.SetDirection(np.stack([left, posterior, superior], axis=1).ravel().tolist())
-    half_mm = (size - 1) / 2 * spacing_mm
-    frame.SetOrigin((vertebra.centre_mm - half_mm * (left + posterior + superior)).tolist())
-
-    sigma = _prefilter_sigma(np.array(ct_image.GetSpacing()), spacing_mm)
+    frame = _frame(vertebra, grid)
+    sigma = _prefilter_sigma(np.array(ct_image.GetSpacing()), grid.spacing_mm)
     start, extent = _crop_box(ct_image, frame, margin=2 + int(np.ceil(3 * sigma.max())))
     crop = sitk.Cast(sitk.RegionOfInterest(ct_image, extent, start), sitk.sitkFloat32)
     if sigma.any():
@@ -291,17 +226,33 @@ def extract_roi(
     valid = np.isfinite(hu)
     hu[~valid] = OUTSIDE_HU
     label = sitk.RegionOfInterest(class_mask, extent, start) == vertebra.level_class
-    mask = sitk.Resample(label, frame, identity, sitk.sitkNearestNeighbor, 0)
-    mean_hu, fraction = _label_in_frame(ct_image, label, start, vertebra, half_mm + spacing_mm / 2)
-    return Roi(
-        vertebra=vertebra,
-        spacing_mm=spacing_mm,
-        hu=hu,
-        mask=sitk.GetArrayFromImage(mask).astype(bool),
-        valid=valid,
-        mean_hu=mean_hu,
-        fraction_in_frame=fraction,
-    )
+
+    def nearest(image: sitk.Image) -> np.ndarray:
+        resampled = sitk.Resample(image, frame, identity, sitk.sitkNearestNeighbor, 0)
+        return sitk.GetArrayFromImage(resampled).astype(bool)
+
+    mask = nearest(label)
+    body = np.zeros_like(mask) if vertebra.body is None else nearest(vertebra.body) & mask
+    mean_hu, fraction = _label_in_window(ct_image, label, start, vertebra, grid)
+    return Roi(vertebra, grid, hu, mask, valid, body, mean_hu, fraction)
+
+
+def _frame(vertebra: Vertebra, grid: BoxGrid) -> sitk.Image:
+    """An image whose voxels lie where the grid's do.
+
+    The corner is computed as that of a cube of the grid's longest edge, from which the box is cut.
+    So a cube has the corner that it has always had, to the last bit.
+    """
+    superior, posterior, left = vertebra.axes
+    frame = sitk.Image(*grid.shape[::-1], sitk.sitkUInt8)
+    frame.SetSpacing([grid.spacing_mm] * 3)
+    frame.SetDirection(np.stack([left, posterior, superior], axis=1).ravel().tolist())
+    longest = max(grid.shape)
+    half_mm = (longest - 1) / 2 * grid.spacing_mm
+    corner = vertebra.centre_mm - half_mm * (left + posterior + superior)
+    cut_mm = (longest - np.array(grid.shape)) / 2 * grid.spacing_mm + (0, grid.back_mm, 0)
+    frame.SetOrigin((corner + cut_mm @ vertebra.axes).tolist())
+    return frame
 
 
 def _prefilter_sigma(ct_spacing_mm: np.ndarray, spacing_mm: float) -> np.ndarray:
@@ -327,18 +278,16 @@ def _crop_box(image: sitk.Image, frame: sitk.Image, margin: int) -> tuple[list[i
     return low.tolist(), (high - low).tolist()
 
 
-def _label_in_frame(
-    ct_image: sitk.Image,
-    label: sitk.Image,
-    start: list[int],
-    vertebra: Vertebra,
-    half_mm: float,
+def _label_in_window(
+    ct_image: sitk.Image, label: sitk.Image, start: list[int], vertebra: Vertebra, grid: BoxGrid
 ) -> tuple[float, float]:
-    """(mean HU, fraction) of the label's voxels within the frame, in the original CT."""
+    """(mean HU, fraction) of the label's voxels within the shown window, in the original CT."""
     index = np.argwhere(sitk.GetArrayViewFromImage(label))  # z, y, x
     matrix = np.array(label.GetDirection()).reshape(3, 3) * np.array(label.GetSpacing())
     place_mm = index[:, ::-1] @ matrix.T + np.array(label.GetOrigin()) - vertebra.centre_mm
-    inside = np.all(np.abs(place_mm @ vertebra.axes.T) <= half_mm, axis=1)
+    from_middle_mm = place_mm @ vertebra.axes.T - (0, grid.back_mm, 0)
+    half_mm = (np.array(grid.shown) - 1) / 2 * grid.spacing_mm + grid.spacing_mm / 2
+    inside = np.all(np.abs(from_middle_mm) <= half_mm, axis=1)
     z, y, x = (index[inside] + np.array(start)[::-1]).T
     values = sitk.GetArrayViewFromImage(ct_image)[z, y, x]
     volume_mm3 = inside.sum() * abs(np.linalg.det(matrix))

@@ -9,15 +9,17 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_prep.recipe import Report
+from data_prep.vertebrae.body_numbers import body_row
 from data_prep.vertebrae.cohort import Scan
 from data_prep.vertebrae.pool import (
     RoiSettings,
     encode_vertebra,
-    histogram,
+    histograms,
     image_codes,
     map_codes,
+    roi_planes,
 )
-from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, measure_vertebrae
+from data_prep.vertebrae.roi import Roi, extract_roi, measure_vertebrae
 from data_prep.vertebrae.verify import load_case
 from osteojax.data.vertebrae import POOL
 
@@ -49,26 +51,38 @@ def prepare_scan(
             reason = f"the label has {vertebra.mask_volume_mm3:.0f} mm^3, a stray fragment."
             report.failures.append((case, reason, "Correct the mask or remove the label."))
             continue
-        roi = extract_roi(ct_image, class_mask, vertebra, settings.size, settings.spacing_mm)
+        roi = extract_roi(ct_image, class_mask, vertebra, settings.grid)
         if not roi.mask.any():
             reason = "no voxel of the label is in its own frame."
             report.failures.append((case, reason, "Correct the mask: the label has pieces."))
             continue
         rois.append(roi)
-        report.rows.append(vertebra_row(scan, vertebra, roi.mean_hu, slice_mm(ct_image)))
+        report.rows.append(vertebra_row(scan, roi, slice_mm(ct_image)))
     if not rois:
         return report, []
     codes = {"image": np.stack([image_codes(roi, settings) for roi in rois])}
+    planes = [roi_planes(roi) for roi in rois]
     if with_maps:
         codes |= map_codes(codes["image"], np.stack([roi.mask for roi in rois]), settings)
-        report.histograms.update({name: histogram(codes[name]).tolist() for name in POOL})
+        report.histograms.update(_summed_histograms(codes, planes, settings.grid.margin))
     else:
         report = dataclasses.replace(report, complete=False)
     kept = [name for name in codes if name in settings.stored]
     return report, [
-        encode_vertebra({name: codes[name][i] for name in kept}, roi.mask, roi.valid)
-        for i, roi in enumerate(rois)
+        encode_vertebra({name: codes[name][i] for name in kept}, own)
+        for i, own in enumerate(planes)
     ]
+
+
+def _summed_histograms(
+    codes: dict[str, np.ndarray], planes: list[np.ndarray], margin: int
+) -> dict[str, list[int]]:
+    """`histograms`, summed over a scan's vertebrae. codes: name -> uint8[N, D, H, W]."""
+    each = [
+        histograms({name: codes[name][i] for name in POOL}, own, margin)
+        for i, own in enumerate(planes)
+    ]
+    return {name: np.stack([own[name] for own in each]).sum(axis=0).tolist() for name in each[0]}
 
 
 def slice_mm(ct_image: sitk.Image) -> float:
@@ -80,8 +94,9 @@ def slice_mm(ct_image: sitk.Image) -> float:
     return float(ct_image.GetSpacing()[int(np.argmax(superior_of_axes))])
 
 
-def vertebra_row(scan: Scan, vertebra: Vertebra, mean_hu: float, slice_mm: float) -> dict[str, Any]:
+def vertebra_row(scan: Scan, roi: Roi, slice_mm: float) -> dict[str, Any]:
     """The row of `vertebrae.csv`, still without shard and position."""
+    vertebra, shown = roi.vertebra, roi.grid.window
     result = scan.dxa.get(vertebra.level)
     return {
         "patient_id": scan.patient_id,
@@ -99,7 +114,8 @@ def vertebra_row(scan: Scan, vertebra: Vertebra, mean_hu: float, slice_mm: float
         "truncated": int(vertebra.truncated),
         "posterior_rule": vertebra.posterior_rule,
         "axial_rule": vertebra.axial_rule,
-        "mean_hu": round(mean_hu, 3),
+        "mean_hu": round(roi.mean_hu, 3),
         "mask_volume_mm3": round(vertebra.mask_volume_mm3, 1),
         "slice_mm": round(slice_mm, 4),
+        **body_row(roi.hu[shown], roi.body[shown], roi.spacing_mm),
     }

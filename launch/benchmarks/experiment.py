@@ -61,6 +61,7 @@ def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> An
     manifest = vertebrae_data.manifest_of(
         size=size,
         spacing_mm=96 / size,
+        shape=(size, size, size),
         maps=(image_spec(), *(map_spec(name, 25.0) for name in POOL[1:])),
         devices=DEVICES,
         bmd_mean=0.85,

@@ -210,8 +210,11 @@ def _step_rows(
 
 
 def _with_all_maps(manifest: Manifest) -> Manifest:
+    """The same folder with a record for every map."""
     about = vertebrae.about(manifest)
-    return dataclasses.replace(manifest, fields=vertebrae.fields(about.size, POOL))
+    planes = len(vertebrae.PLANES) - (not about.has_body)
+    fields = vertebrae.fields(about.shape, POOL, planes)
+    return dataclasses.replace(manifest, fields=fields)
 
 
 def _config(args: argparse.Namespace, textures: str) -> ConfigDict:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.simulate.cohort_writer import scan_paths, simulate_cohort
 from data_prep.simulate.patients import Settings
-from data_prep.vertebrae.pool import FIELD_OF_VIEW_MM, RoiSettings
+from data_prep.vertebrae.pool import RoiSettings, roi_planes
 from data_prep.vertebrae.roi import extract_rois
 from data_prep.vertebrae.texture import TextureSettings, texture_pool
 from data_prep.vertebrae.verify import load_case
@@ -84,9 +84,9 @@ def simulated_boxes(size: int, count: int) -> Boxes:
                 break
             ct, mask = scan_paths(Path(folder), patient.scan_id)
             images = load_case(ct, mask, "verse", patient.scan_id)
-            for roi in extract_rois(*images, size, FIELD_OF_VIEW_MM / size, patient.scan_id):
+            for roi in extract_rois(*images, roi_settings.grid, patient.scan_id):
                 hu = np.clip(roi.hu, HU_MIN, np.nextafter(np.float32(HU_MAX), np.float32(0)))
-                planes = np.packbits(np.stack([roi.mask, roi.valid])).tobytes()
+                planes = np.packbits(roi_planes(roi)).tobytes()
                 boxes.append(Box(image.encode(roi.hu), hu, planes, training=True))
     specs = roi_settings.map_specs()
     return Boxes("simulated", size, roi_settings.texture, specs, tuple(boxes[:count]))

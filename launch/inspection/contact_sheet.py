@@ -26,7 +26,7 @@ def draw_contact_sheet(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) ->
     figure = drawing.new_figure(2.3 * columns, 1.75 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, number in zip(grid, rows.index, strict=True):
-        volumes, (mask, inside) = pool_codes(cohort, number), cohort.array(number, "mask")
+        volumes, (mask, inside) = pool_codes(cohort, number), cohort.array(number, "mask")[:2]
         views = [*((spec, "sagittal") for spec in specs), (specs[0], "axial")]
         for axis, (spec, name), codes in zip(axes, views, [*volumes, volumes[0]], strict=True):
             values = drawing.plane(spec.decode(codes), name)

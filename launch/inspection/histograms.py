@@ -40,7 +40,7 @@ def count_codes(cohort: PreparedCohort, sample: int = SAMPLE) -> Histograms:
     rows = spread(sample, len(cohort))
     counts = {name: np.zeros((len(cohort.about.maps), 256), np.int64) for name in REGIONS}
     for row in rows:
-        mask, inside = cohort.array(int(row), "mask")
+        mask, inside = cohort.array(int(row), "mask")[:2]
         for member, codes in enumerate(pool_codes(cohort, int(row))):
             for name, voxels in (("box", inside), ("vertebra", mask & inside)):
                 counts[name][member] += np.bincount(codes[voxels], minlength=256)

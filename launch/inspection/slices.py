@@ -25,7 +25,7 @@ def draw_slices(cohort: PreparedCohort, number: int, out: Path) -> None:
     stored. The line is the mask; voxels outside the CT are blue.
     """
     about, row = cohort.about, cohort.table.iloc[number]
-    volumes, (mask, inside) = pool_codes(cohort, number), cohort.array(number, "mask")
+    volumes, (mask, inside) = pool_codes(cohort, number), cohort.array(number, "mask")[:2]
     figure = drawing.new_figure(2.1 * len(about.maps), 7.4)
     grid = figure.subplots(len(drawing.PLANES), len(about.maps), squeeze=False)
     for column, (spec, codes) in enumerate(zip(about.maps, volumes, strict=True)):

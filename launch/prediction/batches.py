@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from launch.prediction.loading import Frame, LoadedCase
+from osteojax.data.boxes import cube_grid
 from osteojax.export.load import BATCH, ExportedModel
 
 Outputs = dict[str, np.ndarray]
@@ -16,7 +17,7 @@ Outputs = dict[str, np.ndarray]
 def frame_of(model: ExportedModel) -> Frame:
     """The box that a vertebra is cut out as for this model."""
     background = model.card["inputs"]["hu"]["outside_vertebra"]
-    return Frame(model.size, model.spacing_mm, background)
+    return Frame(cube_grid(model.size, model.spacing_mm), background)
 
 
 def predict_cases(

@@ -15,12 +15,13 @@ from launch.prediction.cases import Case
 from launch.prediction.contrast import Contrast, find_contrast
 from launch.prediction.flags import Flag
 from launch.prediction.suspicions import suspicions
+from osteojax.data.boxes import BoxGrid, cube_grid
 from osteojax.errors import CaseError
 from osteojax.evaluation.report.patient_page import PAGE_SPACING_MM, Reformat, reformat
 
 SEGMENTATION = "segmentation.nii.gz"
 MARGIN_MM = 40.0
-FLAG_SIZE, FLAG_SPACING_MM = 48, 2.0
+FLAG_GRID = cube_grid(48, spacing_mm=2.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,11 @@ class Frame:
     """Geometry of the model's input.
 
     Attributes:
-      size, spacing_mm: of the cubic box.
+      grid: the voxels of the box.
       background_hu: HU that replaces voxels outside the vertebra; None keeps them.
     """
 
-    size: int
-    spacing_mm: float
+    grid: BoxGrid
     background_hu: float | None
 
 
@@ -83,12 +83,11 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
         mask, scheme = case.folder / SEGMENTATION, segment.SCHEME
         segment.make_mask(case.ct, mask, case.name)
     ct_image, class_mask = load_case(case.ct, mask, scheme, case.name)
-    rois = extract_rois(ct_image, class_mask, frame.size, frame.spacing_mm, case.name)
-    vertebrae = [roi.vertebra for roi in rois]
+    rois = extract_rois(ct_image, class_mask, frame.grid, case.name)
+    # The images of the bodies are not needed again, and workers send this through a pipe.
+    vertebrae = [dataclasses.replace(roi.vertebra, body=None) for roi in rois]
     # Flags are computed on a fixed grid, so that they are the same for every model.
-    shapes, flags = suspicions(
-        [extract_roi(ct_image, class_mask, v, FLAG_SIZE, FLAG_SPACING_MM) for v in vertebrae]
-    )
+    shapes, flags = suspicions([extract_roi(ct_image, class_mask, v, FLAG_GRID) for v in vertebrae])
     volumes = [
         roi.hu if frame.background_hu is None else np.where(roi.mask, roi.hu, frame.background_hu)
         for roi in rois

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from osteojax.data import vertebrae
+from osteojax.data.earlier_manifests import from_format_1, from_format_2
 from osteojax.data.kinds import find_kind
 from osteojax.data.schema import FORMAT, FORMAT_VERSION, Manifest
 from osteojax.data.soundness import manifest_fault
@@ -42,7 +42,9 @@ def _parsed(content: Any, path: Path) -> Manifest:
         raise UserError(f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}.")
     version = content["format_version"]
     if version == 1:
-        return vertebrae.upgraded(content)
+        return from_format_1(content)
+    if version == 2:
+        return from_format_2(content)
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path}: format version {version}, this osteojax reads 1 to {FORMAT_VERSION}. "

@@ -28,8 +28,9 @@ import numpy as np
 from osteojax.files import write_json
 
 FORMAT = "osteojax-pool"
-FORMAT_VERSION = 2
-"""Version 1 (osteojax 0.1) described vertebrae alone; `manifest.load_manifest` reads both."""
+FORMAT_VERSION = 3
+"""`manifest.load_manifest` reads earlier versions too (`earlier_manifests`). 1 (osteojax 0.1):
+vertebrae alone. 2 (0.2): vertebrae in cubes, without the plane of the body."""
 
 SPLITS = ("train", "valid", "test", "external")
 CODECS = ("raw", "bits", "npy", "json")

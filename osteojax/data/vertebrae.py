@@ -6,10 +6,11 @@ Records of each vertebra:
     image, Autocorrelation, JointAverage, Contrast, DifferenceAverage
                               uint8[D, H, W] codes (`MapSpec`); a folder for training with
                               data.textures="online" stores the image alone (`About.stored`)
-    mask                      bool[2, D, H, W] as bits: [0] the vertebra, [1] inside the CT
+    mask                      bool[3, D, H, W] as bits: [0] the vertebra, [1] inside the CT, [2] the
+                              vertebral body, a part of [0]; folders of 0.1 and 0.2 lack plane 2
 
 Axes of every volume, aligned with the vertebra: [0] inferior to superior, [1] anterior to
-posterior, [2] the patient's right to left.
+posterior, [2] the patient's right to left. D, H and W are of a box with its margin (`boxes.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from osteojax.data.boxes import BOXES, CUBE, REGIONS, shown_shape, shown_window
 from osteojax.data.codes import MapSpec, spec_fault
-from osteojax.data.schema import META, SPLITS, Column, Field, Manifest, Rows, Target
+from osteojax.data.schema import META, Field, Manifest, Rows, Target
+from osteojax.data.soundness import is_count, is_number, is_positive
+from osteojax.data.vertebra_columns import LEVELS, UNKNOWN_DEVICE, VERTEBRA_COLUMNS, columns
+from osteojax.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,12 +41,6 @@ POOL = ("image", "Autocorrelation", "JointAverage", "Contrast", "DifferenceAvera
 
 IMAGE_ONLY = POOL[:1]
 """Members of the pool that a folder stores when training computes the maps."""
-
-LEVELS = tuple([f"T{i}" for i in range(1, 13)] + [f"L{i}" for i in range(1, 7)])
-"""Vertebral levels; the class of a level is its position here plus one (1-18)."""
-
-UNKNOWN_DEVICE = "unknown"
-"""Name for a DXA scanner that is not known; always the last entry of `devices`."""
 
 HU_MIN, HU_MAX = -200.0, 1000.0
 """HU are clipped to [HU_MIN, HU_MAX) (docs/method.md)."""
@@ -57,50 +56,27 @@ def level_class(level: str) -> int:
     return LEVELS.index(level) + 1
 
 
-LARGEST_BMD_G_CM2 = 5.0
-
-
-def columns(devices: Sequence[str]) -> tuple[Column, ...]:
-    """Columns of `vertebrae.csv`. devices: DXA scanners by index, `UNKNOWN_DEVICE` last."""
-    return (
-        Column("patient_id", required=True),
-        Column("scan_id"),
-        Column("site"),
-        Column("split", "choice", SPLITS, required=True),
-        Column("level", "choice", LEVELS, required=True),
-        Column("level_class", "number", required=True, whole=True, low=1, high=len(LEVELS)),
-        Column("device", "choice", tuple(devices)),  # empty where there is no DXA result
-        Column("bmd_g_cm2", "number", low=0.001, high=LARGEST_BMD_G_CM2),
-        Column("t_score", "number"),
-        Column("osteoporosis", "number", whole=True, low=0, high=1),
-        Column("sex"),
-        Column("age", "number"),
-        Column("truncated", "number"),  # 1 where the mask touches the border of the CT
-        Column("posterior_rule"),  # "elements" or "header": where the posterior axis came from
-        Column("axial_rule"),  # "neighbours" or "header"
-        # Mean unclipped HU of the label's voxels inside the box, in the original CT.
-        Column("mean_hu", "number"),
-        Column("mask_volume_mm3", "number"),  # of the label in the original CT
-        Column("slice_mm", "number", added_later=True),  # distance of the original CT's slices
-        Column("shard"),  # file name
-        # Index of the vertebra in its shard; its first record is position * number of fields.
-        Column("position", "number"),
-    )
-
-
-VERTEBRA_COLUMNS = tuple(column.name for column in columns(()))
-
-
 def record_keys(stored: Sequence[str] = POOL) -> tuple[str, ...]:
     """Names of the fields, in order, of a folder that stores these members of the pool."""
-    return tuple(field.name for field in fields(1, stored))
+    return tuple(field.name for field in fields((1, 1, 1), stored))
 
 
-def fields(size: int, stored: Sequence[str]) -> tuple[Field, ...]:
-    """Fields of a cubic box of `size` voxels per edge; stored: `POOL` or `IMAGE_ONLY`."""
-    box = (size, size, size)
-    volumes = [Field(name, "uint8", box) for name in stored]
-    return (META, *volumes, Field("mask", "bool", (2, *box), "bits"))
+PLANES = ("vertebra", "inside the CT", "body")
+"""Planes of the record "mask"."""
+
+
+def fields(
+    shape: tuple[int, int, int], stored: Sequence[str], planes: int = len(PLANES)
+) -> tuple[Field, ...]:
+    """Fields of a box.
+
+    Args:
+      shape: (D, H, W) in voxels, with the margin.
+      stored: `POOL` or `IMAGE_ONLY`.
+      planes: of the mask; 2 in folders of 0.1 and 0.2, which lack the body.
+    """
+    volumes = [Field(name, "uint8", tuple(shape)) for name in stored]
+    return (META, *volumes, Field("mask", "bool", (planes, *shape), "bits"))
 
 
 def targets(bmd_mean: float, bmd_std: float) -> tuple[Target, ...]:
@@ -137,14 +113,24 @@ def map_spec(name: str, bin_width: float) -> MapSpec:
     return MapSpec(name, unit, transform, float(low), float((high - low) / 255), 256)
 
 
+Statistics = dict[str, tuple[tuple[float, float], ...]]
+"""Region -> (mean, SD) of the transformed value of every member of the pool (`MapSpec`)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
     """What a manifest of vertebrae holds beside fields and targets.
 
     Attributes:
-      size: edge of the cubic box in voxels.
+      size: names the voxel: 96 mm / size.
       spacing_mm: edge of a voxel.
-      maps: one `MapSpec` per member of the pool, in `POOL` order.
+      box: name of the box, a key of `boxes.BOXES`.
+      shape: (D, H, W) of the stored box in voxels, with the margin.
+      margin: voxels on every side that are stored beyond the shown window.
+      has_body: whether masks have the plane of the body.
+      maps: one `MapSpec` per member of the pool, in `POOL` order, with the statistics of "box".
+      statistics: of the regions that the folder has measured, over the shown windows of the
+        training split; folders of 0.1 and 0.2 have "box" only.
       texture: settings of the texture maps (bin_width, kernel_radius, domain, engine, ...).
       label_scheme: scheme the masks were read with ("mixed" where the cohort names several).
       devices: DXA scanners by index, `UNKNOWN_DEVICE` last.
@@ -154,7 +140,12 @@ class About:
 
     size: int
     spacing_mm: float
+    box: str
+    shape: tuple[int, int, int]
+    margin: int
+    has_body: bool
     maps: tuple[MapSpec, ...]
+    statistics: Statistics
     texture: dict[str, Any]
     label_scheme: str
     devices: tuple[str, ...]
@@ -162,19 +153,57 @@ class About:
     bmd_mean: float
     bmd_std: float
 
-    def map_affine(self) -> np.ndarray:
-        """float32[len(POOL), 2]: (scale, shift) from code to network input, by map id."""
-        return np.array([spec.affine() for spec in self.maps], np.float32)
+    @property
+    def shown(self) -> tuple[int, int, int]:
+        """(D, H, W) of the window that the network sees, in voxels."""
+        return shown_shape(self.shape, self.margin)
+
+    @property
+    def window(self) -> tuple[slice, slice, slice]:
+        """The index of the shown window in a stored volume."""
+        return shown_window(self.shape, self.margin)
+
+    def map_affine(self, region: str = "box") -> np.ndarray:
+        """float32[len(POOL), 2]: (scale, shift) from code to network input, by map id, which makes
+        z-scores with the statistics of a region (`boxes.REGIONS`).
+
+        Raises:
+          UserError: an unknown region, or one that an older folder has not measured.
+        """
+        if region not in REGIONS:
+            raise UserError(f"data.statistics is {region!r}; choose one of {', '.join(REGIONS)}.")
+        if region not in self.statistics:
+            raise UserError(
+                f"data.statistics={region}: the prepared folder has statistics of "
+                f"{', '.join(self.statistics)} only, because an earlier version wrote it. Prepare "
+                "the cohort again, or train with --config.data.statistics=box."
+            )
+        affines = [
+            dataclasses.replace(spec, mean=mean, std=std).affine()
+            for spec, (mean, std) in zip(self.maps, self.statistics[region], strict=True)
+        ]
+        return np.array(affines, np.float32)
 
 
 def about(manifest: Manifest) -> About:
     """The vertebrae's part of a manifest. Raises ValueError, KeyError or TypeError where it is
     invalid."""
     bmd, own = manifest.target("bmd"), manifest.about
+    maps = tuple(MapSpec(**spec) for spec in own["maps"])
+    depth, height, width = own["shape"]
+    regions = {
+        region: tuple((mean, std) for mean, std in values)
+        for region, values in own["statistics"].items()
+    }
     found = About(
         size=own["size"],
         spacing_mm=own["spacing_mm"],
-        maps=tuple(MapSpec(**spec) for spec in own["maps"]),
+        box=own["box"],
+        shape=(depth, height, width),
+        margin=own["margin"],
+        has_body=manifest.field("mask").shape == (len(PLANES), depth, height, width),
+        maps=maps,
+        statistics={"box": tuple((spec.mean, spec.std) for spec in maps), **regions},
         texture=own["texture"],
         label_scheme=own["label_scheme"],
         devices=manifest.column("device").choices,
@@ -193,8 +222,13 @@ def _fault(about: About, manifest: Manifest) -> str | None:
         return f"maps {names}, expected {POOL}"
     if about.stored not in (POOL, IMAGE_ONLY):
         return f"stored {about.stored!r}"
-    if manifest.fields != fields(about.size, about.stored):
-        return f"size {about.size!r} with fields {manifest.fields!r}"
+    planes = len(PLANES) if about.has_body else len(PLANES) - 1
+    if manifest.fields != fields(about.shape, about.stored, planes):
+        return f"shape {about.shape!r} with fields {manifest.fields!r}"
+    if about.box not in BOXES:
+        return f"box {about.box!r}, known are {', '.join(BOXES)}"
+    if not is_count(about.margin) or min(about.shown) <= 0:
+        return f"margin {about.margin!r} of a box of {about.shape}"
     if about.devices[-1:] != (UNKNOWN_DEVICE,):
         return f"devices {about.devices!r}, the last one must be {UNKNOWN_DEVICE!r}"
     if type(about.spacing_mm) not in (int, float) or not 0 < about.spacing_mm < 1000:
@@ -203,6 +237,10 @@ def _fault(about: About, manifest: Manifest) -> str | None:
         return f"texture {about.texture!r}"
     if not isinstance(about.label_scheme, str):
         return f"label_scheme {about.label_scheme!r}"
+    for region, values in about.statistics.items():
+        sound = all(is_number(mean) and is_positive(std) for mean, std in values)
+        if region not in REGIONS or len(values) != len(POOL) or not sound:
+            return f"statistics of {region}: {values!r}"
     missing = {*VERTEBRA_COLUMNS} - {column.name for column in manifest.columns}
     if missing or [t.name for t in manifest.targets] != [t.name for t in targets(0, 1)]:
         return f"columns missing: {sorted(missing)}, targets {manifest.targets!r}"
@@ -213,6 +251,7 @@ def manifest_of(
     *,
     size: int,
     spacing_mm: float,
+    shape: tuple[int, int, int],
     maps: tuple[MapSpec, ...],
     devices: Sequence[str],
     bmd_mean: float,
@@ -220,15 +259,20 @@ def manifest_of(
     texture: dict[str, Any],
     label_scheme: str,
     stored: Sequence[str] = POOL,
+    box: str = CUBE,
+    margin: int = 0,
+    planes: int = len(PLANES),
+    statistics: Statistics | None = None,
     shards: Sequence[dict[str, Any]],
     counts: dict[str, dict[str, int]],
     settings: dict[str, Any],
     code_version: str,
 ) -> Manifest:
-    """The manifest of a folder of vertebrae; see `About` and `Manifest` for the arguments."""
+    """The manifest of a folder of vertebrae; see `About`, `fields` and `Manifest` for the
+    arguments. statistics: of the regions beside "box", whose statistics `maps` holds."""
     return Manifest(
         kind=KIND,
-        fields=fields(size, stored),
+        fields=fields(shape, stored, planes),
         targets=targets(bmd_mean, bmd_std),
         columns=columns(devices),
         table=TABLE,
@@ -238,42 +282,19 @@ def manifest_of(
         about={
             "size": size,
             "spacing_mm": spacing_mm,
+            "box": box,
+            "shape": list(shape),
+            "margin": margin,
             "maps": [dataclasses.asdict(spec) for spec in maps],
+            "statistics": {
+                region: [list(pair) for pair in values]
+                for region, values in (statistics or {}).items()
+            },
             "texture": texture,
             "label_scheme": label_scheme,
         },
         code_version=code_version,
     )
-
-
-def upgraded(content: dict[str, Any]) -> Manifest:
-    """Translates a manifest that osteojax 0.1 wrote, which has no `kind` and means vertebrae.
-    Raises KeyError or TypeError where `content` is not one."""
-    known = {name: content[name] for name in _KEPT_OF_0_1}
-    counts = {
-        split: {("items" if name == "vertebrae" else name): n for name, n in own.items()}
-        for split, own in content["counts"].items()
-    }
-    return manifest_of(
-        **known,
-        maps=tuple(MapSpec(**spec) for spec in content["maps"]),
-        stored=content.get("stored", POOL),
-        shards=[{"name": s["name"], "items": s["vertebrae"]} for s in content["shards"]],
-        counts=counts,
-    )
-
-
-_KEPT_OF_0_1 = (
-    "size",
-    "spacing_mm",
-    "devices",
-    "bmd_mean",
-    "bmd_std",
-    "texture",
-    "label_scheme",
-    "settings",
-    "code_version",
-)
 
 
 def table_fault(table: pd.DataFrame) -> str | None:

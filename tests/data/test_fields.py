@@ -130,12 +130,16 @@ def test_a_folder_of_0_1_is_the_same_folder(tmp_path) -> None:
     """Its manifest has no kind, fields, targets or columns."""
     stored = unpack(VERSIONS[0], tmp_path / "stored") / "finetune" / "manifest.json"
     assert not {"kind", "fields", "targets"} & set(json.loads(stored.read_text()))
-    folder = write_tiny_cohort(tmp_path / "pool", patients=20, size=8)
+    folder = write_tiny_cohort(tmp_path / "pool", patients=20, size=8, body=False)
     now = open_cohort(folder)
     (folder / "manifest.json").write_bytes(stored.read_bytes())
     then = open_cohort(folder)
     assert then.manifest.kind == "vertebrae"
     assert then.manifest.fields == now.manifest.fields
     assert then.manifest.columns == now.manifest.columns
-    assert then.about == now.about
+    # The stored ranges are logarithms, whose last bit depends on the processor that computed them.
+    for one, other in zip(then.about.maps, now.about.maps, strict=True):
+        assert one.step == pytest.approx(other.step, rel=1e-14)
+        assert dataclasses.replace(one, step=other.step) == other
+    assert dataclasses.replace(then.about, maps=now.about.maps) == now.about
     np.testing.assert_array_equal(then.members(3, ["Contrast"]), now.members(3, ["Contrast"]))

@@ -31,7 +31,9 @@ def cohort(tmp_path_factory) -> PreparedCohort:
 def laid_out(rows: np.ndarray, members: tuple[str, ...], num_devices: int) -> Layout:
     """Of vertebrae, without a folder."""
     view: Any = SimpleNamespace(key="codes", pool=POOL, members=members)
-    manifest: Any = SimpleNamespace(field={f.name: f for f in fields(SIZE, POOL)}.__getitem__)
+    manifest: Any = SimpleNamespace(
+        field={f.name: f for f in fields((SIZE, SIZE, SIZE), POOL)}.__getitem__
+    )
     layout = Layout.of(rows, view, manifest, num_devices)
     assert layout is not None
     return layout
@@ -39,7 +41,9 @@ def laid_out(rows: np.ndarray, members: tuple[str, ...], num_devices: int) -> La
 
 def test_fields_of_several_shapes_have_no_layout() -> None:
     view: Any = SimpleNamespace(key="codes", pool=POOL, members=("image", "mask"))
-    manifest: Any = SimpleNamespace(field={f.name: f for f in fields(SIZE, POOL)}.__getitem__)
+    manifest: Any = SimpleNamespace(
+        field={f.name: f for f in fields((SIZE, SIZE, SIZE), POOL)}.__getitem__
+    )
     assert Layout.of(np.arange(4), view, manifest, 1) is None
     view.members, own = ("picture",), Field("picture", "uint8", None, "npy")
     assert Layout.of(np.arange(4), view, SimpleNamespace(field=lambda _: own), 1) is None

@@ -49,16 +49,17 @@ def read_shard(path: Path, stored: tuple[str, ...] = POOL) -> ShardReader:
 def volumes(
     reader: ShardReader, position: int, size: int, stored: tuple[str, ...] = POOL
 ) -> dict[str, np.ndarray]:
-    """A vertebra's codes uint8[size, size, size], and "mask" and "valid" bool[size, size, size],
-    read without the package's own decoders."""
+    """A vertebra's codes uint8[size, size, size], and "mask", "valid" and "body" bool[size, size,
+    size], read without the package's own decoders."""
     _, *codes, planes = reader.records(position)
     shape = (size,) * 3
     arrays = {
         name: np.frombuffer(record, np.uint8).reshape(shape)
         for name, record in zip(stored, codes, strict=True)
     }
-    bits = np.unpackbits(np.frombuffer(planes, np.uint8))[: 2 * size**3].astype(bool)
-    return arrays | dict(zip(("mask", "valid"), bits.reshape(2, *shape), strict=True))
+    bits = np.unpackbits(np.frombuffer(planes, np.uint8))[: 3 * size**3].astype(bool)
+    planes = bits.reshape(3, *shape)
+    return arrays | dict(zip(("mask", "valid", "body"), planes, strict=True))
 
 
 def contents(out: Path) -> dict[str, bytes]:

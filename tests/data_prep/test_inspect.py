@@ -32,7 +32,7 @@ def stored_volumes(prepared, row) -> dict[str, np.ndarray]:
 def image_only(prepared, tmp_path_factory):
     """The prepared folder without its maps, as `prepare` writes it for data.textures="online"."""
     out = shutil.copytree(prepared, tmp_path_factory.mktemp("image_only") / "pool")
-    manifest = dataclasses.replace(load_manifest(prepared), fields=fields(32, IMAGE_ONLY))
+    manifest = dataclasses.replace(load_manifest(prepared), fields=fields((32, 32, 32), IMAGE_ONLY))
     manifest.save(out)
     for shard in manifest.shards:
         reader = read_shard(prepared / "shards" / shard["name"])

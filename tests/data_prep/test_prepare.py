@@ -15,6 +15,7 @@ import data_prep.vertebrae.pool
 import data_prep.vertebrae.texture
 from data_prep.vertebrae.pool import RoiSettings, map_codes
 from data_prep.vertebrae.texture import TextureSettings
+from osteojax.data.boxes import cube_grid
 from osteojax.data.manifest import load_manifest
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL, VERTEBRA_COLUMNS, about
 from osteojax.errors import UserError
@@ -101,7 +102,7 @@ def test_stored_image_is_the_roi_and_maps_are_its_texture(prepared, cohort_folde
     manifest = load_manifest(prepared)
     stored = volumes(read_shard(prepared / "shards" / manifest.shards[0]["name"]), 1, 32)
     ct = load_case(cohort_folder / "s0_ct.nii.gz", cohort_folder / "s0_mask.nii.gz", "verse", "s0")
-    roi = extract_rois(*ct, 32, 3.0, "s0")[1]
+    roi = extract_rois(*ct, cube_grid(32, 3.0), "s0")[1]
     image = about(manifest).maps[0].decode(stored["image"])
     np.testing.assert_allclose(image, np.clip(roi.hu, -197.5, 997.5), atol=2.5001)
     np.testing.assert_array_equal(stored["mask"], roi.mask)
@@ -282,7 +283,7 @@ def test_an_image_only_folder_holds_the_same_but_the_maps(image_only, prepared):
         assert list(small.metas()) == list(whole.metas())
         for position in range(shard["items"]):
             arrays = volumes(small, position, 32, about(found).stored)
-            assert set(arrays) == {"image", "mask", "valid"}
+            assert set(arrays) == {"image", "mask", "valid", "body"}
             for name, values in arrays.items():
                 np.testing.assert_array_equal(values, volumes(whole, position, 32)[name])
     ours, theirs = (

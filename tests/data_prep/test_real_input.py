@@ -17,6 +17,7 @@ from scipy import ndimage
 from data_prep.vertebrae.roi import Roi, extract_rois
 from data_prep.vertebrae.verify import load_case
 from launch.cli import main
+from osteojax.data.boxes import cube_grid
 from osteojax.data.manifest import load_manifest
 from osteojax.data.vertebrae import POOL, about
 from osteojax.errors import CaseError
@@ -48,7 +49,7 @@ def rois(real_data) -> dict[str, dict[str, Roi]]:
     """Case -> level -> ROI at 96^3."""
     found = {}
     for name in CASES:
-        extracted = extract_rois(*load(real_data, name), 96, 1.0, name)
+        extracted = extract_rois(*load(real_data, name), cube_grid(96, 1.0), name)
         found[name] = {roi.vertebra.level: roi for roi in extracted}
     return found
 
@@ -200,4 +201,6 @@ def test_the_wrong_scheme_is_refused(real_data):
         load_case(ct, whole, "verse", "case")
     # VerSe numbers are all known to TotalSegmentator v1, where they run the other way.
     with pytest.raises(CaseError, match="numbered from below upwards"):
-        extract_rois(*load_case(ct, bodies, "totalsegmentator_v1", "case"), 32, 3.0, "case")
+        extract_rois(
+            *load_case(ct, bodies, "totalsegmentator_v1", "case"), cube_grid(32, 3.0), "case"
+        )

@@ -16,6 +16,7 @@ from data_prep.vertebrae.roi import Roi, Vertebra, measure_vertebrae
 from data_prep.vertebrae.verify import load_case
 from launch.prediction.contrast import Contrast, find_contrast
 from launch.prediction.suspicions import body_shape, suspicions
+from osteojax.data.boxes import cube_grid
 from tests.data_prep.phantom import class_mask, spine
 
 SHORT = Settings(seed=3, levels=("L2", "L3"))
@@ -112,7 +113,8 @@ def make_roi(
     vertebra = Vertebra(
         level_class, np.zeros(3), np.eye(3), "neighbours", "elements", truncated, 12.0, 1.0, 1.0
     )
-    return Roi(vertebra, spacing, values, mask, np.ones_like(mask), hu, 1.0)
+    grid = cube_grid(size, spacing)
+    return Roi(vertebra, grid, values, mask, np.ones_like(mask), mask, hu, 1.0)
 
 
 def names(rois: list[Roi]) -> list[list[str]]:

@@ -25,7 +25,9 @@ def chosen(monkeypatch, *overrides: str, free: int | None = 8 * GIB, backend="gp
     monkeypatch.setattr(placement, "free_bytes", lambda: free)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = pretraining(*[f"--config.{override}" for override in overrides])
-    layout = Layout(np.arange(8192), POOL[:1], fields(64, POOL)[1], POOL, 2, 64, 128, "codes")
+    layout = Layout(
+        np.arange(8192), POOL[:1], fields((64, 64, 64), POOL)[1], POOL, 2, 64, 128, "codes"
+    )
     assert layout.device_bytes == NEEDED
     return choose_placement(config, layout, engine or config.engine)
 

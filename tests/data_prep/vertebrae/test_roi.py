@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from data_prep.vertebrae.roi import OUTSIDE_HU, extract_roi, extract_rois, measure_vertebrae
+from osteojax.data.boxes import cube_grid
 from osteojax.data.vertebrae import LEVELS
 from osteojax.errors import CaseError
 from tests.data_prep.phantom import class_mask, spine
@@ -74,8 +75,8 @@ def test_a_single_vertebra_takes_the_header_superior():
 def test_storage_orientation_changes_nothing(orientation):
     phantom = spine(turn_degrees=10.0)
     turned = sitk.DICOMOrient(phantom.mask, orientation), sitk.DICOMOrient(phantom.ct, orientation)
-    plain = extract_rois(phantom.ct, class_mask(phantom.mask), 32, 3.0, "case")
-    other = extract_rois(turned[1], class_mask(turned[0]), 32, 3.0, "case")
+    plain = extract_rois(phantom.ct, class_mask(phantom.mask), cube_grid(32, 3.0), "case")
+    other = extract_rois(turned[1], class_mask(turned[0]), cube_grid(32, 3.0), "case")
     for one, two in zip(plain, other, strict=True):
         np.testing.assert_allclose(one.vertebra.centre_mm, two.vertebra.centre_mm, atol=0.6)
         assert degrees_between(one.vertebra.axes, two.vertebra.axes).max() < 1.0
@@ -103,7 +104,7 @@ def test_values_of_an_affine_field_are_exact_in_the_frame():
     ct.CopyInformation(oblique)
     mask = class_mask(oblique)
     vertebra = measure_vertebrae(mask, "case")[1]
-    roi = extract_roi(ct, mask, vertebra, 40, 1.0)
+    roi = extract_roi(ct, mask, vertebra, cube_grid(40, 1.0))
     # Independent of SimpleITK: array index -> millimetres along superior, posterior, left.
     steps = np.arange(40) - 19.5
     local = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1)
@@ -120,8 +121,8 @@ def test_prefilter_keeps_means_and_removes_what_would_alias():
     ct = sitk.GetImageFromArray((100.0 + 300.0 * ((x + y + z) % 2)).astype(np.float32))
     ct.CopyInformation(mask)
     vertebra = measure_vertebrae(mask, "case")[1]
-    fine = extract_roi(ct, mask, vertebra, 24, 1.0).hu
-    coarse = extract_roi(ct, mask, vertebra, 24, 3.0)
+    fine = extract_roi(ct, mask, vertebra, cube_grid(24, 1.0)).hu
+    coarse = extract_roi(ct, mask, vertebra, cube_grid(24, 3.0))
     assert fine.std() > 50  # not filtered at the CT's own spacing
     inner = coarse.hu[8:16, 8:16, 8:16]
     assert inner.std() < 5
@@ -131,7 +132,8 @@ def test_prefilter_keeps_means_and_removes_what_would_alias():
 def test_outside_the_ct_is_air_and_marked():
     phantom = spine(("L1",))
     mask = class_mask(phantom.mask)
-    (roi,) = extract_rois(phantom.ct, mask, 32, 5.0, "case")  # 160 mm: larger than the CT
+    larger_than_the_ct = cube_grid(32, 5.0)
+    (roi,) = extract_rois(phantom.ct, mask, larger_than_the_ct, "case")
     assert roi.valid.any()
     assert not roi.valid.all()
     np.testing.assert_array_equal(roi.hu[~roi.valid], OUTSIDE_HU)
@@ -142,7 +144,8 @@ def test_mean_hu_and_volume_are_those_of_the_label_in_the_ct():
     phantom = spine()
     classes = sitk.GetArrayFromImage(class_mask(phantom.mask))
     values = sitk.GetArrayFromImage(phantom.ct).astype(np.float64)
-    for roi in extract_rois(phantom.ct, class_mask(phantom.mask), 64, 3.0, "case"):  # all in frame
+    everything = cube_grid(64, 3.0)
+    for roi in extract_rois(phantom.ct, class_mask(phantom.mask), everything, "case"):
         own = values[classes == roi.vertebra.level_class]
         assert roi.fraction_in_frame == pytest.approx(1.0)
         assert roi.mean_hu == pytest.approx(own.mean(), rel=1e-9)
@@ -152,7 +155,7 @@ def test_mean_hu_and_volume_are_those_of_the_label_in_the_ct():
 
 def test_mask_in_the_frame_has_the_label_s_volume_and_the_body_in_its_middle():
     phantom = spine(spacing_mm=1.0)
-    for roi in extract_rois(phantom.ct, class_mask(phantom.mask), 128, 1.0, "case"):
+    for roi in extract_rois(phantom.ct, class_mask(phantom.mask), cube_grid(128, 1.0), "case"):
         assert roi.mask.sum() == pytest.approx(roi.vertebra.mask_volume_mm3, rel=0.02)
         assert roi.mask[64 - 8 : 64 + 8, 64 - 8 : 64 + 8, 64 - 12 : 64 + 12].all()
         where = np.argwhere(roi.mask)

@@ -1,0 +1,88 @@
+"""Numbers of a vertebral body that need no network: where crops fit, and how its HU vary.
+
+Definitions and units are in docs/data.md. Everything is computed in float64 over the shown window.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from osteojax.data.vertebra_columns import BODY_NUMBERS
+from osteojax.data.vertebrae import HU_MAX, HU_MIN
+
+CROP_MM = 18.0
+"""Edge of the crops that `body_places` and `body_share` count."""
+LAGS = (1, 2, 3)
+
+Row = dict[str, Any]
+
+
+def body_row(hu: np.ndarray, body: np.ndarray, spacing_mm: float) -> Row:
+    """The body's columns of `vertebrae.csv`; None where a number is not defined.
+
+    Args:
+      hu: float[D, H, W], HU of the shown window.
+      body: bool[D, H, W], the vertebral body in it.
+      spacing_mm: edge of a voxel.
+    """
+    edge = round(CROP_MM / spacing_mm)
+    counts = crop_counts(body, edge)
+    return {
+        "body_places": int((counts == edge**3).sum()),
+        "body_share": round(float(counts.max()) / edge**3, 6) if counts.size else None,
+        **texture_numbers(hu, body),
+    }
+
+
+def crop_counts(body: np.ndarray, edge: int) -> np.ndarray:
+    """i64[D - edge + 1, ...]: number of body voxels in the crop that begins at each voxel; empty
+    where the crop is longer than the window."""
+    counts = body.astype(np.int64)
+    for axis in range(3):
+        summed = np.cumsum(counts, axis=axis)
+        zero = np.zeros_like(np.take(summed, [0], axis=axis))
+        summed = np.concatenate([zero, summed], axis=axis)
+        last = summed.shape[axis]
+        ends = np.take(summed, range(edge, last), axis=axis)
+        counts = ends - np.take(summed, range(max(0, last - edge)), axis=axis)
+    return counts
+
+
+def texture_numbers(hu: np.ndarray, body: np.ndarray) -> Row:
+    """`texture_number` and `BODY_NUMBERS` of a body.
+
+    Args:
+      hu: float[D, H, W]; clipped here to the range that folders store.
+      body: bool[D, H, W].
+    """
+    values = np.clip(np.asarray(hu, np.float64), HU_MIN, HU_MAX)
+    inside = values[body]
+    msd: dict[tuple[int, int], tuple[float, int]] = {
+        (axis, lag): _squares(values, body, axis, lag) for axis in range(3) for lag in LAGS
+    }
+    neighbours = sum(msd[axis, 1][1] for axis in range(3))
+    square = sum(msd[axis, 1][0] for axis in range(3)) / neighbours if neighbours else 0.0
+    numbers = [
+        inside.mean() if inside.size else None,
+        inside.std() if inside.size else None,
+        *(total / pairs if pairs else None for total, pairs in msd.values()),
+    ]
+    rounded = [None if number is None else round(float(number), 4) for number in numbers]
+    return {
+        # A body that is all of one HU has no logarithm of its differences.
+        "texture_number": round(float(np.log(square)), 6) if square > 0 else None,
+        **dict(zip(BODY_NUMBERS, rounded, strict=True)),
+    }
+
+
+def _squares(values: np.ndarray, body: np.ndarray, axis: int, lag: int) -> tuple[float, int]:
+    """(sum of squared differences, number) of the pairs of voxels `lag` apart along `axis` that
+    lie in the body both."""
+    near = [slice(None)] * 3
+    far = list(near)
+    near[axis], far[axis] = slice(None, -lag), slice(lag, None)
+    pairs = body[tuple(near)] & body[tuple(far)]
+    differences = (values[tuple(far)] - values[tuple(near)])[pairs]
+    return float(np.square(differences).sum()), int(pairs.sum())
