@@ -27,27 +27,16 @@ def body_row(hu: np.ndarray, body: np.ndarray, spacing_mm: float) -> Row:
       body: bool[D, H, W], the vertebral body in it.
       spacing_mm: edge of a voxel.
     """
-    edge = round(CROP_MM / spacing_mm)
-    counts = crop_counts(body, edge)
+    from osteojax.data.places import edge_voxels, find_places  # imports JAX, which predict avoids
+
+    edge = edge_voxels(CROP_MM, spacing_mm)
+    fits = edge <= min(body.shape)
+    places, share = find_places(body, edge, body_share=1.0) if fits else ((), 0.0)
     return {
-        "body_places": int((counts == edge**3).sum()),
-        "body_share": round(float(counts.max()) / edge**3, 6) if counts.size else None,
+        "body_places": len(places) if share == 1 else 0,
+        "body_share": round(share, 6),
         **texture_numbers(hu, body),
     }
-
-
-def crop_counts(body: np.ndarray, edge: int) -> np.ndarray:
-    """i64[D - edge + 1, ...]: number of body voxels in the crop that begins at each voxel; empty
-    where the crop is longer than the window."""
-    counts = body.astype(np.int64)
-    for axis in range(3):
-        summed = np.cumsum(counts, axis=axis)
-        zero = np.zeros_like(np.take(summed, [0], axis=axis))
-        summed = np.concatenate([zero, summed], axis=axis)
-        last = summed.shape[axis]
-        ends = np.take(summed, range(edge, last), axis=axis)
-        counts = ends - np.take(summed, range(max(0, last - edge)), axis=axis)
-    return counts
 
 
 def texture_numbers(hu: np.ndarray, body: np.ndarray) -> Row:

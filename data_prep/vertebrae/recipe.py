@@ -30,6 +30,7 @@ from data_prep.vertebrae.scanners import DeviceTable, read_devices
 from data_prep.vertebrae.statistics import map_statistics, region_statistics
 from data_prep.vertebrae.texture import TextureSettings, require_pyradiomics
 from osteojax.data import vertebrae
+from osteojax.data.boxes import BOXES, CUBE
 from osteojax.data.schema import SPLITS, Field, Manifest
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL, UNKNOWN_DEVICE
 from osteojax.errors import UserError
@@ -47,7 +48,19 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         default="pool",
         help="image: no maps, for training that makes them itself; their statistics are kept",
     )
-    parser.add_argument("--size", type=int, choices=SIZES, default=96, help="ROI edge, voxels")
+    parser.add_argument(
+        "--box",
+        choices=tuple(BOXES),
+        default=CUBE,
+        help="cube: 96 mm. vertebra: half of it, moved back. body: about the vertebral body",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        choices=SIZES,
+        default=96,
+        help="voxels of 96 mm: 96 makes them 1 mm, 64 1.5 mm, 32 3 mm",
+    )
     parser.add_argument(
         "--external-sites", type=names, default=frozenset(), metavar="A,B", help="never trained on"
     )
@@ -99,7 +112,7 @@ def recipe(args: argparse.Namespace) -> Recipe:
         # `osteojax simulate` writes this file beside its cohort; reports then say "simulated".
         "simulated": (args.cohort.parent / "simulation.json").is_file(),
     }
-    roi = RoiSettings(args.size, args.keep_truncated, texture, stored)
+    roi = RoiSettings(args.size, args.keep_truncated, texture, stored, args.box)
     return Recipe(roi, read_devices(args.devices), reading)
 
 

@@ -89,7 +89,7 @@ BOXES = {
     for box in (
         Box(CUBE, (96.0, 96.0, 96.0), back_mm=0.0, margin_mm=0.0),
         Box("vertebra", (56.0, 80.0, 96.0), back_mm=12.0, margin_mm=MARGIN_MM),
-        Box("body", (40.0, 48.0, 64.0), back_mm=0.0, margin_mm=MARGIN_MM),
+        Box("body", (40.0, 48.0, 60.0), back_mm=0.0, margin_mm=MARGIN_MM),
     )
 }
 

@@ -14,10 +14,11 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_prep.vertebrae.roi import Roi, extract_rois
+from data_prep.vertebrae.body_numbers import body_row
+from data_prep.vertebrae.roi import Roi, extract_roi, extract_rois
 from data_prep.vertebrae.verify import load_case
 from launch.cli import main
-from osteojax.data.boxes import cube_grid
+from osteojax.data.boxes import BOXES, cube_grid
 from osteojax.data.manifest import load_manifest
 from osteojax.data.vertebrae import POOL, about
 from osteojax.errors import CaseError
@@ -65,6 +66,45 @@ def test_levels_and_flags(rois):
     assert cut["organs"] == {"T11": True, "T12": True, "L1": False, "L2": True}
     assert cut["dicom"] == {"T11": True, "T12": True}
     assert cut["pir"] == {"L2": True, "L3": False, "L4": True}
+
+
+def untruncated(rois: dict[str, dict[str, Roi]], name: str) -> list[Roi]:
+    return [roi for roi in rois[name].values() if not roi.vertebra.truncated]
+
+
+@pytest.mark.parametrize("name", ["whole", "bodies", "organs", "pir"])
+def test_the_body_lies_in_the_mask_and_holds_its_centre(rois, name):
+    for roi in untruncated(rois, name):
+        assert not (roi.body & ~roi.mask).any()
+        assert roi.body[47:49, 47:49, 47:49].all()  # its centroid is the middle of the cube
+        assert roi.body.sum() == pytest.approx(roi.vertebra.body_volume_mm3, rel=0.01)
+        assert body_row(roi.hu, roi.body, 1.0)["body_places"] > 0
+
+
+def test_two_programs_masks_give_the_same_body(rois):
+    for level in LUMBAR:
+        whole, bodies = rois["whole"][level], rois["bodies"][level]
+        place_mm = whole.vertebra.centre_mm - bodies.vertebra.centre_mm
+        volumes = [roi.body.sum() for roi in (whole, bodies)]
+        assert max(volumes) < 1.35 * min(volumes)
+        assert np.linalg.norm(place_mm) < 5.0
+
+
+@pytest.mark.parametrize("name", ["whole", "organs", "pir"])
+def test_the_smaller_boxes_hold_what_they_are_for(real_data, rois, name):
+    """More of every vertebra than the cube, in half of its voxels; and all of every body."""
+    ct, mask = load(real_data, name)
+    for roi in untruncated(rois, name):
+        boxes = {
+            box: extract_roi(ct, mask, roi.vertebra, BOXES[box].grid(1.0))
+            for box in ("vertebra", "body")
+        }
+        shown = {box: own.grid.window for box, own in boxes.items()}
+        vertebra, body = boxes["vertebra"], boxes["body"]
+        assert vertebra.mask[shown["vertebra"]].sum() >= 0.985 * roi.mask.sum()
+        assert vertebra.fraction_in_frame > max(roi.fraction_in_frame, 0.965)
+        assert np.prod(vertebra.grid.shown) < 0.5 * roi.mask.size
+        assert body.body[shown["body"]].sum() >= 0.995 * roi.body.sum()
 
 
 @pytest.mark.parametrize("level", LUMBAR)
