@@ -167,3 +167,13 @@ def test_a_body_out_of_the_frame_is_empty_and_no_error() -> None:
     assert not roi.body.any()
     without = dataclasses.replace(vertebra, body=None)
     assert not extract_roi(phantom.ct, mask, without, cube_grid(32, 3.0)).body.any()
+
+
+def test_a_body_that_was_found_on_a_coarser_grid_stays_within_the_mask() -> None:
+    """A ball of 14.2 mm on voxels of 0.5 mm; bodies are looked for at 1 mm."""
+    index = np.indices((70, 70, 70)) - 34.7
+    ball = sitk.GetImageFromArray((np.sqrt((index**2).sum(axis=0)) * 0.5 < 14.2).astype(np.uint8))
+    ball.SetSpacing([0.5] * 3)
+    (roi,) = extract_rois(ball * 300, ball, BOXES["body"].grid(1.0), "case")
+    assert not (roi.body & ~roi.mask).any()
+    assert roi.body.sum() == pytest.approx(roi.vertebra.body_volume_mm3, rel=0.03)
