@@ -28,8 +28,9 @@ def get_config(variant: str = "") -> ConfigDict:
             "projector_dim": 512,  # R
             "prototype_dim": 128,  # R
             "num_prototypes": 128,  # R
+            "unit_prototypes": True,  # R: of length 1 after every update; 0.1 had False
             "temperature": 0.1,  # R
-            "sinkhorn_epsilon": 0.05,  # R
+            "sinkhorn_epsilon": 0.02,  # R: 0.1 had 0.05, with which assignments are flat
             "sinkhorn_iterations": 3,  # R
             "queue_size": 1024,  # R, per view; unused where batch_size >= 8 num_prototypes
             "freeze_prototypes_steps": 945,  # R: one epoch of the paper's cohort
@@ -41,7 +42,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if smoke:
         shared.use_smoke_schedule(config)
         config.data.labelled_too = True
-        config.objective.num_prototypes = 32
+        # For about 1,000 vertebrae (docs/method.md)
+        config.objective.num_prototypes = 64
         config.objective.queue_size = 256
         config.objective.freeze_prototypes_steps = 10
     return config.lock()

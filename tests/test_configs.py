@@ -13,7 +13,13 @@ from tests.stored import STORED
 # Written by 0.1.0: {"FILE" or "FILE:smoke": every field of the config}.
 WRITTEN = json.loads((STORED / "configs-0.1.0.json").read_text(encoding="utf-8"))
 
-CHANGED: dict[str, dict[str, object]] = {}
+CHANGED: dict[str, dict[str, object]] = {
+    "tp_swav_resnet34": {"objective.sinkhorn_epsilon": 0.02},
+    "tp_swav_resnet34:smoke": {
+        "objective.num_prototypes": 64,
+        "objective.sinkhorn_epsilon": 0.02,
+    },
+}
 """File -> fields of 0.1 that a later version ships with another value. 0.1's value can still be
 set, and stored configs keep theirs."""
 

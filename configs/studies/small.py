@@ -21,6 +21,13 @@ PRETRAIN_SETTINGS: dict[str, Any] = {
     "optim.save_steps": 250,
     "objective.freeze_prototypes_steps": 50,
 }
+SWAV_OF_0_1: dict[str, Any] = {
+    "objective.num_prototypes": 32,
+    "objective.sinkhorn_epsilon": 0.05,
+    "objective.unit_prototypes": False,
+}
+"""Settings of SwAV in 0.1, which made the committed tables of the ladder and of the scanners left
+out."""
 FINETUNE_SETTINGS: dict[str, Any] = {
     **NETWORK,
     "data.unlabelled_too": False,

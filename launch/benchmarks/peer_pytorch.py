@@ -142,6 +142,12 @@ class SwAV(nn.Module):
             kept = self.queue[: -projection_BVD.shape[0]]
             self.queue.copy_(torch.cat([projection_BVD, kept]))
 
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """After an update, as `osteojax.objectives.swav.SwAV.constrain`."""
+        if self.settings.get("unit_prototypes", False):
+            self.prototypes.copy_(functional.normalize(self.prototypes, dim=-1))
+
     def diversity(self, prototypes_KD: Any) -> Any:
         cosines = (prototypes_KD @ prototypes_KD.T).relu()
         k = cosines.shape[0]
@@ -193,6 +199,7 @@ def swav_step(
         optimizer.zero_grad(set_to_none=True)
         model(codes, map_ids).backward()
         optimizer.step()
+        model.constrain()
         return _Dispatched()
 
     return once
@@ -208,6 +215,7 @@ def _captured(model: Any, optimizer: Any, codes: Any, map_ids: Any) -> Callable[
     def step() -> None:
         loss(codes, map_ids).backward()
         optimizer.step()
+        model.constrain()
 
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())

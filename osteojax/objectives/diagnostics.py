@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 NMI_MAP_LIMIT = 0.2
 """Above this value, prototypes separate types of maps rather than bones."""
 
+FLAT_LIMIT = 0.98
+"""A loss above this share of ln K has taught nothing. In trials on simulated bone, every run that
+lost texture stayed above it (docs/method.md)."""
+
 
 def assignment_metrics(
     cohort: PreparedCohort, pairs: dict[str, np.ndarray], settings: ConfigDict
@@ -34,9 +38,10 @@ def assignment_metrics(
       settings: `config.objective`.
 
     Returns:
-      prototype_perplexity (1 to K), assignment_entropy (nats), swapped_prediction (per view) and
-      the same per map pair (`pair/a+b`), ln_k, and normalised mutual information `nmi_*` of the
-      hard assignment with map, site, level, patient and label.
+      prototype_perplexity (1 to K) and assignment_entropy (nats) of predictions; prototypes_used
+      and largest_assignment as in `swav.decided`; swapped_prediction (per view), the same per map
+      pair (`pair/a+b`), its flat value ln_k, and loss_over_flat; normalised mutual information
+      `nmi_*` of the hard assignment with map, site, level, patient and label.
     """
     scores_NVK = jnp.asarray(pairs["scores"])
     log_p_NVK = np.asarray(jax.nn.log_softmax(scores_NVK / settings.temperature, axis=-1))
@@ -56,11 +61,15 @@ def assignment_metrics(
     )
     losses_N = -np.sum(targets_NVK[:, ::-1] * log_p_NVK, axis=(1, 2)) / 2
     share_K = p_NVK.mean(axis=(0, 1))
+    flat = float(np.log(settings.num_prototypes))
     metrics = {
         "prototype_perplexity": float(np.exp(-np.sum(share_K * np.log(share_K + 1e-30)))),
         "assignment_entropy": float(-np.mean(np.sum(p_NVK * log_p_NVK, axis=-1))),
+        "prototypes_used": float(len(np.unique(pairs["scores"].argmax(axis=-1)))),
+        "largest_assignment": float(targets_NVK.max()),
         "swapped_prediction": float(losses_N.mean()),
-        "ln_k": float(np.log(settings.num_prototypes)),
+        "ln_k": flat,
+        "loss_over_flat": float(losses_N.mean()) / flat,
     }
     return metrics | _pair_losses(pairs["map_ids"], losses_N) | _mutual_information(cohort, pairs)
 
@@ -132,14 +141,27 @@ def probe_metrics(
     return metrics
 
 
-def warn(metrics: dict[str, float], initial_hu_probe: float, warned: set[str]) -> None:
-    """Logs a warning, once per run, if the encoder learns map types or forgets bone density.
+def warn(
+    metrics: dict[str, float], initial_hu_probe: float, warned: set[str], *, warmed_up: bool
+) -> None:
+    """Logs a warning, once per run, if the encoder learns nothing or map types, or forgets bone
+    density.
 
     Args:
       metrics: of a validation.
       initial_hu_probe: hu_probe_r2 at initialisation; NaN where it is not known.
       warned: names of the warnings that this run has logged; new ones are added.
+      warmed_up: whether the learning rate's warm-up is over. Before, a flat loss is no sign.
     """
+    if warmed_up and metrics.get("loss_over_flat", 0.0) > FLAT_LIMIT and "flat" not in warned:
+        warned.add("flat")
+        log.warning(
+            "the assignments are flat: after the warm-up the loss is %.3f of ln K, its value where "
+            "nothing is learnt. Try a smaller objective.sinkhorn_epsilon (0.02), statistics of the "
+            "body (data.statistics=body) and objective.unit_prototypes=true; docs/method.md, SSL "
+            "diagnostics, has what such runs had in common.",
+            metrics["loss_over_flat"],
+        )
     if metrics.get("nmi_map", 0.0) > NMI_MAP_LIMIT and "map" not in warned:
         warned.add("map")
         log.warning(

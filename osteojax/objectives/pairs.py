@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -27,6 +27,7 @@ from osteojax.models import build_backbone
 from osteojax.objectives import ten_times
 from osteojax.objectives.embedding import image_batch_statistics, run_over
 from osteojax.objectives.encoder import encoder_exports
+from osteojax.train.optim import duration_steps
 from osteojax.types import AXIS, Batch, Export, Metrics, ModelState, Params, TrainState
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
 Outputs = dict[str, Array]
 """Outputs of a method's model by name: "embedding" f32[..., F] and those that its loss needs."""
 
-NUM_VIEWS = 2
-"""V, the number of members that `pair_view` draws; the code below works for any V."""
+
+def count_views(config: ConfigDict) -> int:
+    """V, the number of views of an example: 2, or `data.views.count`."""
+    return config.data.get("views", {}).get("count", 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Method:
       check_devices: as of `Objective`; by default every number is supported.
       diagnose: (cohort, {"rows" i64[N], "map_ids" i32[N, V], outputs [N, V, ...]}) -> metrics of
         the split "valid".
+      constrain: wraps the whole optimiser, learning rate included, for parameters that must have a
+        property after every update, such as unit length.
     """
 
     model: Callable[[nn.Module, str | None], nn.Module]
@@ -69,6 +74,9 @@ class Method:
     check_devices: Callable[[int], None] = lambda num_devices: None
     diagnose: Callable[[PreparedCohort, dict[str, np.ndarray]], dict[str, float]] = (
         lambda cohort, pairs: {}
+    )
+    constrain: Callable[[optax.GradientTransformation], optax.GradientTransformation] = (
+        lambda optimizer: optimizer
     )
 
 
@@ -132,7 +140,8 @@ class PairObjective:
         self, direction: optax.GradientTransformation, schedule: optax.Schedule
     ) -> optax.GradientTransformation:
         wrapped = self.method.optimizer(direction)
-        return optax.chain(wrapped, optax.scale_by_learning_rate(schedule))
+        optimizer = optax.chain(wrapped, optax.scale_by_learning_rate(schedule))
+        return self.method.constrain(optimizer)
 
     def validate(self, state: TrainState, devices: Devices) -> tuple[ModelState, dict[str, float]]:
         """The method's diagnostics of pairs, and frozen probes on the image member's embedding.
@@ -159,11 +168,16 @@ class PairObjective:
             images += [rows, outputs["embedding"][:, 0]]
         metrics |= diagnostics.probe_metrics(self.cohort, *images)
         initial = float(state.model_state["initial_hu_probe"])
-        diagnostics.warn(metrics, initial, self._warned)
+        warmed_up = int(state.step) >= self._warmup_steps
+        diagnostics.warn(metrics, initial, self._warned, warmed_up=warmed_up)
         model_state = {**state.model_state, "image_batch_stats": image_stats}
         if np.isnan(initial) and "hu_probe_r2" in metrics:
             model_state["initial_hu_probe"] = jnp.float32(metrics["hu_probe_r2"])
         return devices.replicate(model_state), metrics
+
+    @cached_property
+    def _warmup_steps(self) -> int:
+        return duration_steps(self.config, "warmup", len(self.training_rows()))
 
     def exports(self) -> dict[str, Export]:
         """Only the encoder, since there are no heads."""

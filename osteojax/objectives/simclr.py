@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from osteojax.models.heads import Projector
-from osteojax.objectives.pairs import NUM_VIEWS, Method, Outputs, PairObjective, ProjectedModel
+from osteojax.objectives.pairs import Method, Outputs, PairObjective, ProjectedModel, count_views
 from osteojax.types import AXIS, Metrics, Params
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def build(config: ConfigDict, cohort: PreparedCohort) -> PairObjective:
 
     def exchanged_bytes(num_devices: int) -> dict[str, int]:
         """Forward, each device sends its projections; backward, gradients of all projections."""
-        projections = 4 * config.batch_size * NUM_VIEWS * settings.projection_dim
+        projections = 4 * config.batch_size * count_views(config) * settings.projection_dim
         return {"projections": projections // num_devices + projections, "losses": 4}
 
     return PairObjective(config, cohort, Method(model, loss, exchanged_bytes))

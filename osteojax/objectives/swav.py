@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from osteojax.errors import UserError
 from osteojax.models.heads import Projector, Prototypes, l2_normalise
-from osteojax.objectives.pairs import NUM_VIEWS, Method, Outputs, PairObjective
+from osteojax.objectives.pairs import Method, Outputs, PairObjective, count_views
 from osteojax.ops.sinkhorn import sinkhorn
 from osteojax.types import AXIS, Metrics, Params
 
@@ -67,6 +67,23 @@ def prototype_diversity(vectors_KD: Array) -> Array:
     return (jnp.sum(cosines_KK**2) - jnp.sum(jnp.diagonal(cosines_KK) ** 2)) / (k * (k - 1))
 
 
+def decided(scores_BVK: Array, targets_BVK: Array) -> Metrics:
+    """How decided the assignment of the global batch is; equal on all devices.
+
+    The perplexity of soft assignments does not show it, because assignments that are nearly uniform
+    use every prototype a little (docs/method.md, "SSL diagnostics").
+
+    Returns:
+      prototypes_used: number of prototypes that are nearest to a view of an example, 1 to K.
+      largest_assignment: the largest entry of Q, 1 / K to 1.
+    """
+    num_prototypes = scores_BVK.shape[-1]
+    nearest_BV = jnp.argmax(lax.stop_gradient(scores_BVK), axis=-1)
+    used_K = jnp.max(jax.nn.one_hot(nearest_BV, num_prototypes), axis=(0, 1))
+    used_K, largest = lax.pmax((used_K, jnp.max(targets_BVK)), AXIS)
+    return {"prototypes_used": jnp.sum(used_K), "largest_assignment": largest}
+
+
 class SwAV:
     """Loss, queue and prototypes of a run: the parts of its `pairs.Method`.
 
@@ -74,9 +91,9 @@ class SwAV:
       queue_size: entries of the queue; 0 for no queue.
     """
 
-    def __init__(self, settings: ConfigDict, batch_size: int) -> None:
-        """settings: `config.objective`; batch_size: global."""
-        self._settings, self._batch_size = settings, batch_size
+    def __init__(self, settings: ConfigDict, batch_size: int, num_views: int = 2) -> None:
+        """settings: `config.objective`; batch_size: global; num_views: V, of every example."""
+        self._settings, self._batch_size, self._num_views = settings, batch_size, num_views
         # A batch of 8 K is large enough to be spread over the prototypes (docs/method.md).
         wants_queue = batch_size < 8 * settings.num_prototypes
         self.queue_size = settings.queue_size if wants_queue else 0
@@ -98,7 +115,7 @@ class SwAV:
         """The empty queue."""
         if not self.queue_size:
             return {}
-        shape = self.queue_size, NUM_VIEWS, self._settings.prototype_dim
+        shape = self.queue_size, self._num_views, self._settings.prototype_dim
         return {"queue": jnp.zeros(shape, jnp.float32), "queue_filled": jnp.int32(0)}
 
     def loss(
@@ -110,11 +127,14 @@ class SwAV:
         swapped = lax.pmean(swapped_prediction(scores_BVK, targets_BVK, settings.temperature), AXIS)
         diversity = prototype_diversity(params["prototypes"]["vectors"])
         share_K = lax.pmean(jnp.mean(targets_BVK, axis=(0, 1)), AXIS)
+        flat = jnp.log(jnp.float32(settings.num_prototypes))
         metrics = {
             "swapped_prediction": swapped / 2,  # per view, to compare with ln K
-            "ln_k": jnp.log(jnp.float32(settings.num_prototypes)),
+            "ln_k": flat,
+            "loss_over_flat": swapped / 2 / flat,
             "prototype_diversity": diversity,
             "prototype_perplexity": jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share_K, share_K))),
+            **decided(scores_BVK, targets_BVK),
         }
         loss = swapped + settings.diversity_weight * diversity
         return loss, self.push(carried, outputs["projection"]), metrics
@@ -161,14 +181,15 @@ class SwAV:
             )
 
     def exchanged_bytes(self, num_devices: int) -> dict[str, int]:
-        settings = self._settings
-        assignments = NUM_VIEWS * (2 if self.queue_size else 1)  # without the queue, and with it
+        settings, views = self._settings, self._num_views
+        assignments = views * (2 if self.queue_size else 1)  # without the queue, and with it
         per_iteration = 2 * 4 * settings.num_prototypes  # a maximum and a sum
-        projections = NUM_VIEWS * self._batch_size * settings.prototype_dim * 4
+        projections = views * self._batch_size * settings.prototype_dim * 4
         return {
             "sinkhorn": assignments * settings.sinkhorn_iterations * per_iteration,
             "queue": projections if self.queue_size else 0,
-            "losses": 4 + 4 * settings.num_prototypes,  # and the prototypes' shares
+            # The loss and the largest assignment; the prototypes' shares, and which are used
+            "losses": 2 * 4 + 2 * 4 * settings.num_prototypes,
         }
 
     def optimizer(self, direction: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -182,6 +203,25 @@ class SwAV:
 
         return optax.multi_transform({"free": direction, "frozen": frozen}, label)
 
+    def constrain(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """With `unit_prototypes`, prototypes have unit length after every update, also while they
+        are frozen, so that the first update gives it to them.
+
+        A step of Adam has about the same length for any vector, so it turns a long vector less:
+        0.001 a coordinate turns the initial vectors of 128 normal coordinates, of length 11, by
+        0.001 rad, and unit vectors by 0.011.
+        """
+        if not self._settings.get("unit_prototypes", False):
+            return optimizer
+
+        def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            updates, state = optimizer.update(gradients, state, params)
+            vectors = params["prototypes"]["vectors"]
+            unit = l2_normalise(vectors + updates["prototypes"]["vectors"])
+            return {**updates, "prototypes": {"vectors": unit - vectors}}, state
+
+        return optax.GradientTransformation(optimizer.init, update)
+
     def diagnose(self, cohort: PreparedCohort, pairs: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics of what the prototypes encode (`diagnostics.assignment_metrics`)."""
         from osteojax.objectives import diagnostics
@@ -191,9 +231,9 @@ class SwAV:
 
 def build(config: ConfigDict, cohort: PreparedCohort) -> PairObjective:
     """The objective of `config`; see `osteojax.objectives`."""
-    swav = SwAV(config.objective, config.batch_size)
+    swav = SwAV(config.objective, config.batch_size, count_views(config))
     method = Method(
         swav.model, swav.loss, swav.exchanged_bytes, swav.carried, swav.optimizer,
-        swav.check_devices, swav.diagnose,
+        swav.check_devices, swav.diagnose, swav.constrain,
     )  # fmt: skip
     return PairObjective(config, cohort, method)

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from osteojax.errors import UserError
 from osteojax.models.heads import Projector
-from osteojax.objectives.pairs import NUM_VIEWS, Method, Outputs, PairObjective, ProjectedModel
+from osteojax.objectives.pairs import Method, Outputs, PairObjective, ProjectedModel, count_views
 from osteojax.types import AXIS, Metrics, Params
 
 if TYPE_CHECKING:
@@ -81,6 +81,6 @@ def build(config: ConfigDict, cohort: PreparedCohort) -> PairObjective:
     def exchanged_bytes(num_devices: int) -> dict[str, int]:
         """Means of each view, forward and backward, its covariance, and the invariance."""
         dim = settings.projection_dim
-        return {"covariance": 4 * NUM_VIEWS * (2 * dim + dim**2), "losses": 4}
+        return {"covariance": 4 * count_views(config) * (2 * dim + dim**2), "losses": 4}
 
     return PairObjective(config, cohort, Method(model, loss, exchanged_bytes))

@@ -112,3 +112,17 @@ def test_a_box_with_a_margin_is_written_and_read(tmp_path):
     assert body.any()
     assert body.sum() == body[cohort.about.window].sum()
     assert (cohort.table["body_places"] > 0).all()
+
+
+def test_labels_are_the_tables(tmp_path):
+    cohort = PreparedCohort(write_tiny_cohort(tmp_path / "pool", patients=4, size=8))
+    table, labels = cohort.table, cohort.labels
+    names = dict(enumerate([f"T{i}" for i in range(1, 13)] + [f"L{i}" for i in range(1, 7)]))
+    assert [names[level] for level in labels.level] == table["level"].tolist()
+    np.testing.assert_array_equal(labels.bmd_g_cm2, table["bmd_g_cm2"].astype(np.float32))
+    known = table["osteoporosis"].notna().to_numpy()
+    assert (labels.osteoporosis[~known] == -1).all()
+    assert labels.osteoporosis[known].tolist() == table["osteoporosis"][known].tolist()
+    devices = cohort.about.devices
+    given = [device or devices[-1] for device in table["device"]]
+    assert [devices[device] for device in labels.device] == given

@@ -59,7 +59,7 @@ def test_prototypes_that_sort_maps_are_seen(cohort: PreparedCohort, caplog) -> N
     assert got["nmi_map"] == pytest.approx(1.0)
     assert got["nmi_patient"] < 0.9
     with caplog.at_level(logging.WARNING):
-        diagnostics.warn(got, float("nan"), set())
+        diagnostics.warn(got, float("nan"), set(), warmed_up=True)
     assert "sort maps by type" in caplog.text
 
 
@@ -117,11 +117,34 @@ def test_one_class_gives_no_auroc_and_no_row_gives_nothing(cohort: PreparedCohor
     assert diagnostics.probe_metrics(cohort, train[:0], noise[:0], valid, noise[valid]) == {}
 
 
+def test_hard_usage_shows_what_perplexity_hides(cohort: PreparedCohort, caplog) -> None:
+    """Nearly uniform predictions, of which two prototypes are always the nearest."""
+    scores = np.full((20, 2, 6), 0.1) + 1e-3 * np.random.default_rng(2).uniform(size=(20, 2, 6))
+    scores[:10, :, 1] += 0.01
+    scores[10:, :, 4] += 0.01
+    pairs = pairs_of(cohort, scores, random_maps(20))
+    got = diagnostics.assignment_metrics(cohort, pairs, SETTINGS)
+    targets = np.stack([reference(scores[:, v], 0.05, 3) for v in (0, 1)])
+    assert got["prototype_perplexity"] > 5.9
+    assert got["prototypes_used"] == 2
+    assert got["largest_assignment"] == pytest.approx(targets.max(), rel=1e-4)
+    assert got["loss_over_flat"] == pytest.approx(got["swapped_prediction"] / np.log(6))
+    assert 0.98 < got["loss_over_flat"] < 1.01
+    told: set[str] = set()
+    with caplog.at_level(logging.WARNING):
+        diagnostics.warn(got, float("nan"), told, warmed_up=False)
+        diagnostics.warn({**got, "loss_over_flat": 0.97}, float("nan"), told, warmed_up=True)
+        assert "flat" not in caplog.text
+        for _ in range(3):
+            diagnostics.warn(got, float("nan"), told, warmed_up=True)
+    assert caplog.text.count("assignments are flat") == 1
+
+
 def test_forgetting_density_is_told(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         told: set[str] = set()
-        diagnostics.warn({"hu_probe_r2": 0.5}, 0.4, told)
+        diagnostics.warn({"hu_probe_r2": 0.5}, 0.4, told, warmed_up=True)
         assert not caplog.text
         for _ in range(3):
-            diagnostics.warn({"hu_probe_r2": 0.3}, 0.4, told)
+            diagnostics.warn({"hu_probe_r2": 0.3}, 0.4, told, warmed_up=True)
     assert caplog.text.count("forgetting bone density") == 1  # not once an epoch

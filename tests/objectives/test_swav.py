@@ -53,7 +53,9 @@ def test_prototype_diversity() -> None:
 
 
 def test_prototypes_stand_still_then_move_as_if_new(cohort: PreparedCohort) -> None:
-    config = pretraining("--config.objective.freeze_prototypes_steps=3")
+    config = pretraining(
+        "--config.objective.freeze_prototypes_steps=3", "--config.objective.unit_prototypes=false"
+    )
     objective = objectives.load(config, cohort)
     direction = adamw_direction(config)
     optimizer = objective.optimizer(direction, optax.constant_schedule(0.1))
@@ -87,6 +89,15 @@ def test_the_queue_is_first_in_first_out_and_off_for_large_batches() -> None:
     np.testing.assert_array_equal(pushed["queue"][:8], new)
     np.testing.assert_array_equal(pushed["queue"][8:], state["queue"][:8])
     assert int(pushed["queue_filled"]) == 16
+
+
+def test_queue_and_exchange_follow_the_number_of_views() -> None:
+    settings = pretraining().objective
+    two, four = (SwAV(settings, batch_size=8, num_views=count) for count in (2, 4))
+    assert four.carried()["queue"].shape == (16, 4, settings.prototype_dim)
+    for name in ("sinkhorn", "queue"):
+        assert four.exchanged_bytes(2)[name] == 2 * two.exchanged_bytes(2)[name]
+    assert four.exchanged_bytes(2)["losses"] == two.exchanged_bytes(2)["losses"]
 
 
 def test_only_training_patients_take_part(cohort: PreparedCohort) -> None:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from osteojax import objectives
 from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.pipeline import training_batches
@@ -158,6 +159,22 @@ def test_fine_tuning_takes_the_encoder(pretrained: Path, pool: Path, tmp_path, c
     assert same(tuned["params"]["backbone"], source["params"]["backbone"])
     for a, b in zip(*map(jax.tree.leaves, (tuned["ema_params"], tuned["params"])), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_a_warm_start_takes_the_statistics_of_images(pretrained: Path, pool: Path) -> None:
+    """Those of the mixed members are for pre-training alone."""
+    cohort = PreparedCohort(pool)
+    objective = objectives.load(fine_tuning(), cohort)
+    batch = next(
+        training_batches(cohort, objective.training_rows(), Supervised(), batch_size=8, seed=0)
+    )
+    fresh = objective.init(jax.random.key(0), batch)
+    _, model_state = loop._take_encoder(str(pretrained), *fresh)
+    _, source = load_variables(pretrained)
+    source = source["model_state"]
+    taken = model_state["batch_stats"]["backbone"]
+    assert same(taken, source["image_batch_stats"]["backbone"])
+    assert not same(taken, source["batch_stats"]["backbone"])
 
 
 @pytest.mark.slow
