@@ -59,6 +59,7 @@ def get_study(variant: str = "") -> Study:
         finetune_config=small.FINETUNE_CONFIG,
         pretrain_settings={**small.PRETRAIN_SETTINGS, **small.SWAV_OF_0_1},
         finetune_settings=small.FINETUNE_SETTINGS,
+        contrast_resamples=small.RESAMPLES_OF_0_1,
         pretrainings={"tp_swav": {}},
         seeds=(0, 1, 2),
     )

@@ -162,6 +162,7 @@ def _small() -> Study:
         finetune_config=small.FINETUNE_CONFIG,
         pretrain_settings={**small.PRETRAIN_SETTINGS, **small.SWAV_OF_0_1},
         finetune_settings=small.FINETUNE_SETTINGS,
+        contrast_resamples=small.RESAMPLES_OF_0_1,
         pretrainings=PRETRAININGS,
         seeds=(0, 1, 2),
     )

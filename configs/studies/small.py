@@ -28,6 +28,9 @@ SWAV_OF_0_1: dict[str, Any] = {
 }
 """Settings of SwAV in 0.1, which made the committed tables of the ladder and of the scanners left
 out."""
+RESAMPLES_OF_0_1 = 1000
+"""Of the contrasts in the same tables: with 25 of them, no p can be below 0.05 after Holm's
+correction."""
 FINETUNE_SETTINGS: dict[str, Any] = {
     **NETWORK,
     "data.unlabelled_too": False,

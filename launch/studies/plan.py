@@ -118,7 +118,9 @@ class Study:
       rows, contrasts: in the order of the table.
       seeds: training seeds that are reported.
       tuning_cohort, tuning_seed: for choosing among alternatives; neither is reported.
-      resamples: of the bootstrap over patients and seeds.
+      resamples: of the bootstrap over patients and seeds, for the intervals of rows.
+      contrast_resamples: the same for contrasts, whose p is at least 2 / (contrast_resamples + 1)
+        and is multiplied by up to the number of contrasts (Holm): 10,000 leave room for 100.
     """
 
     name: str
@@ -135,6 +137,12 @@ class Study:
     tuning_cohort: str = "tuning"
     tuning_seed: int = 100
     resamples: int = 1000
+    contrast_resamples: int = 10_000
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p that a contrast can have after Holm's correction over all of them."""
+        return min(1.0, 2 * len(self.contrasts) / (self.contrast_resamples + 1))
 
     def row(self, name: str) -> Row:
         """The row of that name. Raises UserError."""

@@ -161,7 +161,7 @@ def _results(runs: Runs, failures: list[dict[str, Any]]) -> study_report.Results
             told = [runs.told(row, seed) for seed in seeds]
             found = scores.device_swap(told, runs.true_bmd(row), study.resamples)
             swaps += [{"row": row.name, **line} for line in found]
-    contrasts = scores.contrast_results(study.contrasts, answers, study.resamples)
+    contrasts = scores.contrast_results(study.contrasts, answers, study.contrast_resamples)
     return study_report.Results(lines, contrasts, swaps, failures, hours)
 
 

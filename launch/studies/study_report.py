@@ -95,9 +95,10 @@ def write(out: Path, study: Study, results: Results) -> list[Grid]:
 def _how(study: Study) -> str:
     return (
         "Mean over training seeds and 95% interval of a bootstrap over patients and seeds "
-        f"({study.resamples} resamples). Thresholds are Youden's on validation. SEN and SPE are "
-        "sensitivity and specificity under their true definitions. A patient is positive if any "
-        "vertebra is. MAE is of BMD, g/cm^2."
+        f"({study.resamples} resamples; {study.contrast_resamples} for contrasts, so that the "
+        f"smallest p after Holm's correction is {study.smallest_p:.3f}). Thresholds are Youden's "
+        "on validation. SEN and SPE are sensitivity and specificity under their true definitions. "
+        "A patient is positive if any vertebra is. MAE is of BMD, g/cm^2."
     )
 
 

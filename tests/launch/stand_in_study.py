@@ -58,6 +58,7 @@ def study(**fields: Any) -> Study:
         "pretrainings": {"tp": {}},
         "seeds": (0, 1),
         "resamples": 100,
+        "contrast_resamples": 200,
     }
     return Study(**{**defaults, **fields})
 

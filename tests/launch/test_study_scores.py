@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_contrasts_are_paired_and_corrected() -> None:
     gap = [line(f, unit="vertebra", group="internal", metric="AUROC")["estimate"]
            for f in (seed_one, other)]  # fmt: skip
     assert found[3]["difference"] == pytest.approx(gap[0] - gap[1], abs=1e-12)
+
+
+def test_the_smallest_p_after_holms_correction_is_the_studys() -> None:
+    """Of contrasts that every resample answers alike."""
+    rows = {name: answers(name, skill) for name, skill in (("good", 9.0), ("bad", 0.1))}
+    sure = (Contrast("bad", "good", "MAE", +1, 0.005),) * 3
+    small = study(contrasts=sure)
+    found = scores.contrast_results(sure, rows, small.contrast_resamples)
+    assert [f["p_holm"] for f in found] == pytest.approx([small.smallest_p] * 3)
+    many = dataclasses.replace(small, contrasts=sure * 9, contrast_resamples=10_000)
+    assert many.smallest_p == pytest.approx(0.0054, rel=1e-3)
 
 
 def test_rows_of_other_cases_are_not_compared() -> None:
