@@ -41,6 +41,7 @@ def data(**own: Any) -> ConfigDict:
                 "flip_probability": 0.5,
                 "affine": False,
                 "crop_min_volume": 1.0,  # 1: no crop; 0.14 crops as SwAV does
+                "own_crop_key": True,  # False: a crop's random numbers are the shift's, as in 0.1
             },
         }
     )

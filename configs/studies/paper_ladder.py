@@ -160,7 +160,7 @@ def _small() -> Study:
         contrasts=_contrasts(),
         pretrain_config=small.PRETRAIN_CONFIG,
         finetune_config=small.FINETUNE_CONFIG,
-        pretrain_settings={**small.PRETRAIN_SETTINGS, **small.SWAV_OF_0_1},
+        pretrain_settings={**small.PRETRAIN_SETTINGS, **small.PRETRAINING_OF_0_1},
         finetune_settings=small.FINETUNE_SETTINGS,
         contrast_resamples=small.RESAMPLES_OF_0_1,
         pretrainings=PRETRAININGS,

@@ -21,13 +21,14 @@ PRETRAIN_SETTINGS: dict[str, Any] = {
     "optim.save_steps": 250,
     "objective.freeze_prototypes_steps": 50,
 }
-SWAV_OF_0_1: dict[str, Any] = {
+PRETRAINING_OF_0_1: dict[str, Any] = {
     "objective.num_prototypes": 32,
     "objective.sinkhorn_epsilon": 0.05,
     "objective.unit_prototypes": False,
+    "data.augment.own_crop_key": False,
 }
-"""Settings of SwAV in 0.1, which made the committed tables of the ladder and of the scanners left
-out."""
+"""Settings of pre-training in 0.1, which made the committed tables of the ladder and of the
+scanners left out."""
 RESAMPLES_OF_0_1 = 1000
 """Of the contrasts in the same tables: with 25 of them, no p can be below 0.05 after Holm's
 correction."""

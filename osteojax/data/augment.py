@@ -33,7 +33,9 @@ def augment(codes_BVDHW: Array, index_B: Array, key: Array, config: ConfigDict) 
         (left-right, the last axis), `affine` (+-10 degrees about each axis and +-5% scale,
         trilinear in code space), `crop_min_volume` (1: no crop; else a cube of this share of the
         volume or more, anywhere, brought back to full size: the random crops of SwAV, Caron et al.
-        2020, which have 0.14).
+        2020, which have 0.14), `own_crop_key` (whether a crop has random numbers of its own;
+        without the field it has those of the shift, as in osteojax 0.1, so that the two are not
+        independent).
 
     Returns:
       uint8 (float32 with `affine` or a crop) [B, V, D, H, W].
@@ -53,8 +55,10 @@ def augment(codes_BVDHW: Array, index_B: Array, key: Array, config: ConfigDict) 
         if config.affine:
             codes = _affine(codes, affine_key)
         if config.crop_min_volume < 1.0:
-            # The crop has a separate key, so that the draws above are the same with and without it.
-            codes = _crop(codes, jax.random.fold_in(view_key, 0), config.crop_min_volume)
+            # fold_in(key, i) is split(key, n)[i], so 0 is the shift's key and 3 the next free one.
+            # Either way, the draws above are the same with and without a crop.
+            number = 3 if config.get("own_crop_key", False) else 0
+            codes = _crop(codes, jax.random.fold_in(view_key, number), config.crop_min_volume)
         return codes
 
     views = jnp.arange(codes_BVDHW.shape[1])

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
+from osteojax.data import augment as augment_module
 from osteojax.data.augment import augment, network_input
 from osteojax.data.vertebrae import POOL, image_spec, map_spec
 
@@ -104,6 +105,23 @@ def test_a_crop_is_a_cube_of_the_box_resized_trilinearly() -> None:
         np.testing.assert_allclose(crop[3], expected, atol=0.05)
         edges.append(edge)
     assert np.ptp(edges) > 0.1
+
+
+def test_a_crop_has_random_numbers_of_its_own_but_in_configs_of_0_1() -> None:
+    """There the corner was drawn from the key of the shift."""
+    config = PLAIN.copy_and_resolve_references()
+    config.update(max_shift_voxels=0, flip_probability=0.0, crop_min_volume=0.3)
+    codes, index = batch(count=1)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index[0]), 0)
+    others = [
+        np.asarray(augment_module._crop(codes[0, 0], other, 0.3))
+        for other in jax.random.split(key, 3)
+    ]
+    old = np.asarray(augment(codes, index, jax.random.key(0), config))[0, 0]
+    np.testing.assert_allclose(old, others[0], atol=1e-3)
+    config.update(own_crop_key=True)
+    new = np.asarray(augment(codes, index, jax.random.key(0), config))[0, 0]
+    assert all(np.abs(new - other).max() > 1.0 for other in others)
 
 
 def test_network_input_is_z_scored() -> None:
