@@ -47,13 +47,41 @@ def data(**own: Any) -> ConfigDict:
     )
 
 
-def pair_data() -> ConfigDict:
-    """`data` of a self-supervised method on pairs of the texture pool."""
+REGION = "box"
+"""What pre-training sees where the variant does not say: "body" or "box" (`pair_data`)."""
+
+
+def pair_data(variants: frozenset[str]) -> ConfigDict:
+    """`data` of a self-supervised method on pairs of the texture pool.
+
+    Args:
+      variants: with "body" the network sees crops inside the vertebral body, z-scored by the
+        statistics of bodies, in pairs of members from both groups (docs/method.md, "Views inside
+        the body"); with "paper" whole boxes, as the paper describes; with neither `REGION`.
+    """
+    region = next(({"body": "body", "paper": "box"}[v] for v in variants - {"smoke"}), REGION)
+    body = region == "body"
     return data(
         # R: uniform, cross_group, image_plus_one; controls: image_image, other_patient
-        pairs="uniform",
+        pairs="cross_group" if body else "uniform",
         textures="offline",  # R: read from the folder, or online: made in the step
         labelled_too=False,  # R: the paper's 30,256 pre-training vertebrae have no label
+        views=views(region),
+        statistics=region,  # R: z-scores of the voxels of box, vertebra or body
+    )
+
+
+def views(region: str) -> ConfigDict:
+    """What is seen of a vertebra (`osteojax.data.view_settings`)."""
+    return ConfigDict(
+        {
+            "region": region,  # R: box, or body: crops inside the vertebral body
+            "edge_mm": 18.0,  # R: of a crop
+            "count": 2,  # R: views of a vertebra in pre-training, an even number
+            "same_place": False,  # R: each crop has its own place
+            "body_share": 1.0,  # R: of a crop's voxels that are body
+            "readout_crops": 8,  # R: fixed crops whose mean embedding is that of a vertebra
+        }
     )
 
 
@@ -109,6 +137,25 @@ def use_smoke_schedule(config: ConfigDict) -> None:
     config.optim.learning_rate = 1e-3
     config.optim.train_epochs, config.optim.warmup_epochs = 40.0, 4.0
     config.optim.eval_epochs = config.optim.save_epochs = 10.0
+
+
+def pair_variants(variant: str, name: str) -> frozenset[str]:
+    """The parts of a variant of a pre-training config: "smoke", and "body" or "paper".
+
+    Args:
+      variant: parts joined by commas, as "body,smoke", or none.
+      name: of the config.
+
+    Raises:
+      ValueError: a part is unknown, or both "body" and "paper" are given.
+    """
+    parts = frozenset(filter(None, variant.split(",")))
+    if parts - {"smoke", "body", "paper"} or {"body", "paper"} <= parts:
+        raise ValueError(
+            f"unknown variant {variant!r} of {name}; choose none, smoke, body or paper, or as "
+            "body,smoke"
+        )
+    return parts
 
 
 def is_smoke(variant: str, name: str) -> bool:

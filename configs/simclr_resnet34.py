@@ -17,10 +17,10 @@ from configs import shared
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant "smoke" shrinks it."""
-    smoke = shared.is_smoke(variant, "simclr_resnet34")
+    """The experiment; variants as `shared.pair_variants` has them."""
+    variants = shared.pair_variants(variant, "simclr_resnet34")
     config = shared.run(eval_at_start=True)
-    config.data = shared.pair_data()
+    config.data = shared.pair_data(variants)
     config.model = shared.resnet34()
     config.objective = ConfigDict(
         {
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
         learning_rate=1e-4, train_epochs=300.0, warmup_epochs=100.0
     )
     config.checkpoint = shared.checkpoint("label_probe_auroc", "max")
-    if smoke:
+    if "smoke" in variants:
         shared.use_smoke_schedule(config)
         config.data.labelled_too = True
     return config.lock()

@@ -36,9 +36,9 @@ from launch.benchmarks.experiment import Experiment, stand_in_cohort
 from osteojax.data import vertebrae
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import MAPS, OnlineTexture, online_texture
+from osteojax.data.pair_views import pair_choices
 from osteojax.data.schema import Manifest
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL
-from osteojax.data.views import pair_choices
 from osteojax.errors import UserError
 from osteojax.ops.texture.chosen_maps import chosen_maps
 from osteojax.ops.texture.grey_levels import levels_from_codes

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from osteojax.data import vertebrae
 from osteojax.data.codes import MapSpec
+from osteojax.data.places import cut
 from osteojax.data.vertebrae import HU_MAX, HU_MIN, IMAGE_STEP_HU, POOL
 from osteojax.errors import UserError
 from osteojax.ops.texture.chosen_maps import chosen_maps
@@ -75,6 +77,34 @@ class OnlineTexture:
         is_image = (feature_ids < 0)[:, None, None, None]
         members = jnp.where(is_image, image, self._encode(values, feature_ids))
         return members.reshape(-1, views, *image_BDHW.shape[1:])
+
+    def crops(
+        self, image_BDHW: jax.Array, map_ids_BV: jax.Array, corners_BV3: jax.Array, edge: int
+    ) -> jax.Array:
+        """Cubic crops of `members`, equal to them to the bit, without computing the rest of the
+        box: a map's value depends on the voxels of its window alone.
+
+        Args:
+          image_BDHW, map_ids_BV: as of `members`.
+          corners_BV3: i32[B, V, 3] first voxels of the crops in the box.
+          edge: of the crops in voxels.
+
+        Returns:
+          uint8[B, V, edge, edge, edge].
+        """
+        views, shape = map_ids_BV.shape[1], image_BDHW.shape[1:]
+        around = tuple(min(size, edge + 2 * self.kernel_radius) for size in shape)
+        # At a border the region ends where the box does, which clips windows as in the whole box.
+        last = jnp.array(shape, jnp.int32) - jnp.array(around, jnp.int32)
+        corners_N3 = corners_BV3.reshape(-1, 3)
+        starts_N3 = jnp.clip(corners_N3 - self.kernel_radius, 0, last)
+        image = jnp.repeat(image_BDHW, views, axis=0)
+        regions = jax.vmap(lambda volume, start: lax.dynamic_slice(volume, start, around))(
+            image, starts_N3
+        )
+        members = self.members(regions, map_ids_BV.reshape(-1, 1))
+        crops = cut(members, (corners_N3 - starts_N3)[:, None], edge)
+        return crops.reshape(*map_ids_BV.shape, edge, edge, edge)
 
     def _encode(self, values_NDHW: jax.Array, feature_ids_N: jax.Array) -> jax.Array:
         """`MapSpec.encode` in float32, with each volume's own spec."""

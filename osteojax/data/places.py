@@ -8,6 +8,7 @@ upper one. Everything here is integer arithmetic: the host and the device agree 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from osteojax.data import vertebrae
+from osteojax.data.view_settings import ViewSettings
 from osteojax.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 BODY_PLANE = 2
 """Of the mask record: the vertebral body."""
+TABLE_COLUMN, TABLE_EDGE_MM = "body_places", 18.0
+"""The column that counts the places of crops of this edge that lie wholly in the body."""
+READ_THREADS = 8
 
 
 def edge_voxels(edge_mm: float, spacing_mm: float) -> int:
@@ -167,6 +172,7 @@ class Places:
                 f"{cohort.directory} has no masks of vertebral bodies. Prepare the cohort again "
                 "with this version, or see the whole vertebra (data.views.region=box)."
             )
+        self._table_edge = edge_voxels(TABLE_EDGE_MM, about.spacing_mm)
         self._shown = tuple(slice(self.margin, size - self.margin) for size in stored)
         if edge > min(stored) - 2 * self.margin:
             raise UserError(
@@ -174,6 +180,18 @@ class Places:
                 f"{stored} voxels. Choose a smaller data.views.edge_mm."
             )
         self._found: dict[int, tuple[np.ndarray, float]] = {}
+
+    @classmethod
+    def for_views(cls, cohort: PreparedCohort, settings: ViewSettings) -> Places | None:
+        """The places that `data.views` asks for; None where views are whole boxes."""
+        if not settings.of_body:
+            return None
+        spacing_mm = vertebrae.about(cohort.manifest).spacing_mm
+        return cls(cohort, edge_voxels(settings.edge_mm, spacing_mm), settings.body_share)
+
+    def cut(self, volumes_BVDHW: Array, corners_BN3: Array) -> Array:
+        """`cut` from stored boxes, at corners in coordinates of the shown window: on the device."""
+        return cut(volumes_BVDHW, corners_BN3 + self.margin, self.edge)
 
     def _of(self, row: int) -> tuple[np.ndarray, float]:
         if row not in self._found:
@@ -198,3 +216,24 @@ class Places:
         """i32[count, 3]: the fixed places of a row's body (`fixed_ranks`)."""
         corners = self.of(row)
         return corners[fixed_ranks(len(corners), count)]
+
+    def random(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """i32[3]: one place of a row's body, drawn uniformly."""
+        corners, _ = self._of(row)
+        return corners[rng.integers(len(corners))].astype(np.int32)
+
+    def having(self, rows: np.ndarray) -> np.ndarray:
+        """bool[len(rows)]: `has_place` of some rows, from the table where it says so; otherwise
+        their masks are read."""
+        from tqdm import tqdm
+
+        table = self._cohort.table
+        if self.body_share == 1.0 and self.edge == self._table_edge and TABLE_COLUMN in table:
+            counts = table[TABLE_COLUMN].to_numpy(np.float64)[rows]
+            if not np.isnan(counts).any():
+                return counts > 0
+        quiet = jax.process_index() != 0
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            found = threads.map(self.has_place, [int(row) for row in rows])
+            shown = tqdm(found, "places in bodies", len(rows), leave=False, delay=2, disable=quiet)
+            return np.array(list(shown), bool)

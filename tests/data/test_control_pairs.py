@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from osteojax.data.cohort import PreparedCohort
+from osteojax.data.pair_views import PoolPair, pair_view
 from osteojax.data.vertebrae import POOL
-from osteojax.data.views import GivenDevice, PoolPair, pair_view
+from osteojax.data.views import GivenDevice
 from osteojax.errors import UserError
 
 

@@ -13,8 +13,8 @@ from scipy import ndimage
 from data_prep.vertebrae.texture import TextureSettings, texture_pools
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.online import OnlineTexture, online_texture
+from osteojax.data.pair_views import ImageForPair, PoolPair
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL, map_spec
-from osteojax.data.views import ImageForPair, PoolPair
 from osteojax.errors import UserError
 from osteojax.train.parallel import DataParallel
 from tests.tiny_cohort import write_tiny_cohort

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from osteojax.data.cohort import PreparedCohort
+from osteojax.data.pair_views import PoolPair, pair_choices
 from osteojax.data.pipeline import evaluation_batches, training_batches
 from osteojax.data.vertebrae import POOL
-from osteojax.data.views import PoolPair, Supervised, pair_choices
+from osteojax.data.views import Supervised
 from osteojax.errors import UserError
 from tests.tiny_cohort import write_tiny_cohort
 

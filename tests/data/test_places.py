@@ -127,7 +127,8 @@ def stand_in(tiny_pool: Path, *, shape: tuple[int, ...]) -> Any:
 
 
 def test_a_cohorts_places_are_found_once(tiny_pool: Path, monkeypatch) -> None:
-    monkeypatch.setattr("osteojax.data.vertebrae.about", lambda manifest: SimpleNamespace(margin=1))
+    about = SimpleNamespace(margin=1, spacing_mm=1.0)
+    monkeypatch.setattr("osteojax.data.vertebrae.about", lambda manifest: about)
     cohort = stand_in(tiny_pool, shape=(3, *SHAPE))
     places = Places(cohort, EDGE, 1.0)
     inside = bodies()[:, 1:-1, 1:-1, 1:-1]  # the shown window

@@ -13,10 +13,11 @@ import pytest
 
 from osteojax.data import resident
 from osteojax.data.cohort import PreparedCohort
+from osteojax.data.pair_views import ImageForPair, OtherPatientPair, PoolPair
 from osteojax.data.resident import Layout, Resident, gather, place
 from osteojax.data.schema import Field
 from osteojax.data.vertebrae import POOL, fields
-from osteojax.data.views import ImageForPair, OtherPatientPair, PoolPair, Supervised, View
+from osteojax.data.views import Supervised, View
 from osteojax.train.parallel import DataParallel
 from tests.tiny_cohort import write_tiny_cohort
 
