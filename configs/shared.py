@@ -59,7 +59,9 @@ def pair_data(variants: frozenset[str]) -> ConfigDict:
         statistics of bodies, in pairs of members from both groups (docs/method.md, "Views inside
         the body"); with "paper" whole boxes, as the paper describes; with neither `REGION`.
     """
-    region = next(({"body": "body", "paper": "box"}[v] for v in variants - {"smoke"}), REGION)
+    region = REGION
+    if variants & {"body", "paper"}:
+        region = "body" if "body" in variants else "box"
     body = region == "body"
     return data(
         # R: uniform, cross_group, image_plus_one; controls: image_image, other_patient

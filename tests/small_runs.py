@@ -23,8 +23,9 @@ SMALL = (
 
 
 def small(name: str, *overrides: str) -> ConfigDict:
-    """The shipped config of a name, as "simclr_resnet34"."""
-    path = f"{CONFIGS / name}.py:smoke"
+    """The shipped config of a name, as "simclr_resnet34" or "simclr_resnet34:body"."""
+    file, _, variant = name.partition(":")
+    path = f"{CONFIGS / file}.py:{','.join(filter(None, (variant, 'smoke')))}"
     backbone = load_config(path, []).model  # another one than ResNet has no stages to shrink
     fits = "stage_sizes" in backbone
     shrunk = [text for text in SMALL if fits or not text.startswith("--config.model.stage_sizes")]

@@ -56,8 +56,9 @@ def config_of(args: Any) -> Any:
 def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> Any:
     """A stand-in for a `PreparedCohort` with what a step reads: manifest, labels, folder name.
 
-    Its labels are random, and it has no volumes.
+    Its labels are random, and its only volumes are masks, with a ball of 34 mm as the body.
     """
+    body = _ball(size, 34 / 96)
     manifest = vertebrae_data.manifest_of(
         size=size,
         spacing_mm=96 / size,
@@ -77,6 +78,7 @@ def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> An
         settings={},
         label_scheme="none",
         code_version="benchmark",
+        statistics={region: ((0.0, 1.0),) * len(POOL) for region in ("vertebra", "body")},
     )
     rng = np.random.default_rng(0)
     labels = SimpleNamespace(
@@ -90,7 +92,14 @@ def stand_in_cohort(size: int, vertebrae: int = 1, kernel_radius: int = 3) -> An
         about=vertebrae_data.about(manifest),
         directory=Path("benchmark"),
         labels=labels,
+        array=lambda row, name: np.stack([body, np.ones_like(body), body]),
     )
+
+
+def _ball(size: int, diameter: float) -> np.ndarray:
+    """bool[size, size, size]: a ball in the middle. diameter: as a share of the edge."""
+    from_middle = (np.indices((size, size, size)) + 0.5) / size - 0.5
+    return (from_middle**2).sum(axis=0) <= (diameter / 2) ** 2
 
 
 def random_codes(*shape: int, seed: int = 0) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -23,8 +24,7 @@ from osteojax.errors import UserError
 if TYPE_CHECKING:
     from osteojax.data.cohort import PreparedCohort
 
-BODY_PLANE = 2
-"""Of the mask record: the vertebral body."""
+BODY_PLANE = vertebrae.PLANES.index("body")
 TABLE_COLUMN, TABLE_EDGE_MM = "body_places", 18.0
 """The column that counts the places of crops of this edge that lie wholly in the body."""
 READ_THREADS = 8
@@ -165,19 +165,18 @@ class Places:
         """Raises UserError if the folder holds no body masks or a crop is larger than its box."""
         self._cohort, self.edge, self.body_share = cohort, edge, body_share
         about = vertebrae.about(cohort.manifest)
-        self.margin = getattr(about, "margin", 0)
-        planes, *stored = cohort.manifest.field("mask").shape or (0,)
-        if planes <= BODY_PLANE:
+        self.margin = about.margin
+        if not about.has_body:
             raise UserError(
                 f"{cohort.directory} has no masks of vertebral bodies. Prepare the cohort again "
                 "with this version, or see the whole vertebra (data.views.region=box)."
             )
         self._table_edge = edge_voxels(TABLE_EDGE_MM, about.spacing_mm)
-        self._shown = tuple(slice(self.margin, size - self.margin) for size in stored)
-        if edge > min(stored) - 2 * self.margin:
+        self._window = about.window
+        if edge > min(about.shown):
             raise UserError(
                 f"{cohort.directory}: crops of {edge} voxels do not fit into its boxes of "
-                f"{stored} voxels. Choose a smaller data.views.edge_mm."
+                f"{about.shown} voxels. Choose a smaller data.views.edge_mm."
             )
         self._found: dict[int, tuple[np.ndarray, float]] = {}
 
@@ -195,7 +194,7 @@ class Places:
 
     def _of(self, row: int) -> tuple[np.ndarray, float]:
         if row not in self._found:
-            body = self._cohort.array(row, "mask")[BODY_PLANE][self._shown]
+            body = self._cohort.array(row, "mask")[BODY_PLANE][self._window]
             corners, share = find_places(body, self.edge, self.body_share)
             self._found[row] = corners.astype(np.int16), share  # 30,000 bodies have many places
         return self._found[row]
@@ -223,17 +222,18 @@ class Places:
         return corners[rng.integers(len(corners))].astype(np.int32)
 
     def having(self, rows: np.ndarray) -> np.ndarray:
-        """bool[len(rows)]: `has_place` of some rows, from the table where it says so; otherwise
-        their masks are read."""
+        """bool[len(rows)]: `has_place` of some rows, from the table where it says so; the masks of
+        the others are read."""
         from tqdm import tqdm
 
         table = self._cohort.table
-        if self.body_share == 1.0 and self.edge == self._table_edge and TABLE_COLUMN in table:
-            counts = table[TABLE_COLUMN].to_numpy(np.float64)[rows]
-            if not np.isnan(counts).any():
-                return counts > 0
-        quiet = jax.process_index() != 0
+        counts = table[TABLE_COLUMN].to_numpy(np.float64)[rows]
+        if self.body_share != 1.0 or self.edge != self._table_edge:
+            counts[:] = np.nan  # the table counts other crops
+        having, unknown = counts > 0, np.isnan(counts)
+        bar = partial(tqdm, desc="places in bodies", leave=False, delay=2)
         with ThreadPoolExecutor(READ_THREADS) as threads:
-            found = threads.map(self.has_place, [int(row) for row in rows])
-            shown = tqdm(found, "places in bodies", len(rows), leave=False, delay=2, disable=quiet)
-            return np.array(list(shown), bool)
+            read = threads.map(self.has_place, rows[unknown].tolist())
+            quiet = jax.process_index() != 0
+            having[unknown] = list(bar(read, total=int(unknown.sum()), disable=quiet))
+        return having

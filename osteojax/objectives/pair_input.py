@@ -47,7 +47,8 @@ class PairInput:
             config.data.pairs, self._online is not None, self.settings, self._places
         )
         self._augmentation = config.data.augment if self._places is None else self._flips()
-        self._map_affine = jnp.asarray(self._about.map_affine())
+        statistics = config.data.get("statistics", "box")
+        self._map_affine = jnp.asarray(self._about.map_affine(statistics))
 
     def _flips(self) -> ConfigDict:
         """Augmentation of body crops, whose places are drawn already."""
@@ -131,4 +132,4 @@ class PairInput:
         the margin shows what is there."""
         if self._places is not None:
             return members_BVDHW
-        return members_BVDHW[(..., *getattr(self._about, "window", ()))]
+        return members_BVDHW[(..., *self._about.window)]

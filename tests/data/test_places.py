@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from osteojax.data.cohort import PreparedCohort
@@ -24,6 +24,7 @@ from osteojax.data.places import (
     fixed_ranks,
 )
 from osteojax.errors import UserError
+from tests.tiny_cohort import write_tiny_cohort
 
 SHAPE, EDGE = (9, 11, 8), 4
 
@@ -111,25 +112,29 @@ def test_crops_are_slices() -> None:
         cut(volumes, np.zeros((3, 3, 3), np.int32), EDGE)
 
 
-def stand_in(tiny_pool: Path, *, shape: tuple[int, ...]) -> Any:
-    """A cohort whose mask records have this shape; row r has body r of `bodies()`."""
-    manifest = PreparedCohort(tiny_pool).manifest
-    mask = dataclasses.replace(manifest.field("mask"), shape=shape)
-    known = SimpleNamespace(field={"mask": mask}.__getitem__)
+def stand_in(monkeypatch: pytest.MonkeyPatch, margin: int, spacing_mm: float = 1.0) -> Any:
+    """A cohort whose row r has body r of `bodies()`, which its table calls unknown."""
+    inside = tuple(slice(margin, n - margin) for n in SHAPE)
+    about = SimpleNamespace(
+        margin=margin, spacing_mm=spacing_mm, has_body=True, window=inside,
+        shown=tuple(n - 2 * margin for n in SHAPE),
+    )  # fmt: skip
+    monkeypatch.setattr("osteojax.data.vertebrae.about", lambda manifest: about)
     asked: list[int] = []
 
     def array(row: int, name: str) -> np.ndarray:
         asked.append(row)
-        body = bodies()[row]
-        return np.stack([np.ones(SHAPE, bool), np.ones(SHAPE, bool), body])
+        everywhere = np.ones(SHAPE, bool)
+        return np.stack([everywhere, everywhere, bodies()[row]])
 
-    return SimpleNamespace(manifest=known, directory=tiny_pool, array=array, asked=asked)
+    table = pd.DataFrame({"body_places": [np.nan] * 6})
+    return SimpleNamespace(
+        manifest=None, directory=Path("folder"), array=array, asked=asked, table=table
+    )
 
 
-def test_a_cohorts_places_are_found_once(tiny_pool: Path, monkeypatch) -> None:
-    about = SimpleNamespace(margin=1, spacing_mm=1.0)
-    monkeypatch.setattr("osteojax.data.vertebrae.about", lambda manifest: about)
-    cohort = stand_in(tiny_pool, shape=(3, *SHAPE))
+def test_a_cohorts_places_are_found_once(monkeypatch) -> None:
+    cohort = stand_in(monkeypatch, margin=1)
     places = Places(cohort, EDGE, 1.0)
     inside = bodies()[:, 1:-1, 1:-1, 1:-1]  # the shown window
     for row in (0, 0, 3, 5, 3):
@@ -145,10 +150,33 @@ def test_a_cohorts_places_are_found_once(tiny_pool: Path, monkeypatch) -> None:
         Places(cohort, 7, 1.0)
 
 
-def test_a_folder_without_bodies_is_told_what_to_do(tiny_pool: Path, monkeypatch) -> None:
-    monkeypatch.setattr("osteojax.data.vertebrae.about", lambda manifest: SimpleNamespace(margin=0))
+def test_the_table_says_which_bodies_have_a_place(monkeypatch) -> None:
+    """Where it does not, and for other crops than it counts, masks are read."""
+    rows = np.array([0, 3, 1, 5])
+    cohort = stand_in(monkeypatch, margin=0, spacing_mm=4.5)
+    read = Places(cohort, EDGE, 1.0)
+    expected = [read.has_place(int(row)) for row in rows]
+    assert expected == [True, False, True, False]
+    cohort.asked.clear()
+    cohort.table["body_places"] = [np.nan, np.nan, np.nan, 7, np.nan, 0]
+    for share, asked in ((1.0, [0, 1]), (0.2, [0, 1, 3, 5])):
+        having = Places(cohort, EDGE, share).having(rows)
+        assert having.tolist() == [True, True, True, False]
+        assert sorted(cohort.asked) == asked
+        cohort.asked.clear()
+
+
+def test_a_random_place_is_any_of_them(monkeypatch) -> None:
+    places = Places(stand_in(monkeypatch, margin=0), EDGE, 1.0)
+    rng = np.random.default_rng(0)
+    drawn = {tuple(places.random(0, rng).tolist()) for _ in range(500)}
+    assert drawn == set(map(tuple, places.of(0).tolist()))
+
+
+def test_a_folder_without_bodies_is_told_what_to_do(tmp_path: Path) -> None:
+    cohort = PreparedCohort(write_tiny_cohort(tmp_path / "pool", 1, 8, body=False))
     with pytest.raises(UserError, match=r"no masks of vertebral bodies.*region=box"):
-        Places(stand_in(tiny_pool, shape=(2, *SHAPE)), EDGE, 1.0)
+        Places(cohort, 2, 1.0)
 
 
 def test_an_edge_is_whole_voxels() -> None:

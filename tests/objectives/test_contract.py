@@ -20,6 +20,7 @@ from osteojax import objectives
 from osteojax.checkpoints import load_variables
 from osteojax.choices import choices
 from osteojax.data.cohort import PreparedCohort
+from osteojax.errors import UserError
 from osteojax.export.load import ExportedModel
 from osteojax.export.write import export_model
 from osteojax.train import loop
@@ -27,20 +28,29 @@ from tests.small_runs import CONFIGS, small
 from tests.train.test_parallel import check_gradients
 
 
-def shipped() -> dict[str, str]:
-    """Name of each file in configs/ that trains -> its objective."""
+def variants() -> dict[str, str]:
+    """Name of each file in configs/ that trains -> its objective, with "FILE:body" for those that
+    can see crops of the body."""
     found = {}
     for path in sorted(CONFIGS.glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         if hasattr(module, "get_config"):
-            found[path.stem] = module.get_config().objective.name
+            config = module.get_config()
+            found[path.stem] = config.objective.name
+            if "pairs" in config.data:
+                found[f"{path.stem}:body"] = config.objective.name
     return found
 
 
-SHIPPED = shipped()
+VARIANTS = variants()
+SHIPPED = {name: objective for name, objective in VARIANTS.items() if ":" not in name}
+ON_CROPS = [name for name in VARIANTS if ":" in name]
 each = pytest.mark.parametrize("name", SHIPPED)
 first_and_slowly_each = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != min(SHIPPED))) for n in SHIPPED]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != min(SHIPPED))) for n in VARIANTS]
+)
+each_and_slowly_on_crops = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ON_CROPS)) for n in VARIANTS]
 )
 
 
@@ -103,7 +113,7 @@ def test_every_objective_has_a_shipped_config() -> None:
     assert set(SHIPPED.values()) == set(choices("osteojax.objectives"))
 
 
-@each
+@pytest.mark.parametrize("name", VARIANTS)
 def test_its_step_and_its_exports_need_no_shards(name: str) -> None:
     """A manifest is enough; the state keeps its structure; outputs are described."""
     config, cohort = flat(name), stand_in_cohort(16, 8)
@@ -118,6 +128,10 @@ def test_its_step_and_its_exports_need_no_shards(name: str) -> None:
     objective.check_devices(1)
     assert all(isinstance(count, int) for count in objective.exchanged_bytes(2).values())
     assert objective.diverges_above(2.0) > 2.0
+    if name in ON_CROPS:
+        with pytest.raises(UserError, match="cannot be exported"):
+            objective.exports()
+        return
     exports = objective.exports()
     assert exports
     for export in exports.values():
@@ -132,7 +146,7 @@ def test_its_step_and_its_exports_need_no_shards(name: str) -> None:
         assert all(export.describe(output) for output in outputs)
 
 
-@each
+@each_and_slowly_on_crops
 def test_it_validates_and_resumes_to_the_bit(name: str, runs, tiny_pool: Path, tmp_path) -> None:
     """From the checkpoint of step 2, as if the run had ended after it."""
     straight, workdir = runs(name), tmp_path / "resumed"
@@ -174,7 +188,9 @@ def test_four_devices_are_one(name: str, tiny_pool: Path) -> None:
     check_gradients(flat(name), PreparedCohort(tiny_pool), [("shard_map", 4)])
 
 
-@first_and_slowly_each
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != min(SHIPPED))) for n in SHIPPED]
+)
 def test_what_it_says_it_exports_is_loaded_and_predicts(name: str, runs, tmp_path: Path) -> None:
     workdir = runs(name)
     cohort = stand_in_cohort(16, 8)
