@@ -19,6 +19,7 @@ Batch = dict[str, Array]
   codes: uint8[B, V, D, H, W] stored codes of V members of the pool, one per view.
   image: uint8[B, D, H, W], instead of codes where the members are made on the device.
   map_ids: i32[B, V] which member each view shows, as a position in `vertebrae.POOL`.
+  corners: i32[B, N, 3] for views inside the body: first voxel of each crop in the shown window.
 
 For supervision also:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -64,6 +65,10 @@ class PairInput:
     def training_rows(self) -> np.ndarray:
         """i64[N] vertebrae of training patients; those with a label only where
         `data.labelled_too`. For body crops only those whose body has a place for one."""
+        return self._training_rows
+
+    @cached_property
+    def _training_rows(self) -> np.ndarray:
         labelled = None if self._config.data.labelled_too else False
         rows = self._cohort.rows("train", labelled=labelled)
         if self._places is None:
