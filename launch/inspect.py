@@ -4,6 +4,7 @@ example:
   osteojax inspect prepared --vertebrae 6 --slices P1-CT/L1,P2-CT/L3
 
 contact_sheet.png            a row per vertebra
+crops.png                    a row per level: the vertebral body, and crops of 18 mm inside it
 histograms.png               codes of every map, and how many are at either end of their range
 slices_<scan_id>_<level>.png sagittal, coronal and axial slices of every map of one vertebra
 

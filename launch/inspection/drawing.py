@@ -6,7 +6,7 @@ patient's right to left, and are shown by radiological convention.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,15 @@ PLANES = {
 """Plane -> the directions on top, at the bottom, on the left and on the right of its picture."""
 
 
-def plane(volume: np.ndarray, name: str) -> np.ndarray:
-    """[H, W] of the middle slice of [D, H, W] in a plane of `PLANES`, its first row on top."""
-    middle = [size // 2 for size in volume.shape]
+def plane(volume: np.ndarray, name: str, at: Sequence[int] | None = None) -> np.ndarray:
+    """[H, W] of the slice of [D, H, W] through a voxel, in a plane of `PLANES`, its first row on
+    top. at: index of the voxel; the middle by default."""
+    z, y, x = [size // 2 for size in volume.shape] if at is None else at
     if name == "sagittal":
-        return volume[::-1, :, middle[2]]
+        return volume[::-1, :, x]
     if name == "coronal":
-        return volume[::-1, middle[1], :]
-    return volume[middle[0]]
+        return volume[::-1, y, :]
+    return volume[z]
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from launch.inspection import drawing
-from launch.inspection.members import pool_codes, spread, stores_maps
+from launch.inspection.members import shown_codes, shown_planes, spread, stores_maps
+from osteojax.data.boxes import REGIONS
 from osteojax.data.codes import MapSpec
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import HU_MAX, HU_MIN
@@ -17,8 +18,8 @@ from osteojax.data.vertebrae import HU_MAX, HU_MIN
 SAMPLE = 64
 """Largest number of vertebrae that are counted: 57 million voxels at 96^3."""
 
-REGIONS = {"box": "0.6", "vertebra": "#0072b2"}
-"""Counted regions with their colours (Okabe and Ito's blue)."""
+COLOURS = {"box": "0.6", "vertebra": "#0072b2", "body": "#d55e00"}
+"""Regions with their colours (Okabe and Ito's blue and vermilion)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Histograms:
     """Counts of codes.
 
     Attributes:
-      counts: region -> i64[len(POOL), 256]; "box" is every voxel inside the CT, "vertebra" the
-        mask's.
+      counts: region -> i64[len(POOL), 256], of shown windows; "box" is every voxel inside the CT,
+        "vertebra" the mask's, "body" the vertebral body's where the folder has it.
       rows: i64[...] rows of the folder's table that were counted.
     """
 
@@ -38,11 +39,13 @@ class Histograms:
 def count_codes(cohort: PreparedCohort, sample: int = SAMPLE) -> Histograms:
     """Counts the codes of at most `sample` vertebrae, evenly spread over the folder."""
     rows = spread(sample, len(cohort))
-    counts = {name: np.zeros((len(cohort.about.maps), 256), np.int64) for name in REGIONS}
+    names = [name for name in REGIONS if name != "body" or cohort.about.has_body]
+    counts = {name: np.zeros((len(cohort.about.maps), 256), np.int64) for name in names}
     for row in rows:
-        mask, inside = cohort.array(int(row), "mask")[:2]
-        for member, codes in enumerate(pool_codes(cohort, int(row))):
-            for name, voxels in (("box", inside), ("vertebra", mask & inside)):
+        mask, inside, *body = shown_planes(cohort, int(row))
+        regions = [inside, mask & inside, *(plane & inside for plane in body)]
+        for member, codes in enumerate(shown_codes(cohort, int(row))):
+            for name, voxels in zip(names, regions, strict=True):
                 counts[name][member] += np.bincount(codes[voxels], minlength=256)
     return Histograms(counts, rows)
 
@@ -63,7 +66,7 @@ def draw_histograms(cohort: PreparedCohort, found: Histograms, out: Path) -> Non
     figure = drawing.new_figure(11.0, 6.4)
     panels = figure.subplots(2, 3).ravel()
     for member, (axis, spec) in enumerate(zip(panels, about.maps, strict=False)):
-        _panel(axis, spec, {name: found.counts[name][member] for name in REGIONS})
+        _panel(axis, spec, {name: own[member] for name, own in found.counts.items()})
     panels[0].legend(loc="upper right", fontsize=8, frameon=False)
     for axis in panels[len(about.maps) :]:
         axis.axis("off")
@@ -77,15 +80,15 @@ def draw_histograms(cohort: PreparedCohort, found: Histograms, out: Path) -> Non
 def _panel(axis: Axes, spec: MapSpec, counts: dict[str, np.ndarray]) -> None:
     """Draws shares of voxels by code. Bars of end codes may be cut; the text has their shares."""
     highest, lines = 0.0, []
-    for name, colour in REGIONS.items():
-        own = counts[name][: spec.codes]
+    for name, of_region in counts.items():
+        own = of_region[: spec.codes]
         shares = 100 * own / max(int(own.sum()), 1)
         highest = max(highest, float(shares[1:-1].max()))
         axis.stairs(
-            shares, np.arange(spec.codes + 1) - 0.5, color=colour, label=name,
+            shares, np.arange(spec.codes + 1) - 0.5, color=COLOURS[name], label=name,
             fill=name == "box", alpha=0.6 if name == "box" else 1.0, linewidth=1.2,
         )  # fmt: skip
-        low, high = ends(counts[name], spec)
+        low, high = ends(of_region, spec)
         lines.append(f"{name}: {_percent(low)} in the lowest code, {_percent(high)} in the highest")
     low_value, high_value = spec.decode(np.array([0, spec.codes - 1], np.uint8))
     axis.set_title(f"{spec.name}\n" + "\n".join(lines), fontsize=8)
@@ -134,7 +137,7 @@ def _caption(cohort: PreparedCohort, found: Histograms) -> str:
         f"{splits}; {table['scan_id'].nunique()} scans, {table['site'].nunique()} sites.",
         "",
         "box: every voxel inside the CT.",
-        "vertebra: voxels of the mask.",
+        "vertebra: voxels of the mask; body: of the vertebral body.",
         "The end codes of the image also hold what was clipped",
         f"to [{HU_MIN:g}, {HU_MAX:g}) HU.",
     ]

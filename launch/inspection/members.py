@@ -53,8 +53,23 @@ def stores_maps(about: About) -> bool:
     return set(POOL) <= set(about.stored)
 
 
+def shown_codes(cohort: PreparedCohort, row: int) -> np.ndarray:
+    """uint8[len(POOL), D, H, W] codes of one vertebra's shown window (`pool_codes`)."""
+    return pool_codes(cohort, row)[(..., *cohort.about.window)]
+
+
+def shown_planes(cohort: PreparedCohort, row: int) -> np.ndarray:
+    """bool[2 or 3, D, H, W]: the mask record of one vertebra's shown window."""
+    return cohort.array(row, "mask")[(..., *cohort.about.window)]
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A box's edges in words: "96^3" or "64 x 88 x 104"."""
+    return f"{shape[0]}^3" if len(set(shape)) == 1 else " x ".join(map(str, shape))
+
+
 def pool_codes(cohort: PreparedCohort, row: int) -> np.ndarray:
-    """uint8[len(POOL), D, H, W] codes of one vertebra.
+    """uint8[len(POOL), D, H, W] codes of one vertebra's stored box.
 
     Maps that the folder does not store are computed from the stored image with the folder's texture
     settings, as in training; their codes are those that `prepare` would store.

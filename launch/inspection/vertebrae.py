@@ -10,8 +10,9 @@ import pandas as pd
 from rich.table import Table
 
 from launch.inspection.contact_sheet import draw_contact_sheet
+from launch.inspection.crops import draw_crops, one_of_each_level
 from launch.inspection.histograms import Histograms, count_codes, draw_histograms, ends
-from launch.inspection.members import choose, named, stores_maps
+from launch.inspection.members import choose, named, shape_text, stores_maps
 from launch.inspection.slices import draw_slices, slices_path
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import About
@@ -21,12 +22,19 @@ def facts(cohort: PreparedCohort) -> list[tuple[str, str]]:
     """Geometry, texture and scanners, as (name, value)."""
     about: About = cohort.about
     return [
-        ("ROI", f"{about.size}^3 voxels of {about.spacing_mm:g} mm"),
+        ("box", _box(about)),
         ("stored", _stored(about)),
         ("texture", ", ".join(f"{key} {value}" for key, value in about.texture.items())),
         ("label scheme", about.label_scheme),
         ("devices", ", ".join(about.devices)),
     ]
+
+
+def _box(about: About) -> str:
+    text = f"{about.box}, {shape_text(about.shape)} voxels of {about.spacing_mm:g} mm"
+    if about.margin:
+        text += f" with a margin of {about.margin}; {shape_text(about.shown)} are shown"
+    return text
 
 
 def _stored(about: About) -> str:
@@ -36,8 +44,8 @@ def _stored(about: About) -> str:
 
 
 def tables(cohort: PreparedCohort) -> list[Table]:
-    """Table of the texture pool."""
-    return [maps_table(cohort.about)]
+    """Tables of the texture pool."""
+    return [maps_table(cohort.about), statistics_table(cohort.about)]
 
 
 def pictures(
@@ -61,6 +69,9 @@ def pictures(
     draw_histograms(cohort, histograms, folder / "histograms.png")
     yield "", ends_table(cohort.about, histograms)
     yield "histograms", folder / "histograms.png"
+    if cohort.about.has_body:
+        draw_crops(cohort, one_of_each_level(cohort.table), folder / "crops.png")
+        yield "crops", folder / "crops.png"
     for number, row in sliced.iterrows():
         draw_slices(cohort, int(str(number)), slices_path(folder, row))
         yield "slices", slices_path(folder, row)
@@ -74,23 +85,29 @@ def _sliced(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
 
 
 def maps_table(about: About) -> Table:
-    """Table of how each member of the pool is stored, with its statistics."""
+    """Table of how each member of the pool is stored."""
     table = Table(title="texture pool")
     table.add_column("map", no_wrap=True)
-    for head in ("unit", "stored as", "range", "step", "mean", "std"):
+    for head in ("unit", "stored as", "range", "step of the transformed value"):
         table.add_column(head)
     for spec in about.maps:
         low, high = spec.decode(np.array([0, spec.codes - 1], np.uint8))
         table.add_row(
-            spec.name,
-            spec.unit,
-            spec.transform,
-            f"{low:g} to {high:g}",
-            f"{spec.step:.4g}",
-            f"{spec.mean:.4g}",
-            f"{spec.std:.4g}",
+            spec.name, spec.unit, spec.transform, f"{low:g} to {high:g}", f"{spec.step:.4g}"
         )
-    table.caption = "step, mean and std of the transformed value"
+    return table
+
+
+def statistics_table(about: About) -> Table:
+    """Table of mean and SD of each member of the pool, by region."""
+    table = Table(title="mean and SD")
+    table.add_column("map", no_wrap=True)
+    for region in about.statistics:
+        table.add_column(region)
+    for member, spec in enumerate(about.maps):
+        pairs = [about.statistics[region][member] for region in about.statistics]
+        table.add_row(spec.name, *(f"{mean:.4g}, {std:.4g}" for mean, std in pairs))
+    table.caption = "of the transformed value, over the training split"
     return table
 
 

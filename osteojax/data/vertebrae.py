@@ -163,6 +163,12 @@ class About:
         """The index of the shown window in a stored volume."""
         return shown_window(self.shape, self.margin)
 
+    @property
+    def centre(self) -> tuple[int, int, int]:
+        """The voxel of the shown window at the centre of the vertebral body."""
+        depth, height, width = (edge // 2 for edge in self.shown)
+        return depth, height - round(BOXES[self.box].back_mm / self.spacing_mm), width
+
     def map_affine(self, region: str = "box") -> np.ndarray:
         """float32[len(POOL), 2]: (scale, shift) from code to network input, by map id, which makes
         z-scores with the statistics of a region (`boxes.REGIONS`).
@@ -179,7 +185,7 @@ class About:
                 "the cohort again, or train with --config.data.statistics=box."
             )
         affines = [
-            dataclasses.replace(spec, mean=mean, std=std).affine()
+            dataclasses.replace(spec, mean=spec.mean, std=std).affine()
             for spec, (mean, std) in zip(self.maps, self.statistics[region], strict=True)
         ]
         return np.array(affines, np.float32)

@@ -51,9 +51,9 @@ def test_tables_and_pictures(prepared, tmp_path, capsys, monkeypatch):
         assert name in printed
     assert f"{about(load_manifest(prepared)).bmd_mean:.4f}" in printed
     assert "image and maps" in printed
-    pictures = {"sheet.png", "histograms.png", "slices_s0_L2.png"}
+    pictures = {"sheet.png", "crops.png", "histograms.png", "slices_s0_L2.png"}
     assert {path.name for path in tmp_path.iterdir()} == pictures
-    for name in pictures:
+    for name in pictures - {"crops.png"}:
         image = matplotlib.image.imread(tmp_path / name)
         assert image.shape[1] > image.shape[0] > 300
         assert image[..., :3].std() > 0.1
@@ -63,7 +63,8 @@ def test_pictures_go_into_the_folder_by_default(prepared, tmp_path):
     folder = shutil.copytree(prepared, tmp_path / "copy")
     assert main(["inspect", str(folder), "--vertebrae", "1", "--slices", "0"]) == 0
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
-    assert {path.name for path in folder.glob("*.png")} == {"contact_sheet.png", "histograms.png"}
+    names = {path.name for path in folder.glob("*.png")}
+    assert names == {"contact_sheet.png", "crops.png", "histograms.png"}
 
 
 def test_a_row_is_drawn_upright_with_its_back_to_the_right(prepared, monkeypatch):
@@ -190,7 +191,7 @@ def test_a_folder_of_images_shows_the_maps_that_training_makes(
     argv = ["inspect", str(image_only), "--out", str(tmp_path), "--vertebrae", "1"]
     assert main([*argv, "--slices", "1"]) == 0
     assert "image only: training makes the maps" in capsys.readouterr().out
-    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert len(list(tmp_path.glob("*.png"))) == 4
     assert "the folder stores the image alone" in histograms._caption(
         cohort, histograms.Histograms({}, np.array([0]))
     )
