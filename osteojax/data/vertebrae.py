@@ -185,7 +185,7 @@ class About:
                 "the cohort again, or train with --config.data.statistics=box."
             )
         affines = [
-            dataclasses.replace(spec, mean=spec.mean, std=std).affine()
+            dataclasses.replace(spec, mean=mean, std=std).affine()
             for spec, (mean, std) in zip(self.maps, self.statistics[region], strict=True)
         ]
         return np.array(affines, np.float32)

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from osteojax.data import augment as augment_module
 from osteojax.data.augment import augment, network_input
+from osteojax.data.boxes import shown_window
 from osteojax.data.vertebrae import POOL, image_spec, map_spec
 
 PLAIN = ConfigDict(
@@ -54,6 +55,26 @@ def test_geometry_is_the_records_not_the_batchs() -> None:
     order = np.array([3, 1])
     np.testing.assert_array_equal(augment(codes[order], index[order], key, PLAIN), whole[order])
     assert (augment(codes, index, jax.random.key(2), PLAIN) != whole).any()
+
+
+def test_a_shift_within_a_margin_shows_what_is_there() -> None:
+    """The shown window of a shifted box is a window of the stored box, in this case at one of
+    5^3 places; nothing is repeated."""
+    codes, index = batch()
+    config = PLAIN.copy_and_resolve_references()
+    config.update(flip_probability=0.0)
+    shown = (..., *shown_window((10, 10, 10), 2))
+    moved = np.asarray(augment(codes, index, jax.random.key(3), config)[shown])
+    places = set()
+    for before, after in zip(np.asarray(codes).reshape(-1, 10, 10, 10), moved.reshape(-1, 6, 6, 6), strict=True):  # fmt: skip  # noqa: E501
+        found = [
+            corner
+            for corner in itertools.product(range(5), repeat=3)
+            if np.array_equal(before[tuple(slice(c, c + 6) for c in corner)], after)
+        ]
+        assert len(found) == 1
+        places.add(found[0])
+    assert len(places) > 6
 
 
 def test_vacated_voxels_repeat_the_border() -> None:

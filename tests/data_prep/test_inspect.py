@@ -13,7 +13,7 @@ from matplotlib.colors import FuncNorm
 
 from data_prep.records import write_records
 from launch.cli import main
-from launch.inspection import contact_sheet, drawing, histograms, slices
+from launch.inspection import contact_sheet, crops, drawing, histograms, slices
 from launch.inspection.members import choose, named, pool_codes
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.manifest import load_manifest
@@ -120,6 +120,28 @@ def test_planes_look_as_radiologists_look_at_them():
             assert picture[place] == (0 if letter in opposite else 5), (name, letter)
 
 
+@pytest.mark.parametrize("name", drawing.PLANES)
+def test_a_square_covers_its_crop_in_the_picture(name):
+    shape, at, edge = (10, 12, 14), (5, 4, 8), 3
+    corners = np.array([[4, 3, 7], [0, 9, 11], [7, 0, 0], [5, 4, 8], [3, 2, 6]])
+    for corner, (first, cut) in zip(
+        corners, crops.squares(corners, edge, name, shape, at), strict=True
+    ):
+        volume = np.zeros(shape, bool)
+        volume[tuple(slice(c, c + edge) for c in corner)] = True
+        assert cut == drawing.plane(volume, name, at).any()
+        across = {"sagittal": 2, "coronal": 1, "axial": 0}[name]
+        projected = np.broadcast_to(volume.any(axis=across, keepdims=True), shape)
+        pixels = np.argwhere(drawing.plane(projected, name, at))
+        np.testing.assert_array_equal(pixels.min(axis=0), first)
+        np.testing.assert_array_equal(pixels.max(axis=0) - edge + 1, first)
+
+
+def test_one_of_each_level_is_drawn_and_whole_ones_first():
+    rows = pd.DataFrame({"level": ["L2", "T12", "L2", "L1"], "truncated": [1, 1, 0, 0]})
+    assert crops.one_of_each_level(rows).index.tolist() == [1, 3, 2]
+
+
 def test_scales_are_those_of_storage():
     image, autocorrelation, average, *_ = (
         image_spec(),
@@ -164,6 +186,10 @@ def test_histograms_count_every_code_of_the_sample(prepared, tmp_path):
         values, counts = np.unique(inside, return_counts=True)
         assert found.counts["vertebra"][member].sum() == inside.size
         np.testing.assert_array_equal(found.counts["vertebra"][member][values], counts)
+        body = np.concatenate([v[spec.name][v["valid"] & v["body"]] for v in volumes])
+        np.testing.assert_array_equal(
+            found.counts["body"][member], np.bincount(body, minlength=256)
+        )
         low, high = histograms.ends(found.counts["box"][member], spec)
         assert low == pytest.approx((codes == 0).mean())
         assert high == pytest.approx((codes == spec.codes - 1).mean())

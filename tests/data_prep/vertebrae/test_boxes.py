@@ -82,6 +82,17 @@ def test_a_box_shows_what_the_cube_shows_there(
             np.testing.assert_array_equal(own, cube)
 
 
+def test_the_centre_of_a_box_is_that_of_the_body(
+    vertebra_boxes: PreparedCohort, prepared: Path
+) -> None:
+    about, cubes = vertebra_boxes.about, PreparedCohort(prepared)
+    assert about.centre == (10, 10, 16)
+    assert cubes.about.centre == (16, 16, 16)
+    for row in range(len(cubes)):
+        own = vertebra_boxes.array(row, "mask")[2][about.window]
+        np.testing.assert_allclose(np.argwhere(own).mean(axis=0) + 0.5, about.centre, atol=0.5)
+
+
 def test_statistics_are_of_the_shown_voxels_of_each_region(vertebra_boxes: PreparedCohort) -> None:
     about = vertebra_boxes.about
     rows = vertebra_boxes.rows("train")
