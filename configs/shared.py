@@ -98,6 +98,12 @@ def resnet34() -> ConfigDict:
             "norm": "batch",  # R: batch, per_map, group
             "dtype": "float32",  # of compute; parameters and losses are float32 always
             "remat": False,
+            # R: the mean of 2^3 voxels where space is halved; strided reads one of 8, as in 0.1
+            "shortcut": "average",
+            "stem_window": 7,  # voxels
+            "stem_stride": 2,
+            "max_pool": True,  # behind the stem
+            "block_scale": 0.0,  # R: start of a block's last scale; at 0 it starts as its shortcut
         }
     )
 

@@ -35,46 +35,63 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3^rank convolutions and a shortcut (He et al. 2016)."""
+    """Two 3^rank convolutions and a shortcut (He et al. 2016).
 
-    def __init__(self, inputs: int, outputs: int, stride: int, kind: str, rank: int) -> None:
+    Where space is halved, an "average" shortcut is the mean of 2^rank voxels and then a 1^rank
+    convolution (He et al. 2019); a "strided" one is a 1^rank convolution of stride 2.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, kind: str, rank: int, shortcut: str
+    ) -> None:
         super().__init__()
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
         self.conv1 = conv(inputs, outputs, 3, stride, 1, bias=False)
         self.norm1 = Norm(outputs, kind, rank)
         self.conv2 = conv(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = Norm(outputs, kind, rank)
-        self.projection = None
+        self.projection, self.mean = None, nn.Identity()
+        if stride != 1 and shortcut == "average":
+            mean = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[rank]
+            # At an odd edge the mean is over the voxels that exist.
+            self.mean = mean(2, ceil_mode=True, count_include_pad=False)
         if stride != 1 or inputs != outputs:
-            self.projection = conv(inputs, outputs, 1, stride, bias=False)
+            step = 1 if shortcut == "average" else stride
+            self.projection = conv(inputs, outputs, 1, step, bias=False)
             self.projection_norm = Norm(outputs, kind, rank)
 
     def forward(self, x):
         y = functional.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         if self.projection is not None:
-            x = self.projection_norm(self.projection(x))
+            x = self.projection_norm(self.projection(self.mean(x)))
         return functional.relu(x + y)
 
 
 class ResNet(nn.Module):
-    """[B, 1, *space] -> [B, F], the mean of the last stage over space."""
+    """[B, 1, *space] -> [B, F], the mean of the last stage over space.
 
-    def __init__(self, stage_sizes, width: int, rank: int, kind: str) -> None:
+    `model` has the fields of config.model in model.json; a model of 0.1 or 0.2 lacks some.
+    """
+
+    def __init__(self, model: dict) -> None:
         super().__init__()
+        width, rank, kind = model["width"], model["rank"], model["norm"]
+        window, shortcut = model.get("stem_window", 7), model.get("shortcut", "strided")
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
         pool = {2: nn.MaxPool2d, 3: nn.MaxPool3d}[rank]
-        self.stem = conv(1, width, 7, 2, 3, bias=False)
+        self.stem = conv(1, width, window, model.get("stem_stride", 2), window // 2, bias=False)
         self.stem_norm = Norm(width, kind, rank)
-        self.pool = pool(3, 2, 1)
+        self.pool = pool(3, 2, 1) if model.get("max_pool", True) else nn.Identity()
         channels, self.blocks = width, []
-        for stage, count in enumerate(stage_sizes):
+        for stage, count in enumerate(model["stage_sizes"]):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                self.add_module(name, Block(channels, width * 2**stage, stride, kind, rank))
+                outputs = width * 2**stage
+                self.add_module(name, Block(channels, outputs, stride, kind, rank, shortcut))
                 self.blocks.append(name)
-                channels = width * 2**stage
+                channels = outputs
 
     def forward(self, x):
         x = self.pool(functional.relu(self.stem_norm(self.stem(x))))
@@ -122,7 +139,7 @@ class OsteoModel(nn.Module):
         if card["config"].get("moe", {}).get("decoder", "experts") != "experts":
             raise SystemExit("this example supports only moe.decoder=experts")
         self.card, self.rank = card, model["rank"]
-        self.backbone = ResNet(model["stage_sizes"], model["width"], self.rank, model["norm"])
+        self.backbone = ResNet(model)
         prefix = "params.experts."
         heads = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
         self.experts = Experts(heads) if heads else None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
+from osteojax.models import build_backbone, resnet
 from tests.small_runs import CONFIGS, load_config
 from tests.stored import STORED
 
@@ -43,6 +46,26 @@ def test_configs_of_0_1_have_its_fields_and_values_but_for_named_changes(name: s
     changed = {field[1:]: found[field] for field in written if found[field] != written[field]}
     assert changed == CHANGED.get(name, {})
     assert isinstance(config.model.stage_sizes, tuple)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_config_writes_every_field_of_its_network(name: str) -> None:
+    """So that a workdir says in full what was trained, whatever a later version's defaults are."""
+    model = importlib.import_module(f"configs.{name}").get_config().model
+    known = {field.name for field in dataclasses.fields(resnet.ResNet)}
+    known -= {"parent", "name", "axis_name", "lowering"}  # of the run, and of the machine
+    assert set(model) == known | {"name"}
+    assert model.shortcut == "average"
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_config_of_0_1_builds_the_network_of_0_1(name: str) -> None:
+    model = ConfigDict(WRITTEN[name]["model"])
+    assert not {"shortcut", "stem_window", "stem_stride", "max_pool", "block_scale"} & set(model)
+    assert build_backbone(model, None) == resnet.ResNet(
+        (3, 4, 6, 3), model.width, shortcut="strided", stem_window=7, stem_stride=2, max_pool=True,
+        block_scale=0.0,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,12 +20,16 @@ from osteojax.errors import UserError
 
 CAPTURE_WARMUP = 3
 """Steps before a CUDA graph is captured, as PyTorch requires."""
+FORM = ("shortcut", "stem_window", "stem_stride", "max_pool", "block_scale")
+"""Fields of `config.model` that the copy of the network has; a config without one means 0.1's."""
 
 
 class Block(nn.Module):
     """Two 3^3 convolutions with a shortcut (`osteojax.models.resnet.BasicBlock`)."""
 
-    def __init__(self, in_features: int, features: int, stride: int) -> None:
+    def __init__(
+        self, in_features: int, features: int, stride: int, shortcut: str, scale: float
+    ) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             nn.Conv3d(in_features, features, 3, stride, 1, bias=False),
@@ -34,31 +38,45 @@ class Block(nn.Module):
             nn.Conv3d(features, features, 3, 1, 1, bias=False),
             nn.BatchNorm3d(features),
         )
-        nn.init.zeros_(self.branch[4].weight)
+        nn.init.constant_(self.branch[4].weight, scale)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_features != features:
+            average = stride > 1 and shortcut == "average"
             self.shortcut = nn.Sequential(
-                nn.Conv3d(in_features, features, 1, stride, bias=False),
+                nn.Conv3d(in_features, features, 1, 1 if average else stride, bias=False),
                 nn.BatchNorm3d(features),
             )
+            if average:  # at an odd edge over the voxels that exist
+                self.shortcut.insert(0, nn.AvgPool3d(2, ceil_mode=True, count_include_pad=False))
 
     def forward(self, x: Any) -> Any:
         return torch.relu(self.branch(x) + self.shortcut(x))
 
 
-def resnet(stage_sizes: tuple[int, ...], width: int) -> Any:
-    """f[B, 1, D, H, W] -> f[B, F]: `osteojax.models.resnet.ResNet` in 3D."""
+def resnet(
+    stage_sizes: tuple[int, ...],
+    width: int,
+    *,
+    shortcut: str = "strided",
+    stem_window: int = 7,
+    stem_stride: int = 2,
+    max_pool: bool = True,
+    block_scale: float = 0.0,
+) -> Any:
+    """f[B, 1, D, H, W] -> f[B, F]: `osteojax.models.resnet.ResNet` in 3D, with its fields."""
     parts: list[nn.Module] = [
-        nn.Conv3d(1, width, 7, 2, 3, bias=False),
+        nn.Conv3d(1, width, stem_window, stem_stride, stem_window // 2, bias=False),
         nn.BatchNorm3d(width),
         nn.ReLU(inplace=True),
-        nn.MaxPool3d(3, 2, 1),
     ]
+    if max_pool:
+        parts.append(nn.MaxPool3d(3, 2, 1))
     in_features = width
     for stage, blocks in enumerate(stage_sizes):
         for index in range(blocks):
             features = width * 2**stage
-            parts.append(Block(in_features, features, 2 if stage and not index else 1))
+            stride = 2 if stage and not index else 1
+            parts.append(Block(in_features, features, stride, shortcut, block_scale))
             in_features = features
     return nn.Sequential(*parts, nn.AdaptiveAvgPool3d(1), nn.Flatten())
 
@@ -75,7 +93,9 @@ class SwAV(nn.Module):
         self.half = config.model.dtype == "bfloat16"
         stage_sizes, width = tuple(config.model.stage_sizes), config.model.width
         hidden, dim = self.settings.projector_dim, self.settings.prototype_dim
-        self.encoder = resnet(stage_sizes, width).to(memory_format=torch.channels_last_3d)
+        form = {name: config.model[name] for name in FORM if name in config.model}
+        encoder = resnet(stage_sizes, width, **form)
+        self.encoder = encoder.to(memory_format=torch.channels_last_3d)
         self.projector = nn.Sequential(
             nn.Linear(width * 2 ** (len(stage_sizes) - 1), hidden, bias=False),
             nn.BatchNorm1d(hidden),

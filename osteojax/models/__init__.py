@@ -10,7 +10,8 @@ sample, and returns named features, with "pooled" f32[B, F] among them. It may h
   remat               a field: whether layers are computed again in the backward pass
 
 and its file may have PLAIN, values of fields for the plain program whose FLOPs are counted, without
-our optimisations (`osteojax.train.costs`).
+our optimisations (`osteojax.train.costs`), and FORM, names of fields that change what the same
+parameters compute: a run that starts from another one's encoder must have its values.
 """
 
 from __future__ import annotations
@@ -74,3 +75,15 @@ def plain_fields(config: ConfigDict) -> dict[str, Any]:
     """`PLAIN` of the backbone that `config.model` names; {} where it has none."""
     module = chosen_module("model.name", config.name, __name__)
     return dict(getattr(module, "PLAIN", {}))
+
+
+def form_of(config: ConfigDict) -> dict[str, Any]:
+    """Values of the fields that the backbone's module names in `FORM`; a field that `config` lacks
+    has the backbone's default.
+
+    Raises:
+      UserError: no such backbone, or it has no such field.
+    """
+    module = chosen_module("model.name", config.name, __name__)
+    backbone = build_backbone(config, None)
+    return {name: getattr(backbone, name) for name in getattr(module, "FORM", ())}

@@ -25,7 +25,13 @@ class Norm(nn.Module):
 
     Attributes:
       kind: "batch": statistics of each channel over the global batch (Ioffe & Szegedy 2015).
-        "group": of at most 32 groups of channels within each sample (Wu & He 2018).
+        "group": of gcd(32, channels) groups of channels within each sample (Wu & He 2018). It
+        removes the energy that texture is: each sample is divided by its own standard deviation,
+        and how strongly neighbouring voxels differ is what distinguishes one bone from another. A
+        supervised readout of trabecular spacing from crops of 18 mm reached r = 0.25-0.50 with it
+        and 0.92 with "batch" (simulated bone, a small network). With few channels it is instance
+        normalisation (8 or 16 channels: one channel a group), and at a space of one voxel a group
+        of two channels becomes +-1, whatever the image shows, and a group of one becomes 0.
         "per_map": as "batch", separately for each texture map; see `PerMapNorm`.
       axis_name: mapped axis that the batch is spread over; None on one device.
       dtype: of the result; None keeps the promoted dtype of input and parameters.

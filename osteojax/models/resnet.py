@@ -1,4 +1,11 @@
-"""ResNet for images and volumes of one channel (He et al. 2016, basic blocks)."""
+"""ResNet for images and volumes of one channel (He et al. 2016, basic blocks).
+
+The shortcut of a block that halves space is that of ResNet-D (He et al. 2019, arXiv:1812.01187):
+the mean of 2^rank voxels, then a 1x1x1 convolution of stride 1. Because the scale of a block's last
+norm starts at zero, a network starts as the chain of its shortcuts. The strided 1x1x1 shortcut of
+the original reads one voxel of 2^rank, so that such a network starts without most of its input: at
+32^3, 216 of 32,768 voxels influence its embedding, and none of the central half-cube.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +14,23 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from osteojax.errors import UserError
 from osteojax.models import AttentionLayer, from_fields
 from osteojax.models.normalisation import Norm
 from osteojax.ops.conv3d import Conv
 
-STEM_STRIDE = 4
-"""Stride of stage 1 relative to the input; each later stage doubles it."""
+SHORTCUTS = ("average", "strided")
 
 
 class ResNet(nn.Module):
     """ResNet34 by default; 21.3 M parameters in 2D, 63.5 M in 3D.
 
-    Stem: 7^rank stride 2, norm, ReLU, 3^rank max-pool stride 2. Stages of basic blocks have widths
-    w, 2w, 4w, 8w; stages 2 to 4 have stride 2, with 1x1 stride-2 projections on their shortcuts.
-    The scale of the last norm of every block starts at zero, so that a block starts as its shortcut
-    (Goyal et al. 2017).
+    Stem: a convolution, norm, ReLU, 3^rank max-pool of stride 2. Stages of basic blocks have widths
+    w, 2w, 4w, 8w; the first block of stages 2 to 4 halves space and has a projection on its
+    shortcut. The defaults are the network of 0.1; shipped configs have shortcut "average".
 
     Attributes:
       stage_sizes: blocks in each stage.
@@ -34,6 +41,14 @@ class ResNet(nn.Module):
       dtype: of the computation; parameters and statistics are float32.
       remat: recomputes each block in the backward pass instead of keeping its activations.
       lowering: of the convolutions (`osteojax.ops.conv3d.conv`).
+      shortcut: of a block that halves space. "average": `average_pool`, then a 1^rank convolution,
+        which reads every voxel. "strided": a 1^rank convolution of stride 2, which reads one voxel
+        of 2^rank.
+      stem_window: edge of the stem's kernel in voxels, odd.
+      stem_stride: of the stem's convolution.
+      max_pool: whether the stem ends in the max-pool.
+      block_scale: start of the scale of the last norm of every block. At zero a block starts as its
+        shortcut (Goyal et al. 2017).
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -44,15 +59,29 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     lowering: str = "auto"
+    shortcut: str = "strided"
+    stem_window: int = 7
+    stem_stride: int = 2
+    max_pool: bool = True
+    block_scale: float = 0.0
 
     @property
     def attention_layers(self) -> tuple[AttentionLayer, ...]:
-        """The last block of each stage. Voxel i of a stage is centred on the input's voxel
-        stride * i, because every layer of stride 2 pads evenly."""
-        return tuple(
-            AttentionLayer(f"stage{stage}_block{blocks}", STEM_STRIDE * 2 ** (stage - 1))
-            for stage, blocks in enumerate(self.stage_sizes, start=1)
-        )
+        """The last block of each stage.
+
+        Every convolution and the max-pool have odd windows and pad evenly, so that with strided
+        shortcuts voxel i of a stage is centred on the input's voxel stride * i. An average shortcut
+        is centred between the two voxels it reads, half a voxel further along each axis than the
+        convolutions beside it. Both are taken to weigh alike: a quarter of the stage's stride.
+        """
+        layers, centre = [], 0.0
+        stride = self.stem_stride * (2 if self.max_pool else 1)
+        for stage, blocks in enumerate(self.stage_sizes, start=1):
+            if stage > 1:
+                centre += stride / 4 if self.shortcut == "average" else 0.0
+                stride *= 2
+            layers.append(AttentionLayer(f"stage{stage}_block{blocks}", stride, centre))
+        return tuple(layers)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, map_id: Array | None = None) -> dict[str, Array]:
@@ -64,8 +93,8 @@ class ResNet(nn.Module):
           map_id: i32[B], texture map of each sample (index into `POOL`); for norm "per_map".
 
         Returns:
-          "stage1".. dtype[B, *space / 4.., C], one for each stage, and "pooled" f32[B, C], the mean
-          of the last one over space.
+          "stage1".. dtype[B, *space / stride.., C], one for each stage, and "pooled" f32[B, C], the
+          mean of the last one over space.
         """
         if x.ndim != self.rank + 2:
             raise ValueError(
@@ -74,9 +103,9 @@ class ResNet(nn.Module):
         x = x.astype(self.dtype)
         x = Conv(
             self.width,
-            (7,) * self.rank,
-            strides=2,
-            padding=3,
+            (self.stem_window,) * self.rank,
+            strides=self.stem_stride,
+            padding=self.stem_window // 2,
             use_bias=False,
             dtype=self.dtype,
             kernel_init=KERNEL_INIT,
@@ -84,7 +113,7 @@ class ResNet(nn.Module):
             name="stem",
         )(x)
         x = Norm(self.norm, self.axis_name, self.dtype, name="stem_norm")(x, map_id, train=train)
-        x = max_pool(nn.relu(x))
+        x = max_pool(nn.relu(x)) if self.max_pool else nn.relu(x)
         block = nn.remat(BasicBlock, static_argnums=(3,)) if self.remat else BasicBlock
         features = {}
         for stage, blocks in enumerate(self.stage_sizes):
@@ -96,6 +125,8 @@ class ResNet(nn.Module):
                     axis_name=self.axis_name,
                     dtype=self.dtype,
                     lowering=self.lowering,
+                    shortcut=self.shortcut,
+                    scale=self.block_scale,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(x, map_id, train)
             features[f"stage{stage + 1}"] = x
@@ -116,10 +147,12 @@ class BasicBlock(nn.Module):
     axis_name: str | None
     dtype: Any
     lowering: str
+    shortcut: str = "strided"
+    scale: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array, map_id: Array | None, train: bool) -> Array:
-        """dtype[B, *space, C] -> dtype[B, *space / stride, features]."""
+        """dtype[B, *space, C] -> dtype[B, *ceil(space / stride), features]."""
         rank = x.ndim - 2
 
         def convolution(x: Array, window: int, stride: int, name: str) -> Array:
@@ -142,10 +175,35 @@ class BasicBlock(nn.Module):
 
         y = nn.relu(norm(convolution(x, 3, self.stride, "conv1"), "norm1"))
         y = convolution(y, 3, 1, "conv2")
-        y = norm(y, "norm2", scale_init=nn.initializers.zeros_init())
+        y = norm(y, "norm2", scale_init=nn.initializers.constant(self.scale))
         if x.shape != y.shape:
-            x = norm(convolution(x, 1, self.stride, "projection"), "projection_norm")
+            stride = self.stride
+            if stride == 2 and self.shortcut == "average":
+                x, stride = average_pool(x), 1
+            x = norm(convolution(x, 1, stride, "projection"), "projection_norm")
         return nn.relu(x + y)
+
+
+def average_pool(x: Array) -> Array:
+    """Mean over 2^rank windows, stride 2; at an odd edge, over the voxels that exist.
+
+    f[B, *space, C] -> f[B, *ceil(space / 2), C], in the dtype of `x`; sums are float32 or wider.
+    Axes are pooled one after another, from slices, for the reasons that `max_pool` gives.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis in range(1, x.ndim - 1):
+        size = x.shape[axis]
+        count = -(-size // 2)
+        config = [(0, 0, 0)] * x.ndim
+        config[axis] = (0, 2 * count - size, 0)
+        padded = lax.pad(wide, jnp.zeros((), wide.dtype), config)
+        first, second = (
+            lax.slice_in_dim(padded, start, start + 2 * count - 1, 2, axis) for start in (0, 1)
+        )
+        weights = np.full(count, 0.5)
+        weights[-1] = 1 / (size - 2 * (count - 1))  # 1 voxel of an odd axis, else 2
+        wide = (first + second) * weights.astype(wide.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis))
+    return wide.astype(x.dtype)
 
 
 def max_pool(x: Array) -> Array:
@@ -174,10 +232,28 @@ def resnet34(**fields: Any) -> ResNet:
 
 
 def build(fields: Mapping[str, Any], axis_name: str | None) -> nn.Module:
-    """The `ResNet` of a config's fields; see `osteojax.models`."""
+    """The `ResNet` of a config's fields; see `osteojax.models`.
+
+    Raises:
+      UserError: a field that it does not know, or a value that it cannot have.
+    """
     dtype, stage_sizes = jnp.dtype(fields["dtype"]), tuple(fields["stage_sizes"])
-    return from_fields(ResNet, {**fields, "dtype": dtype, "stage_sizes": stage_sizes}, axis_name)
+    own = {**fields, "dtype": dtype, "stage_sizes": stage_sizes}
+    model = from_fields(ResNet, own, axis_name)
+    window, stride = own.get("stem_window", 7), own.get("stem_stride", 2)
+    if own.get("shortcut", "strided") not in SHORTCUTS:
+        raise UserError(
+            f"model.shortcut is {own['shortcut']!r}; choose from {', '.join(SHORTCUTS)}."
+        )
+    if window < 1 or window % 2 == 0:
+        raise UserError(f"model.stem_window is {window}; it must be odd, as 3, 5 or 7.")
+    if stride < 1:
+        raise UserError(f"model.stem_stride is {stride}; it must be 1 or more.")
+    return model
 
 
 PLAIN = {"lowering": "xla", "remat": False}
 """XLA's own convolutions, each computed once."""
+
+FORM = ("shortcut", "stem_stride", "max_pool")
+"""Fields that change what the same parameters compute."""

@@ -18,6 +18,7 @@ from osteojax import __version__
 from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
 from osteojax.files import write_json, write_text
+from osteojax.models import form_of
 
 MAY_DIFFER = ("data.placement", "steps_per_dispatch")
 """Settings that may differ on resume; they do not affect results."""
@@ -79,12 +80,37 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> ConfigDi
                 f"{workdir} was trained on another cohort than {cohort.directory}. Use the same "
                 "--data to resume, or another --workdir."
             )
-    elif jax.process_index() == 0:
+        return config
+    _check_same_network(config)
+    if jax.process_index() == 0:
         # The text is copied unchanged, also of a folder that an earlier version wrote.
         manifest = (cohort.directory / "manifest.json").read_text(encoding="utf-8")
         write_text(workdir / "manifest.json", manifest)
         write_json(path, {"config": wanted, "osteojax": __version__, "data": str(cohort.directory)})
     return config
+
+
+def _check_same_network(config: ConfigDict) -> None:
+    """Raises UserError where the encoder of `init_from` has parameters of the same shapes, and this
+    run's network would compute something else from them."""
+    source = config.get("init_from")
+    if not source:
+        return
+    try:
+        text = (Path(source) / "config.json").read_text(encoding="utf-8")
+        theirs = ConfigDict(json.loads(text)["config"]["model"])
+    except (OSError, ValueError, KeyError):
+        return  # a folder that cannot be read is refused where its checkpoint is read
+    if theirs.get("name") != config.model.name:
+        return  # another backbone has other parameters, which the warm start refuses
+    wanted = form_of(config.model)
+    for name, value in form_of(theirs).items():
+        if value != wanted[name]:
+            raise UserError(
+                f"{source} was trained with model.{name}={value}, and this run has {wanted[name]}: "
+                f"its weights would mean something else. Add --config.model.{name}={value}, or "
+                "pre-train again."
+            )
 
 
 def _read_claim(workdir: Path) -> tuple[dict[str, Any], str]:

@@ -118,9 +118,17 @@ def test_pytorch_predicts_what_evaluate_wrote(exported_model: Path, rois) -> Non
 
 # Groups of two channels and one voxel, as 32^2 would have, normalise rounding errors to one.
 @pytest.mark.parametrize(
-    ("rank", "norm", "edge"), [(3, "batch", 32), (3, "per_map", 32), (2, "group", 128)]
+    ("rank", "norm", "edge", "form"),
+    [
+        (3, "batch", 32, {}),  # as a card of 0.1 says it
+        (3, "batch", 36, {"shortcut": "average"}),  # stages of 9, 5, 3 and 2: odd edges
+        (3, "per_map", 32, {"shortcut": "average"}),
+        (2, "group", 128, {"shortcut": "average"}),
+        (2, "batch", 45, {"shortcut": "average", "stem_window": 5, "max_pool": False}),
+        (2, "batch", 33, {"stem_window": 3, "stem_stride": 1, "block_scale": 0.5}),
+    ],
 )
-def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int) -> None:
+def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int, form: dict) -> None:
     """The paper's 3-4-6-3 blocks, with statistics and scales that are not those of a start."""
     torch = pytest.importorskip("torch")
     import jax
@@ -129,7 +137,7 @@ def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int) -> Non
     from osteojax.models.resnet import resnet34
 
     example = load_example("resnet3d_pytorch")
-    model = resnet34(width=8, rank=rank, norm=norm)
+    model = resnet34(width=8, rank=rank, norm=norm, **form)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *(edge,) * rank, 1)).astype(np.float32)
     start = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
@@ -145,7 +153,8 @@ def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int) -> Non
     expected = jax.jit(lambda v, x: model.apply(v, x, train=False)["pooled"])(variables, x)
     inner = {part: {"backbone": tree} for part, tree in variables.items()}
     weights = flat_weights(inner)
-    network = example.ResNet((3, 4, 6, 3), 8, rank, norm)
+    card = {"stage_sizes": (3, 4, 6, 3), "width": 8, "rank": rank, "norm": norm, **form}
+    network = example.ResNet(card)
     state = {n.removeprefix("backbone."): t for n, t in example.state_dict(weights).items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
     assert not unexpected

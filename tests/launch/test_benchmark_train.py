@@ -286,12 +286,17 @@ def test_the_step_is_imported_with_jax_flax_optax_and_orbax_alone() -> None:
 # ---------------------------------------------------------------- PyTorch
 
 
-def test_pytorch_takes_the_same_step() -> None:
+@pytest.mark.parametrize("form", ["shipped", "0.1"])
+def test_pytorch_takes_the_same_step(form: str) -> None:
     """The peer's network from our parameters: as many of them, and the same loss for a batch."""
     torch = pytest.importorskip("torch")
     from launch.benchmarks import peer_pytorch
 
-    one = small_experiment("swav")
+    config = small_config("swav")
+    if form == "0.1":
+        with config.unlocked():
+            del config.model.shortcut
+    one = experiment.Experiment(config, experiment.stand_in_cohort(16, vertebrae=24), 1)
     one.config.data.augment.max_shift_voxels, one.config.data.augment.flip_probability = 0, 0.0
     batch = one.synthetic_batch()
     cost = one.cost(batch)
@@ -339,8 +344,8 @@ def _give_parameters(torch, peer, params) -> None:
         convolution(block.branch[3], ours["conv2"]["kernel"])
         norm(block.branch[4], ours["norm2"])
         if "projection" in ours:
-            convolution(block.shortcut[0], ours["projection"]["kernel"])
-            norm(block.shortcut[1], ours["projection_norm"])
+            convolution(block.shortcut[-2], ours["projection"]["kernel"])
+            norm(block.shortcut[-1], ours["projection_norm"])
     projector = params["projector"]
     peer.projector[0].weight.data = torch.as_tensor(np.asarray(projector["hidden"]["kernel"]).T)
     norm(peer.projector[1], projector["norm"])

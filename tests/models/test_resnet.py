@@ -37,8 +37,11 @@ def _variables(model, x):
     return jax.tree_util.tree_map_with_path(draw, dict(shapes))
 
 
-def _reference(variables, x, stage_sizes, train):
-    """The same network in plain Flax layers, written from He et al. 2016 (figure 3, table 1)."""
+def _reference(
+    variables, x, stage_sizes, train, *, shortcut="strided", stem_stride=2, max_pool=True
+):
+    """The same network in plain Flax layers, written from He et al. 2016 (figure 3, table 1) and,
+    with average shortcuts, 2019 (figure 2d)."""
     params, state = variables["params"], variables["batch_stats"]
     rank = x.ndim - 2
 
@@ -58,8 +61,10 @@ def _reference(variables, x, stage_sizes, train):
         variables = {"params": params["norm"], "batch_stats": state["norm"]}
         return layer.apply(variables, x, mutable=["batch_stats"])[0]
 
-    x = nn.relu(norm(convolution(x, params["stem"], 2), params["stem_norm"], state["stem_norm"]))
-    x = nn.max_pool(x, (3,) * rank, (2,) * rank, padding=((1, 1),) * rank)
+    x = convolution(x, params["stem"], stem_stride)
+    x = nn.relu(norm(x, params["stem_norm"], state["stem_norm"]))
+    if max_pool:
+        x = nn.max_pool(x, (3,) * rank, (2,) * rank, padding=((1, 1),) * rank)
     features = {}
     for stage, blocks in enumerate(stage_sizes, 1):
         for index in range(1, blocks + 1):
@@ -68,24 +73,39 @@ def _reference(variables, x, stage_sizes, train):
             y = nn.relu(norm(convolution(x, p["conv1"], stride), p["norm1"], s["norm1"]))
             y = norm(convolution(y, p["conv2"], 1), p["norm2"], s["norm2"])
             if stride == 2:
-                x = convolution(x, p["projection"], 2)
+                if shortcut == "average":
+                    odd = tuple((0, size % 2) for size in x.shape[1:-1])
+                    x = nn.avg_pool(x, (2,) * rank, (2,) * rank, odd, count_include_pad=False)
+                x = convolution(x, p["projection"], 1 if shortcut == "average" else 2)
                 x = norm(x, p["projection_norm"], s["projection_norm"])
             x = nn.relu(x + y)
         features[f"stage{stage}"] = x
     return {**features, "pooled": x.mean(tuple(range(1, rank + 1)))}
 
 
-@pytest.mark.parametrize(("rank", "size"), [(2, 33), (3, 16)])
-@pytest.mark.parametrize("train", [False, True])
-def test_features_equal_plain_flax_layers(rank, size, train):
-    model, x = ResNet(rank=rank, **SMALL), _input(rank, size, batch=5)
+AVERAGE = {"shortcut": "average"}
+EARLY = {"shortcut": "average", "stem_stride": 1, "max_pool": False}
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "train", "form"),
+    [
+        *[(rank, size, train, {}) for rank, size in ((2, 33), (3, 16)) for train in (False, True)],
+        (2, 70, True, AVERAGE),  # stages of 18, 9, 5 and 3
+        (3, 33, False, AVERAGE),  # 9, 5, 3 and 2
+        (2, 14, False, EARLY),
+    ],
+)
+def test_features_equal_plain_flax_layers(rank, size, train, form):
+    window = {"stem_window": 5} if form is EARLY else {}
+    model, x = ResNet(rank=rank, **SMALL, **window, **form), _input(rank, size, batch=5)
     variables = _variables(model, x)
     features, _ = jax.jit(lambda v, x: model.apply(v, x, train=train, mutable=["batch_stats"]))(
         variables, x
     )
     with jax.enable_x64(True):  # statistics over five voxels magnify the rounding of a float32 one
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (variables, x))
-        expected = _reference(*wide, SMALL["stage_sizes"], train)
+        expected = _reference(*wide, SMALL["stage_sizes"], train, **form)
         expected = {name: np.asarray(value) for name, value in expected.items()}
     assert expected["pooled"].dtype == np.float64
     assert features.keys() == expected.keys()
@@ -97,8 +117,9 @@ def test_features_equal_plain_flax_layers(rank, size, train):
         )
 
 
-def test_gradients_equal_plain_flax_layers():
-    model, x = ResNet((1, 1), 12), _input(3)
+@pytest.mark.parametrize("form", [{}, AVERAGE], ids=["strided", "average"])
+def test_gradients_equal_plain_flax_layers(form):
+    model, x = ResNet((1, 1), 12, **form), _input(3, 18)  # the shortcut of stage 2 has an odd edge
     variables = _variables(model, x)
     target = jnp.asarray(np.random.default_rng(2).standard_normal((2, 24)), jnp.float32)
 
@@ -110,7 +131,7 @@ def test_gradients_equal_plain_flax_layers():
         return jax.jit(jax.grad(loss))(variables["params"])
 
     ours = gradient(lambda v: model.apply(v, x, train=False))
-    theirs = gradient(lambda v: _reference(v, x, (1, 1), False))
+    theirs = gradient(lambda v: _reference(v, x, (1, 1), False, **form))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max())),
         ours,
@@ -185,7 +206,9 @@ def test_max_pool_equals_reduce_window_in_value_and_gradient(shape):
 def test_remat_changes_nothing():
     """In float64, where rounding cannot hide a difference."""
     with jax.enable_x64(True):
-        plain, remat = (ResNet((1, 1), 8, remat=r, dtype=jnp.float64) for r in (False, True))
+        plain, remat = (
+            ResNet((1, 1), 8, remat=r, dtype=jnp.float64, **AVERAGE) for r in (False, True)
+        )
         x = jnp.asarray(_input(3, 16), jnp.float64)
         variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), _variables(plain, x))
 
@@ -205,9 +228,9 @@ def test_remat_changes_nothing():
         )
 
 
-@pytest.mark.parametrize("norm", ["batch", "per_map"])
-def test_eight_devices_equal_one(norm):
-    model = ResNet(stage_sizes=(1, 1), width=12, norm=norm)
+@pytest.mark.parametrize(("norm", "form"), [("batch", AVERAGE), ("per_map", {})])
+def test_eight_devices_equal_one(norm, form):
+    model = ResNet(stage_sizes=(1, 1), width=12, norm=norm, **form)
     x, ids = _input(3, 16, batch=8), jnp.arange(8) % 3
     variables = _variables(model, x)
     target = jnp.asarray(np.random.default_rng(2).standard_normal((8, 24)), jnp.float32)

@@ -92,10 +92,14 @@ def network_products(size: int, batch: int, width: int = 64, **fields: Any) -> l
     return costs.products(gradient, *arguments)
 
 
+@pytest.mark.parametrize("shortcut", ["strided", "average"])
 @pytest.mark.parametrize(("size", "gflops", "padded"), [(64, 30, 39), (96, 111, 132)])
-def test_resnet34_is_what_is_known_of_it(size: int, gflops: int, padded: int) -> None:
-    """Known per view: 30 (39 with padding) and 111 (132); the benchmark's formula to the FLOP."""
-    found = network_products(size, 1)
+def test_resnet34_is_what_is_known_of_it(
+    size: int, gflops: int, padded: int, shortcut: str
+) -> None:
+    """Known per view: 30 (39 with padding) and 111 (132); the benchmark's formula to the FLOP. The
+    projection of a mean has as many outputs as a strided one."""
+    found = network_products(size, 1, shortcut=shortcut)
     assert round(sum(p.flops for p in found) / 1e9) == gflops
     assert round(sum(p.padded_flops for p in found) / 1e9) == padded
     assert sum(p.flops for p in found) == conv3d_benchmark.model_flops(size, 1, 64)

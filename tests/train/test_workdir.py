@@ -17,7 +17,7 @@ from osteojax.data.pipeline import training_batches
 from osteojax.data.views import Supervised
 from osteojax.errors import UserError
 from osteojax.train.workdir import check_devices, claim
-from tests.small_runs import fine_tuning
+from tests.small_runs import fine_tuning, pretraining
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'"),
@@ -74,6 +74,28 @@ def test_a_value_that_differs_is_told_with_the_way_to_resume(tiny_pool: Path, tm
     claim(tmp_path, fine_tuning("--config.objective.device_dropout=0.5"), cohort)
     with pytest.raises(UserError, match=r"dropout was 0\.5, is 0\.1\. .*--config\.FIELD=VALUE"):
         claim(tmp_path, fine_tuning(), cohort)
+
+
+def test_an_encoder_of_another_form_is_refused_before_the_workdir_is_taken(
+    tiny_pool: Path, tmp_path: Path
+) -> None:
+    """0.2 had strided shortcuts, whose weights have the same shapes as those of average ones."""
+    cohort, source, new = PreparedCohort(tiny_pool), tmp_path / "source", tmp_path / "new"
+    claim(source, pretraining(), cohort)
+    written = json.loads((source / "config.json").read_text())
+    del written["config"]["model"]["shortcut"], written["config"]["model"]["stem_stride"]
+    (source / "config.json").write_text(json.dumps(written))
+    start = f"--config.init_from={source}"
+    with pytest.raises(
+        UserError, match=r"model\.shortcut=strided.*Add --config\.model\.shortcut=st"
+    ):
+        claim(new, fine_tuning(start), cohort)
+    same = "--config.model.shortcut=strided"
+    config = fine_tuning(start, same, "--config.model.stem_stride=1")
+    with pytest.raises(UserError, match=r"stem_stride=2, and this run has 1"):
+        claim(new, config, cohort)
+    assert not new.exists()
+    claim(new, fine_tuning(start, same, "--config.model.remat=true"), cohort)
 
 
 def test_a_record_that_is_damaged_stops_the_run(tiny_pool: Path, tmp_path: Path) -> None:
