@@ -137,11 +137,11 @@ class Experiment:
 
     def synthetic_batch(self) -> dict[str, np.ndarray]:
         """A global batch of noise, in the form that the step takes."""
-        count, size = self.config.batch_size, self.cohort.about.size
+        count, shape = self.config.batch_size, self.cohort.about.shape
         rows = np.arange(count) % len(self.cohort.labels.level)
         draws = self.draws(rows, np.random.default_rng(0))
         views = draws["map_ids"].shape[1:] if self.objective.view.key == "codes" else ()
-        codes = random_codes(count, *views, size, size, size)
+        codes = random_codes(count, *views, *shape)
         return {**draws, self.objective.view.key: codes}
 
     def new_state(self, batch: dict[str, Any]) -> TrainState:

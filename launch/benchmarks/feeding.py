@@ -68,13 +68,11 @@ def from_folder(experiment: Experiment, *, resident: bool, steps_per_call: int =
 def from_noise_in_memory(experiment: Experiment, steps_per_call: int, vertebrae: int) -> Feed:
     """Volumes of noise in device memory; for a step the host only draws."""
     view, devices = experiment.objective.view, experiment.devices
-    size, batch_size = experiment.cohort.about.size, experiment.config.batch_size
+    shape, batch_size = experiment.cohort.about.shape, experiment.config.batch_size
     rows, members = np.arange(vertebrae), tuple(view.members)
     layout = Layout.of(rows, view, experiment.cohort.manifest, devices.num_devices)
     assert layout is not None  # boxes of one folder have one shape
-    resident = place(
-        lambda row: random_codes(len(members), size, size, size, seed=row), layout, devices.mesh
-    )
+    resident = place(lambda row: random_codes(len(members), *shape, seed=row), layout, devices.mesh)
     rng = np.random.default_rng(0)
 
     def draw() -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -114,7 +115,7 @@ def _experiment(
 def _row(experiment: Experiment, source: str, repeats: int) -> dict[str, Any] | None:
     cohort, view = experiment.cohort, experiment.objective.view
     shards = [cohort.directory / "shards" / shard["name"] for shard in cohort.manifest.shards]
-    batch_size, size = experiment.config.batch_size, cohort.about.size
+    batch_size, about = experiment.config.batch_size, cohort.about
     batches = len(experiment.objective.training_rows()) // batch_size
     held: list[float] = []
 
@@ -135,14 +136,15 @@ def _row(experiment: Experiment, source: str, repeats: int) -> dict[str, Any] | 
     volumes = 1 if view.key == "image" else len(shown["map_ids"])
     return {
         "data": source,
-        "image_size": size,
+        "image_size": about.size,
+        "image_shape": list(about.shape),
         "batch_size": batch_size,
         "devices": experiment.devices.num_devices,
         "samples_per_second": rate,
         "samples_per_second_min": min(rates),
         "samples_per_second_max": max(rates),
         "samples_an_epoch": batches * batch_size,
-        "code_bytes_per_sample": volumes * size**3,
+        "code_bytes_per_sample": volumes * math.prod(about.shape),
         "disk_bytes_per_vertebra": sum(s.stat().st_size for s in shards) / len(cohort),
         "share_in_cache_when_cold": statistics.mean(held) if held else None,
         "paper_epochs_hours": PAPER_VERTEBRAE * PAPER_EPOCHS / rate / 3600,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 import statistics
 import tempfile
 import time
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     )
     settings = {
         "image_size": cohort.about.size,
+        "image_shape": list(cohort.about.shape),
         "batch_size": args.batch,
         "kernel_radius": texture.kernel_radius,
         "width": args.width,
@@ -107,8 +109,7 @@ def _images(cohort: Any, count: int) -> np.ndarray:
     if isinstance(cohort, PreparedCohort):
         rows = np.resize(np.arange(len(cohort)), count)
         return np.stack([cohort.members(int(row), ["image"])[0] for row in rows])
-    size = cohort.about.size
-    noise = np.random.default_rng(0).normal(size=(count, size, size, size))
+    noise = np.random.default_rng(0).normal(size=(count, *cohort.about.shape))
     smooth = ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5))
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
     return np.minimum(240 * smooth, 239).astype(np.uint8)
@@ -230,8 +231,9 @@ def _config(args: argparse.Namespace, textures: str) -> ConfigDict:
 
 def _saved_row(cohort: Any, texture: OnlineTexture, batch: int) -> dict[str, Any]:
     """Bytes on disk per vertebra, and bytes of codes that a step reads and moves."""
-    voxels = cohort.about.size**3
-    plane_bytes = -(-2 * voxels // 8)
+    voxels = math.prod(cohort.about.shape)
+    planes = math.prod(cohort.manifest.field("mask").shape)
+    plane_bytes = -(-planes // 8)
     disk = {name: len(stored) * voxels + plane_bytes for name, stored in _STORED.items()}
     if isinstance(cohort, PreparedCohort):
         disk = _disk_bytes(cohort, texture)

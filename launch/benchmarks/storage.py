@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     env = measure.environment("array-record", "grain") | {
         "vertebrae": len(boxes.boxes),
         "vertebrae_from": boxes.name,
-        "size": boxes.size,
+        "shape": list(boxes.shape),
         "texture": dataclasses.asdict(boxes.texture),
         "read_threads": READ_THREADS,
         # Reading and compressing use whole cores; on a busy machine only ratios are valid.
@@ -191,7 +191,7 @@ def _layout_row(
             continue
         if cold:
             row["share_in_cache_when_cold"] = share_in_cache(path)
-        seconds = read_seconds(path, layout, count, boxes.size, cold=cold, repeats=repeats)
+        seconds = read_seconds(path, layout, count, boxes.shape, cold=cold, repeats=repeats)
         row[f"{name}_vertebrae_per_second"] = rate(count, seconds)
     path.unlink()
     return row
@@ -273,4 +273,4 @@ def _rate(measured: dict[str, float] | None, unit: float = 1.0) -> str:
 
 
 def _source(boxes: Boxes) -> str:
-    return f"{len(boxes.boxes)} vertebrae ({boxes.name}), {boxes.size}^3"
+    return f"{len(boxes.boxes)} vertebrae ({boxes.name}), {' x '.join(map(str, boxes.shape))}"

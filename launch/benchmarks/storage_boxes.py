@@ -44,14 +44,14 @@ class Boxes:
 
     Attributes:
       name: "simulated" or "prepared folder".
-      size: edge of a box in voxels.
+      shape: (D, H, W) of a box in voxels.
       texture: settings of the maps.
       specs: uint8 storage of the pool's members, in `POOL` order.
       boxes: the vertebrae; 14 MB each at 96^3 with HU.
     """
 
     name: str
-    size: int
+    shape: tuple[int, int, int]
     texture: TextureSettings
     specs: tuple[MapSpec, ...]
     boxes: tuple[Box, ...]
@@ -89,7 +89,8 @@ def simulated_boxes(size: int, count: int) -> Boxes:
                 planes = np.packbits(roi_planes(roi)).tobytes()
                 boxes.append(Box(image.encode(roi.hu), hu, planes, training=True))
     specs = roi_settings.map_specs()
-    return Boxes("simulated", size, roi_settings.texture, specs, tuple(boxes[:count]))
+    shape, texture = roi_settings.grid.shape, roi_settings.texture
+    return Boxes("simulated", shape, texture, specs, tuple(boxes[:count]))
 
 
 def prepared_boxes(directory: Path, count: int) -> Boxes:
@@ -108,4 +109,4 @@ def prepared_boxes(directory: Path, count: int) -> Boxes:
         boxes.append(Box(codes, None, cohort.records(int(row), ["mask"])[0], bool(own)))
     about = cohort.about
     texture = TextureSettings(**about.texture)
-    return Boxes("prepared folder", about.size, texture, about.maps, tuple(boxes))
+    return Boxes("prepared folder", about.shape, texture, about.maps, tuple(boxes))

@@ -126,7 +126,7 @@ def open_shard(path: Path) -> Iterator[ArrayRecordDataSource]:
 
 
 def read_seconds(
-    path: Path, layout: Layout, vertebrae: int, size: int, *, cold: bool, repeats: int
+    path: Path, layout: Layout, vertebrae: int, shape: tuple, *, cold: bool, repeats: int
 ) -> list[float]:
     """Seconds of each run of random reads of a shard; a run reads every vertebra once.
 
@@ -134,7 +134,7 @@ def read_seconds(
     layout with images only), as `osteojax.data.views.PoolPair` does, from as many threads as
     training uses. cold: after `drop_from_cache`; otherwise from the page cache.
     """
-    rng, shape = np.random.default_rng(0), (size, size, size)
+    rng = np.random.default_rng(0)
     with open_shard(path) as source, ThreadPoolExecutor(READ_THREADS) as threads:
         todo: list[tuple[int, list[int]]] = []
 

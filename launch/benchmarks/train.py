@@ -156,6 +156,7 @@ def _settings(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any
         "objective": args.objective,
         "textures": args.textures,
         "image_size": experiment.cohort.about.size,
+        "image_shape": list(experiment.cohort.about.shape),
         "batch_size": args.batch,
         "width": args.width,
         "dtype": args.dtype,

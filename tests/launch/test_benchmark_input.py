@@ -21,8 +21,11 @@ TEXTURE = TextureSettings(kernel_radius=1)
 
 @pytest.fixture(scope="module")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No cubes, and with a margin."""
     folder = tmp_path_factory.mktemp("input") / "images"
-    return write_tiny_cohort(folder, 8, texture=TEXTURE, stored=IMAGE_ONLY)
+    return write_tiny_cohort(
+        folder, 8, texture=TEXTURE, stored=IMAGE_ONLY, shape=(14, 16, 18), margin=1
+    )
 
 
 def test_every_stream_a_folder_can_serve(image_folder: Path, tmp_path: Path, capsys) -> None:
@@ -38,7 +41,8 @@ def test_every_stream_a_folder_can_serve(image_folder: Path, tmp_path: Path, cap
         for data in ("cold", "cached", "resident")
     }
     for row in rows:
-        assert row["code_bytes_per_sample"] == 16**3
+        assert row["code_bytes_per_sample"] == 14 * 16 * 18
+        assert row["image_shape"] == [14, 16, 18]
         assert row["samples_per_second"] > 0
         assert row["samples_an_epoch"] % 8 == 0
     assert 0 <= found["swav", "online", "cold"]["share_in_cache_when_cold"] <= 1

@@ -26,7 +26,7 @@ def test_raw_bytes() -> None:
     texture = online_texture("online", cohort)
     assert texture is not None
     row = benchmark._saved_row(cohort, texture, batch=8)
-    planes = 2 * 96**3 / 8
+    planes = 3 * 96**3 / 8
     assert row["disk_bytes_per_vertebra_offline"] == 5 * 96**3 + planes
     assert row["disk_bytes_per_vertebra_online"] == 96**3 + planes
     assert row["input_bytes_per_step_offline"] == 2 * row["input_bytes_per_step_online"]

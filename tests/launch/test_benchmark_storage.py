@@ -46,7 +46,7 @@ def boxes() -> Boxes:
         hu = rng.normal(150, 120, (SIZE,) * 3).clip(-200, 999.9).astype(np.float32)
         planes = np.packbits(np.ones((2, SIZE, SIZE, SIZE), bool)).tobytes()
         made.append(Box(SPECS[0].encode(hu), hu, planes, training=number < 2))
-    return Boxes("simulated", SIZE, TextureSettings(), SPECS, tuple(made))
+    return Boxes("simulated", (SIZE,) * 3, TextureSettings(), SPECS, tuple(made))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -181,12 +181,13 @@ def test_the_page_cache_is_told_apart(tmp_path):
 
 def test_simulated_vertebrae_are_what_prepare_would_cut():
     found = simulated_boxes(32, 3)
-    assert (len(found.boxes), found.size, found.name) == (3, 32, "simulated")
+    assert (len(found.boxes), found.shape, found.name) == (3, (32,) * 3, "simulated")
     for box in found.boxes:
         assert box.hu is not None
         np.testing.assert_array_equal(box.codes, SPECS[0].encode(box.hu))
-        planes = np.unpackbits(np.frombuffer(box.planes, np.uint8)).reshape(2, 32, 32, 32)
+        planes = np.unpackbits(np.frombuffer(box.planes, np.uint8)).reshape(3, 32, 32, 32)
         inside = planes[0].astype(bool)
+        assert 0 < planes[2].sum() < inside.sum()
         assert 500 < inside.sum() < 8000  # 14 to 216 cm^3 of 3 mm voxels
         assert box.hu[inside].mean() > box.hu[~inside].mean()  # bone
 
