@@ -19,6 +19,7 @@ from launch.benchmarks.plain_config import shipped_config
 from osteojax import objectives
 from osteojax.data import vertebrae as vertebrae_data
 from osteojax.data.vertebrae import POOL, image_spec, map_spec
+from osteojax.data.view_settings import REGIONS
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
 from osteojax.train.optim import adamw_direction
@@ -47,6 +48,8 @@ def config_of(args: Any) -> Any:
     config.model.width, config.model.dtype = args.width, args.dtype
     if "textures" in config.data:
         config.data.textures = args.textures
+    if "pairs" in config.data:
+        config.data.views.region = config.data.statistics = getattr(args, "region", REGIONS[0])
     for every_vertebra in ("labelled_too", "unlabelled_too"):
         if every_vertebra in config.data:
             config.data[every_vertebra] = True

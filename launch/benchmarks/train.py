@@ -32,6 +32,7 @@ from launch.benchmarks.experiment import (
 )
 from launch.benchmarks.floor import Rates, floor_rows, floor_seconds, floor_table
 from osteojax.data.online import TEXTURES
+from osteojax.data.view_settings import REGIONS
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost
 from osteojax.train.parallel import ENGINES
@@ -70,6 +71,10 @@ def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--textures", choices=TEXTURES, default="offline", help="of swav (default: %(default)s)"
     )
+    parser.add_argument(
+        "--region", choices=REGIONS, default=REGIONS[0],
+        help="what pre-training sees: boxes, or crops of the body (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--size", type=int, help=f"edge of a volume in voxels (default: {SIZE})")
     parser.add_argument(
         "--batch", type=int, default=8, help="vertebrae a step, global (default: %(default)s)"
@@ -117,6 +122,8 @@ def _checked(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--peers {', '.join(unknown)}: unknown; choose from {', '.join(PEERS)}.")
     if peers and (args.objective != "swav" or args.textures != "offline"):
         raise UserError("--peers pytorch supports only --objective swav --textures offline.")
+    if peers and args.region != "box":
+        raise UserError("--peers pytorch takes whole boxes: leave out --region.")
     if peers and (args.devices or 1) != 1:
         raise UserError("--peers pytorch runs on one device: compare with --devices 1.")
     if args.data == "resident":
@@ -155,6 +162,7 @@ def _settings(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any
     return {
         "objective": args.objective,
         "textures": args.textures,
+        "region": args.region,
         "image_size": experiment.cohort.about.size,
         "image_shape": list(experiment.cohort.about.shape),
         "batch_size": args.batch,
@@ -264,8 +272,11 @@ def _step_row(
 
 
 def _floor_line(row: dict[str, Any]) -> str:
+    seen = f"{row['image_size']}^3"
+    if row["region"] == "body":
+        seen += ", crops of the body"
     return (
-        f"{row['objective']}, {row['image_size']}^3 x {row['batch_size']}, width {row['width']}, "
+        f"{row['objective']}, {seen} x {row['batch_size']}, width {row['width']}, "
         f"{row['dtype']}, {row['num_parameters'] / 1e6:.1f} M parameters: "
         f"{row['flops_per_step'] / 1e9:.4g} GFLOP a step without padding "
         f"({row['padded_flops_per_step'] / 1e9:.4g} with), {row['bytes_per_step'] / 1e9:.3g} GB\n"

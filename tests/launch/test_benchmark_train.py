@@ -93,6 +93,21 @@ def test_cost_of_a_swav_step(swav_cost: costs.StepCost) -> None:
     assert cost.batch_bytes == sum(array.nbytes for array in batch.values())
 
 
+def test_a_step_on_crops_costs_what_boxes_of_their_size_cost() -> None:
+    """18 mm are 6 voxels of 3 mm; what is read stays the whole box."""
+
+    def cost(size: int, region: str) -> costs.StepCost:
+        config = pretraining()
+        with config.unlocked():
+            config.data.views.region = config.data.statistics = region
+        one = experiment.Experiment(config, experiment.stand_in_cohort(size, vertebrae=8), 1)
+        return one.cost(one.synthetic_batch())
+
+    crops, whole = cost(32, "body"), cost(6, "box")
+    assert crops.products == whole.products
+    assert crops.batch_bytes > 2 * 8 * 32**3 > whole.batch_bytes
+
+
 def test_work_is_shared_by_devices_and_not_changed_by_remat() -> None:
     one = small_experiment("multitask")
     batch = one.synthetic_batch()
