@@ -23,7 +23,15 @@ def get_config(variant: str = "") -> ConfigDict:
     smoke = shared.is_smoke(variant, "moe_multitask_resnet34")
     config = shared.run(eval_at_start=False)
     config.init_from = placeholder(str)  # workdir of a pre-training run; empty trains from scratch
-    config.data = shared.data(unlabelled_too=False)  # R: unlabelled ones for the position head
+    config.data = shared.data(
+        unlabelled_too=False,  # R: unlabelled ones for the position head
+        sees="vertebra",  # R: the box; body: crops of the vertebral body; both: an encoder each
+        views=shared.readout(),  # of "body" and "both"
+        # R: voxels that z-scores are of, as in pre-training: box, vertebra, body. With "both" they
+        # are those of the crops; the box then has its own.
+        statistics="box",
+        numbers=False,  # R: joins the 11 numbers of the body to the embedding
+    )
     config.model = shared.resnet34()
     config.moe = ConfigDict(
         {

@@ -87,6 +87,17 @@ def views(region: str) -> ConfigDict:
     )
 
 
+def readout() -> ConfigDict:
+    """Crops of the vertebral body whose mean embedding is that of a vertebra."""
+    return ConfigDict(
+        {
+            "edge_mm": 18.0,  # R
+            "body_share": 1.0,  # R: share of a crop's voxels that must be body
+            "readout_crops": 8,  # R
+        }
+    )
+
+
 def resnet34() -> ConfigDict:
     """The backbone."""
     return ConfigDict(

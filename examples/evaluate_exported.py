@@ -2,8 +2,9 @@
 
     python examples/evaluate_exported.py MODEL ROIS.npz
 
-ROIS.npz: `hu` float32[N, D, H, W], one vertebra each, in the frame that MODEL/model.json describes,
-and `device`, N names of DXA scanners.
+ROIS.npz: `hu` float32[N, D, H, W], one vertebra each, in the frame that MODEL/model.json describes;
+`body` bool[N, D, H, W], the vertebral bodies, where model.json lists it among the inputs; and
+`device`, N names of DXA scanners.
 """
 
 import json
@@ -31,7 +32,8 @@ def main(model: Path, rois: Path) -> None:
     data = np.load(rois, allow_pickle=False)
     device = np.array([card["devices"].index(name) for name in data["device"]], np.int32)
     weights = read_safetensors(model / "weights.safetensors")
-    outputs = jax.jit(program.call)(weights, data["hu"], device)
+    images = [data[name] for name in ("hu", "body") if name in card["inputs"]]
+    outputs = jax.jit(program.call)(weights, *images, device)
     print(json.dumps({name: np.asarray(value).tolist() for name, value in outputs.items()}))
 
 

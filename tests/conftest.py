@@ -73,3 +73,33 @@ def exported_model(fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("tiny") / "model"
     export_model(fine_tuned, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def body_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_pool` with boxes that are no cubes and have a margin."""
+    from tests.tiny_cohort import write_tiny_cohort
+
+    folder = tmp_path_factory.mktemp("tiny") / "body_pool"
+    return write_tiny_cohort(folder, patients=20, shape=(12, 14, 16), margin=2)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned_body(body_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workdir of a run that sees crops of 3 voxels, the box, and the body's numbers. Its weights
+    are random, because a training step with two encoders takes long to compile."""
+    from tests.small_runs import random_workdir, seeing
+
+    workdir = tmp_path_factory.mktemp("tiny") / "fine_tuned_body"
+    random_workdir(seeing("both"), workdir, body_pool)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def exported_body_model(fine_tuned_body: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported folder of `fine_tuned_body`."""
+    from osteojax.export.write import export_model
+
+    out = tmp_path_factory.mktemp("tiny") / "body_model"
+    export_model(fine_tuned_body, out)
+    return out

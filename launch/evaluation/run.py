@@ -108,7 +108,7 @@ def evaluate(
         rows=rows,
         outputs={name: value[: len(rows)] for name, value in outputs.items()},
         training_outputs={name: value[len(rows) :] for name, value in outputs.items()},
-        variables={"params": run.params, "batch_stats": run.model_state.get("batch_stats", {})},
+        variables={"batch_stats": {}, **run.model_state, "params": run.params},
     )
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
     context = {

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from launch.prediction.loading import Frame, LoadedCase
-from osteojax.data.boxes import cube_grid
+from osteojax.data.boxes import BoxGrid
 from osteojax.export.load import BATCH, ExportedModel
 
 Outputs = dict[str, np.ndarray]
@@ -16,8 +16,9 @@ Outputs = dict[str, np.ndarray]
 
 def frame_of(model: ExportedModel) -> Frame:
     """The box that a vertebra is cut out as for this model."""
-    background = model.card["inputs"]["hu"]["outside_vertebra"]
-    return Frame(cube_grid(model.size, model.spacing_mm), background)
+    hu = model.card["inputs"]["hu"]
+    grid = BoxGrid(model.shape, model.spacing_mm, float(hu.get("back_mm", 0.0)))
+    return Frame(grid, hu["outside_vertebra"])
 
 
 def predict_cases(
@@ -29,13 +30,14 @@ def predict_cases(
     batch and a case are in memory.
     """
     waiting: deque[LoadedCase] = deque()
-    inputs: deque[tuple[np.ndarray, int]] = deque()
+    inputs: deque[tuple[np.ndarray, np.ndarray, int]] = deque()
     ready: deque[Outputs] = deque()
 
     def run(count: int) -> None:
         taken = [inputs.popleft() for _ in range(count)]
-        hu = np.stack([volume for volume, _ in taken])
-        outputs = model.predict(hu, np.array([device for _, device in taken], np.int32))
+        hu, body = (np.stack([own[i] for own in taken]) for i in range(2))
+        device = np.array([own[2] for own in taken], np.int32)
+        outputs = model.predict(hu, device, body=body)
         ready.extend({name: value[i] for name, value in outputs.items()} for i in range(count))
 
     def finished() -> Iterator[tuple[LoadedCase, Outputs]]:
@@ -47,7 +49,7 @@ def predict_cases(
     for case in cases:
         device = model.devices.index(case.case.device)
         waiting.append(case)
-        inputs.extend((volume, device) for volume in case.hu)
+        inputs.extend((*images, device) for images in zip(case.hu, case.body, strict=True))
         while len(inputs) >= BATCH:
             run(BATCH)
         yield from finished()

@@ -10,6 +10,7 @@ import pandas as pd
 from launch.prediction.batches import Outputs
 from launch.prediction.flags import Flag, doubts, joined
 from launch.prediction.loading import LoadedCase
+from osteojax.data.places import find_places, needed_voxels
 from osteojax.data.vertebrae import LEVELS, UNKNOWN_DEVICE
 from osteojax.evaluation.predictions import from_outputs
 from osteojax.evaluation.statistics import ood
@@ -68,9 +69,25 @@ def vertebra_table(
         if unlike[i]:
             text = f"unlike the training data ({_farther(percentile[i])} of validation)"
             flags[i].append(Flag("unlike_training", text))
+        flags[i] += _crop_flags(model, loaded.body[i])
     table["flags"] = [joined(found) for found in flags]
     table["doubtful"] = [bool(doubts(found)) for found in flags]
     return table, flags
+
+
+def _crop_flags(model: ExportedModel, body: np.ndarray) -> list[Flag]:
+    """A flag if the model sees crops of the body and none lies inside this one: then it is answered
+    from the crop of largest share. body: bool[D, H, W]."""
+    crops = model.card["inputs"].get("crops")
+    if crops is None:
+        return []
+    edge, needed = crops["edge_voxels"], float(crops["body_share"])
+    _, share = find_places(body, edge, needed)
+    if round(share * edge**3) >= needed_voxels(edge, needed):
+        return []
+    size = f"{edge * model.spacing_mm:g} mm"
+    text = f"no {size} crop lies inside its body (the best one is {share:.0%} body)"
+    return [Flag("body_crop", text)]
 
 
 def _farther(percentile: float) -> str:

@@ -15,6 +15,7 @@ MEANINGS = {
     "unlike_training": "Unlike the training data",
     "contrast": "Contrast agent suspected",
     "contrast_unknown": "Contrast agent could not be checked for",
+    "body_crop": "No crop lies inside the vertebral body",
     "stated": "Flagged in the user's own table",
 }
 """Name -> meaning; at most 64 characters, because DICOM codes carry no more."""

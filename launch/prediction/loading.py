@@ -45,6 +45,7 @@ class LoadedCase:
       case: the case.
       vertebrae: from T1 downwards.
       hu: f32[N, D, H, W], the model's input.
+      body: bool[N, D, H, W], the vertebral bodies, for models that see them.
       core_hu: f64[N], median HU of the trabecular cores.
       slices: i64[N], the CT's slice through each body's centre.
       flags: of each vertebra, from its voxels.
@@ -55,6 +56,7 @@ class LoadedCase:
     case: Case
     vertebrae: list[Vertebra]
     hu: np.ndarray
+    body: np.ndarray
     core_hu: np.ndarray
     slices: np.ndarray
     flags: list[list[Flag]]
@@ -96,6 +98,7 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
         case=case,
         vertebrae=vertebrae,
         hu=np.stack(volumes).astype(np.float32),
+        body=np.stack([roi.body for roi in rois]),
         core_hu=np.array([shape.core_hu for shape in shapes]),
         slices=_slices(ct_image, vertebrae),
         flags=[[*_geometry_flags(roi), *found] for roi, found in zip(rois, flags, strict=True)],

@@ -128,7 +128,7 @@ class _Run:
         order = table.sort_values(["decides", "probability"], ascending=False).index
         rows = sorted(order[:ATTENTION_ROWS])
         device = self.model.devices.index(loaded.case.device)
-        shares = self.model.attention(loaded.hu[rows], device)
+        shares = self.model.attention(loaded.hu[rows], device, body=loaded.body[rows])
         shown = []
         for row, share in zip(rows, shares, strict=True):
             plane = share[:, :, share.shape[2] // 2] if share.ndim == 3 else share

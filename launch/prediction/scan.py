@@ -46,5 +46,5 @@ def predict_scan(
     found = load(case, frame_of(model))
     if not isinstance(found, LoadedCase):
         raise found
-    table, _ = vertebra_table(model, found, model.predict(found.hu, index))
+    table, _ = vertebra_table(model, found, model.predict(found.hu, index, body=found.body))
     return table

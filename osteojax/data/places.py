@@ -125,7 +125,8 @@ def fixed_corners(body_BDHW: Array, edge: int, body_share: float, count: int) ->
         flat = jnp.sum(upto_N <= ranks[:, None], axis=1, dtype=jnp.int32)
         return jnp.stack(jnp.unravel_index(flat, shape), axis=-1).astype(jnp.int32)
 
-    return jax.vmap(of_one)(sums.reshape(len(sums), -1))
+    # An exported program's number of bodies is a symbol, so it is not computed from -1.
+    return jax.vmap(of_one)(sums.reshape(sums.shape[0], math.prod(shape)))
 
 
 def cut(volumes_BVDHW: Array, corners_BN3: Array, edge: int) -> Array:

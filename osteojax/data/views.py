@@ -74,10 +74,12 @@ class Supervised:
       places: of body crops; None shows the whole box alone. A draw then has corners i32[crops, 3],
         the fixed places of the vertebra (`places.fixed_ranks`).
       crops: how many of them.
+      numbers: f32[N, ...] of every row of the cohort, of which a draw has its row's; or None.
     """
 
     places: Places | None = dataclasses.field(default=None, kw_only=True)
     crops: int = dataclasses.field(default=1, kw_only=True)
+    numbers: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
     key = "codes"
     pool = POOL
     members = ("image",)
@@ -85,8 +87,10 @@ class Supervised:
     def draw(self, cohort: PreparedCohort, row: int, rng: np.random.Generator) -> Example:
         labels = cohort.labels
         fixed = {} if self.places is None else {"corners": self.places.fixed(row, self.crops)}
+        numbers = {} if self.numbers is None else {"numbers": self.numbers[row]}
         return {
             **fixed,
+            **numbers,
             "index": np.int32(row),
             "map_ids": np.zeros(1, np.int32),
             "label": labels.osteoporosis[row],

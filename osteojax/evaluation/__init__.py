@@ -26,7 +26,7 @@ class Predicted:
       rows: i64[N] of the cohort's table: validation, and the splits that are reported.
       outputs: of `Evaluation.predict` for these rows.
       training_outputs: the same for `Evaluation.training_sample`.
-      variables: of the model, {"params": ..., "batch_stats": ...}.
+      variables: of the run, {"params": ..., "batch_stats": ...} and other state of the model.
     """
 
     rows: np.ndarray

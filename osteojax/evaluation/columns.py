@@ -29,6 +29,7 @@ COLUMNS = (
     "expert_3",
     "slice_mm",
     "mean_hu",
+    "body_share",
     "baseline_hu",
     "baseline_hu_age",
     "ood_distance",
@@ -41,8 +42,8 @@ KNOWN_IDS = ("patient_id", "scan_id", "site", "split", "level")
 OPTIONAL_NUMBERS = ("age", "osteoporosis", "bmd_g_cm2", "t_score")
 INTEGERS = ("level_class", "level_pred", "truncated")
 MODEL_OUTPUTS = ("probability", "bmd_pred_g_cm2", "level_pred", "level_probability")
-EXTRA = COLUMNS[-6:]
-FIXED = tuple(name for name in COLUMNS[:-6] if not name.startswith("expert_"))
+EXTRA = COLUMNS[-7:]
+FIXED = tuple(name for name in COLUMNS[:-7] if not name.startswith("expert_"))
 
 
 def expert_columns(table: pd.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ and columns that may be absent or empty:
 
     slice_mm             distance of the CT's slices, for subgroups by slice thickness
     mean_hu              of the vertebra
+    body_share           largest share of body voxels of an 18 mm crop; below 1 none fits the body
     baseline_hu, baseline_hu_age   probabilities of `osteojax.evaluation.baselines`
     ood_distance, ood_percentile   from the training vertebrae (`evaluation.statistics.ood`)
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from osteojax.data.places import BODY_PLANE
 from osteojax.evaluation import Predicted, Report, baselines, predictions
 from osteojax.evaluation.report import terminal
 from osteojax.evaluation.report.examples import Picture
@@ -28,7 +29,7 @@ fitted; each costs a forward pass."""
 
 KNOWN = (
     "patient_id", "scan_id", "site", "split", "level", "level_class", "device", "sex", "age",
-    "truncated", "osteoporosis", "bmd_g_cm2", "t_score", "slice_mm", "mean_hu",
+    "truncated", "osteoporosis", "bmd_g_cm2", "t_score", "slice_mm", "mean_hu", "body_share",
 )  # fmt: skip
 """Columns of `vertebrae.csv` that predictions.csv repeats."""
 
@@ -41,12 +42,15 @@ class VertebraEvaluation:
       cohort: of vertebrae, opened.
       predict: see `Evaluation`; outputs have the names of an exported model.
       attention: (variables, hu f32[B, D, H, W], device i32[B]) -> attention f32[B, D, H, W], or
-        f32[B, D, H] of the mid-sagittal plane.
+        f32[B, D, H] of the mid-sagittal plane; with body bool[B, D, H, W] after hu where
+        `takes_body`. All of the shown window.
+      takes_body: whether the model sees the vertebral body.
     """
 
     cohort: PreparedCohort
     predict: Callable[..., dict[str, np.ndarray]]
     attention: Callable[..., dict[str, Any]]
+    takes_body: bool = False
 
     def training_sample(self) -> np.ndarray:
         """Labelled training vertebrae, evenly spread."""
@@ -101,26 +105,19 @@ class VertebraEvaluation:
 
     def pictures(self, variables: Any, chosen: pd.DataFrame) -> list[Picture]:
         """The model's input for some vertebrae (scan_id, level), with Grad-CAM."""
-        about = self.cohort.about
+        about, window = self.cohort.about, (..., *self.cohort.about.window)
         table = self.cohort.table.reset_index().set_index(["scan_id", "level"])["index"]
         rows = [int(table[key]) for key in zip(chosen["scan_id"], chosen["level"], strict=True)]
-        codes = np.concatenate([self.cohort.members(row, ["image"]) for row in rows])
-        hu = about.maps[0].decode(codes)
-        attention = jax.jit(self.attention)
-        device = self.cohort.labels.device[rows]
-        heat = [
-            np.asarray(attention(variables, hu[[i]], device[[i]])["attention"])[0]
-            for i in range(len(rows))  # one at a time, for one compilation and little memory
-        ]
-        return [
-            Picture(
-                hu[i],
-                self.cohort.array(row, "mask")[0],
-                in_volume(heat[i], hu[i]),
-                about.spacing_mm,
-            )
-            for i, row in enumerate(rows)
-        ]
+        attention, device = jax.jit(self.attention), self.cohort.labels.device
+        shown = []
+        for row in rows:  # one at a time, for one compilation and little memory
+            hu = about.maps[0].decode(self.cohort.members(row, ["image"])[window])
+            planes = self.cohort.array(row, "mask")[window]
+            body = (planes[None, BODY_PLANE],) if self.takes_body else ()
+            heat = attention(variables, hu, *body, device[[row]])["attention"]
+            volume = in_volume(np.asarray(heat)[0], hu[0])
+            shown.append(Picture(hu[0], planes[0], volume, about.spacing_mm))
+        return shown
 
 
 def in_volume(heat: np.ndarray, hu: np.ndarray) -> np.ndarray:

@@ -19,7 +19,10 @@ from osteojax.data import vertebrae
 from osteojax.errors import UserError
 from osteojax.files import write_json
 
-FORMAT, FORMAT_VERSION = "osteojax-model", 2
+FORMAT = "osteojax-model"
+FORMAT_VERSIONS = (2, 3)
+"""2 (0.1 and 0.2): programs take a cubic box of the image. 3 (0.3): a box of any shape, or the body
+beside it. A model that fits version 2 is still written as one, so that 0.2 reads it."""
 CARD = "model.json"
 PROGRAM_SUFFIX = ".jaxexport"
 PROGRAM = f"program{PROGRAM_SUFFIX}"
@@ -46,7 +49,7 @@ FIELDS = (
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 KIND = re.compile(r"[A-Za-z_]\w{0,39}(\.[A-Za-z_]\w{0,39}){0,5}", re.ASCII)
-DTYPES = ("float32", "int32", "uint8")
+DTYPES = ("float32", "int32", "uint8", "bool")
 MAX_AXES = 4
 MAX_EDGE = 1024
 
@@ -64,6 +67,12 @@ def input_entries(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a card's `inputs` that are inputs of a program (those with a shape), in
     order."""
     return {n: e for n, e in inputs.items() if isinstance(e, dict) and "shape" in e}
+
+
+def format_version(inputs: Mapping[str, Any]) -> int:
+    """The lowest of `FORMAT_VERSIONS` that can describe these `inputs`."""
+    image = inputs.get("hu", {}).get("shape", [])[1:]
+    return 3 if "body" in inputs or len(set(image)) > 1 else 2
 
 
 def write_card(directory: Path, card: dict[str, Any]) -> dict[str, Any]:
@@ -134,10 +143,10 @@ def _check(card: Any) -> None:
     _require(card.get("format") == FORMAT, "format", card.get("format"), repr(FORMAT))
     version = card.get("format_version")
     _require(
-        version == FORMAT_VERSION and type(version) is int,
+        version in FORMAT_VERSIONS and type(version) is int,
         "format_version",
         version,
-        f"{FORMAT_VERSION}, which this osteojax reads",
+        f"{' or '.join(map(str, FORMAT_VERSIONS))}, which this osteojax reads",
     )
     if card.get("card_sha256") != card_sha256(card):
         raise _Wrong(
@@ -162,7 +171,7 @@ def _check(card: Any) -> None:
     if card.get("kind", VERTEBRAE) == VERTEBRAE:
         for name in ("devices", "levels"):
             _check_names(_member(card, "the card", name), name)
-        _check_hu(_member(fields["inputs"], "inputs", "hu"))
+        _check_images(fields["inputs"])
         _check_fitted(fields["fitted"])
 
 
@@ -193,17 +202,31 @@ def _check_inputs(inputs: Any) -> None:
         _require(known, f"inputs.{name}.dtype", dtype, f"one of {', '.join(DTYPES)}")
 
 
-def _check_hu(hu: Any) -> None:
-    """Checks the input of a model of vertebrae: a cubic box, which `predict` extracts."""
+def _check_images(inputs: dict[str, Any]) -> None:
+    """Checks the inputs of a model of vertebrae: the box that `predict` extracts, and the body."""
+    hu = _member(inputs, "inputs", "hu")
     shape = _member(hu, "inputs.hu", "shape")
-    cube = len(shape) == 4 and len(set(shape[1:])) == 1
-    _require(cube, "inputs.hu.shape", shape, f'["b", n, n, n] with n in 1..{MAX_EDGE}')
+    _require(len(shape) == 4, "inputs.hu.shape", shape, f'["b", d, h, w] in 1..{MAX_EDGE}')
     spacing = _member(hu, "inputs.hu", "spacing_mm")
     _require(_is_number(spacing) and spacing > 0, "inputs.hu.spacing_mm", spacing, "a positive mm")
+    back = hu.get("back_mm", 0.0)
+    _require(_is_number(back), "inputs.hu.back_mm", back, "a number of mm")
     outside = _member(hu, "inputs.hu", "outside_vertebra")
     _require(
         outside is None or _is_number(outside), "inputs.hu.outside_vertebra", outside, "HU or null"
     )
+    if "body" in inputs:
+        body = _member(inputs["body"], "inputs.body", "shape")
+        _require(body == shape, "inputs.body.shape", body, f"that of hu, {shape}")
+    if "crops" in inputs:
+        crops = inputs["crops"]
+        edge = _member(crops, "inputs.crops", "edge_voxels")
+        fits = type(edge) is int and 0 < edge <= min(shape[1:])
+        _require(fits, "inputs.crops.edge_voxels", edge, f"1 to {min(shape[1:])}")
+        share = _member(crops, "inputs.crops", "body_share")
+        _require(
+            _is_number(share) and 0 < share <= 1, "inputs.crops.body_share", share, "above 0 to 1"
+        )
 
 
 def _check_names(names: Any, field: str) -> None:

@@ -120,9 +120,22 @@ class ExportedModel:
             raise UserError(f"{path} takes {', '.join(found)}; model.json says {said}. {AGAIN}")
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of a vertebra's box, in voxels."""
+        depth, height, width = (int(edge) for edge in self.card["inputs"]["hu"]["shape"][1:])
+        return depth, height, width
+
+    @property
     def size(self) -> int:
-        """Edge of a vertebra's cubic box, in voxels."""
-        return int(self.card["inputs"]["hu"]["shape"][1])
+        """Edge of a vertebra's cubic box, in voxels. Raises ValueError if it is no cube."""
+        if len(set(self.shape)) > 1:
+            raise ValueError(f"the model's box of {self.shape} voxels is no cube: use shape")
+        return self.shape[0]
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether programs take the mask of the vertebral body beside the image."""
+        return "body" in self._inputs
 
     @property
     def spacing_mm(self) -> float:
@@ -143,25 +156,52 @@ class ExportedModel:
             raise UserError(f"--device {name!r}: the model knows {', '.join(self.devices)}.")
         return self.devices.index(key)
 
-    def predict(self, *inputs: np.ndarray | int) -> dict[str, np.ndarray]:
+    def predict(
+        self, *inputs: np.ndarray | int, body: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Computes the outputs that model.json describes.
 
         Args:
           inputs: those of model.json, in order, with a common first axis B. For vertebrae: HU
             f32[B, D, H, W] in the frame that it describes, and the index of the DXA scanner, one
             for all or i32[B].
+          body: bool[B, D, H, W], the vertebral bodies, for a model that takes them; others ignore
+            it.
+
+        Raises:
+          UserError: the model takes the body, and it is missing.
         """
-        return self._run(PROGRAM, inputs)
+        return self._run(PROGRAM, self._with_body(inputs, body))
 
-    def embed(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+    def embed(self, *inputs: np.ndarray, body: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Outputs of an encoder, exported with --what encoder or features (same as `predict`)."""
-        return self._run(PROGRAM, inputs)
+        return self._run(PROGRAM, self._with_body(inputs, body))
 
-    def attention(self, hu_BDHW: np.ndarray, device: int | np.ndarray) -> np.ndarray:
-        """Grad-CAM: f32[B, D, H, W] >= 0, not normalised ([B, D, H] for a model of rank 2)."""
+    def attention(
+        self,
+        hu_BDHW: np.ndarray,
+        device: int | np.ndarray,
+        *,
+        body: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Grad-CAM: f32[B, D, H, W] >= 0, not normalised ([B, D, H] for a model of rank 2 that sees
+        the box); body as for `predict`."""
         if not self.has_attention:
             raise ValueError("the folder has no attention program; check has_attention first")
-        return self._run(ATTENTION, (hu_BDHW, device))["attention"]
+        return self._run(ATTENTION, self._with_body((hu_BDHW, device), body))["attention"]
+
+    def _with_body(self, inputs: tuple[Any, ...], body: np.ndarray | None) -> tuple[Any, ...]:
+        """The inputs in the order of the card, with the body in its place."""
+        if not self.takes_body or len(inputs) == len(self._inputs):
+            return inputs
+        if body is None:
+            shape = ", ".join(map(str, self._inputs["body"]["shape"]))
+            raise UserError(
+                f"this model sees the vertebral body: give its mask too, body=bool[{shape}], in "
+                "the frame of the image (model.json describes both)."
+            )
+        place = list(self._inputs).index("body")
+        return (*inputs[:place], body, *inputs[place:])
 
     def _run(self, name: str, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
         if len(inputs) != len(self._inputs):

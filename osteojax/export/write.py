@@ -33,9 +33,9 @@ from osteojax.export.card import (
     CARD,
     EMBEDDING,
     FORMAT,
-    FORMAT_VERSION,
     PROGRAM_SUFFIX,
     WEIGHTS,
+    format_version,
     write_card,
 )
 from osteojax.export.programs import PLATFORMS, arguments, flat_weights, output_shapes, serialise
@@ -113,7 +113,7 @@ def export_model(
     shapes = output_shapes(export.programs["program"], arguments(tensors, export.inputs, 1))
     card = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(export.inputs),
         "what": what,
         "formats": [name for name in FORMATS if name in formats],
         "code_version": __version__,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from osteojax.data.augment import network_input
+from osteojax.data.boxes import BOXES, CUBE
+from osteojax.data.vertebra_columns import BODY_NUMBERS
 from osteojax.data.vertebrae import HU_MAX, HU_MIN, KIND, LEVELS, about
 from osteojax.models import build_backbone
+from osteojax.objectives.sight import Sight
 from osteojax.types import Export, ModelState, Params
 
 if TYPE_CHECKING:
@@ -20,28 +25,39 @@ if TYPE_CHECKING:
 
 POOLED = {"what": "pooled features of the encoder's last stage"}
 DEVICE_INPUT = {"shape": ["b"], "dtype": "int32", "what": "index into `devices`"}
+ENCODERS = {"backbone": "", "whole": "whole_"}
+"""Names of the encoders in a run's variables, and how names of their outputs begin: `backbone`, and
+`whole`, which sees the box where `backbone` sees crops of the body."""
 
 
 def encoder_exports(config: ConfigDict, manifest: Manifest) -> dict[str, Export]:
     """Exports that every run on vertebrae has: its encoder, for use with a linear probe.
 
-    "encoder" gives embedding f32[B, F] of hu f32[B, D, H, W]; "features" the mean over space of
-    every stage as well, stage1 f32[B, C1], ... (the last one is the embedding).
+    "encoder" gives embedding f32[B, F] of hu f32[B, D, H, W], of a run that sees the body of hu and
+    body bool[B, D, H, W]: the mean over its fixed crops, and then the embedding of the box in a run
+    that has an encoder for it. "features" gives the mean over space of every stage as well, stage1
+    f32[B, C1], ... (and whole_stage1, ... of the box).
     """
-    backbone = build_backbone(config.model, axis_name=None)
-    see = network_input_of(config, manifest)
+    backbone, sight = build_backbone(config.model, axis_name=None), Sight.of(config, manifest)
+    sight = dataclasses.replace(sight, numbers=False)
 
     def program(stages: bool) -> Callable[..., dict[str, Array]]:
-        def encode(variables: Any, hu: Array) -> dict[str, Array]:
-            inner = {kind: variables[kind]["backbone"] for kind in variables}
-            image_maps = jnp.zeros(hu.shape[0], jnp.int32)
-            features: Any = backbone.apply(inner, see(hu), train=False, map_id=image_maps)
-            means = {
-                name: jnp.mean(value, axis=tuple(range(1, value.ndim - 1)), dtype=jnp.float32)
-                for name, value in features.items()
-                if stages and name != "pooled"
-            }
-            return {"embedding": features["pooled"], **means}
+        def encode(variables: Any, hu: Array, body: Array | None = None) -> dict[str, Array]:
+            def features(encoder: str, x: Array) -> dict[str, Array]:
+                inner = {kind: variables[kind][encoder] for kind in variables}
+                image_maps = jnp.zeros(x.shape[0], jnp.int32)
+                named: Any = backbone.apply(inner, x, train=False, map_id=image_maps)
+                return {ENCODERS[encoder] + name: over_space(v) for name, v in named.items()}
+
+            seen = sight.of_hu(hu, body)
+            found: dict[str, Array] = {}
+            if sight.crops:
+                found |= mean_over_crops(partial(features, "backbone"), seen["crops"])
+            if sight.box:
+                found |= features("whole" if sight.crops else "backbone", seen["x"])
+            pooled = [found.pop(start + "pooled", None) for start in ENCODERS.values()]
+            parts = [part for part in pooled if part is not None]
+            return {"embedding": jnp.concatenate(parts, axis=-1), **(found if stages else {})}
 
         return encode
 
@@ -54,12 +70,33 @@ def encoder_exports(config: ConfigDict, manifest: Manifest) -> dict[str, Export]
         what: Export(
             programs={"program": program(stages)},
             variables=_encoder_variables,
-            inputs=describe_inputs(manifest, with_device=False),
+            inputs=describe_inputs(sight, with_device=False),
             describe=describe,
             facts=facts_of(manifest),
         )
         for what, stages in (("encoder", False), ("features", True))
     }
+
+
+def over_space(features: Array) -> Array:
+    """f32[B, C]: the mean of f[B, *space, C] over space."""
+    return jnp.mean(features, axis=tuple(range(1, features.ndim - 1)), dtype=jnp.float32)
+
+
+def mean_over_crops(encode: Callable[[Array], Any], crops_BN: Array) -> Any:
+    """The mean over each vertebra's crops of what an encoder gives for a crop.
+
+    Args:
+      encode: f32[B * N, *space, 1] -> arrays [B * N, ...].
+      crops_BN: f32[B, N, *space, 1]; all go through the encoder in one pass, with common batch
+        statistics.
+
+    Returns:
+      the same arrays, [B, ...].
+    """
+    batch, count = crops_BN.shape[:2]
+    found = encode(crops_BN.reshape(batch * count, *crops_BN.shape[2:]))
+    return jax.tree.map(lambda out: out.reshape(batch, count, *out.shape[1:]).mean(axis=1), found)
 
 
 def image_statistics(model_state: ModelState) -> Any:
@@ -71,7 +108,7 @@ def image_statistics(model_state: ModelState) -> Any:
 def _encoder_variables(params: Params, model_state: ModelState) -> dict[str, Any]:
     variables = {"params": params, "batch_stats": image_statistics(model_state)}
     return {
-        kind: {name: tree for name, tree in trees.items() if name == "backbone"}
+        kind: {name: tree for name, tree in trees.items() if name in ENCODERS}
         for kind, trees in variables.items()
     }
 
@@ -81,29 +118,18 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
     return {"kind": KIND, "devices": list(about(manifest).devices), "levels": list(LEVELS)}
 
 
-def network_input_of(config: ConfigDict, manifest: Manifest) -> Callable[[Array], Array]:
-    """A function f32[B, D, H, W] HU -> the network's input. HU are quantised as in the shards, so
-    that an exported model gets the same input as in training."""
-    known = about(manifest)
-    image, map_affine = known.maps[0], jnp.asarray(known.map_affine())
-
-    def see(hu: Array) -> Array:
-        codes = jnp.floor((hu - image.offset) / image.step + 0.5)
-        codes = jnp.clip(codes, 0, image.codes - 1)
-        image_maps = jnp.zeros(hu.shape[0], jnp.int32)
-        return network_input(codes, image_maps, map_affine, config.model.rank)
-
-    return see
-
-
-def describe_inputs(manifest: Manifest, with_device: bool) -> dict[str, Any]:
-    """`Export.inputs` of a program that takes the HU of vertebrae, and their DXA scanners."""
-    known = about(manifest)
-    edge, image = known.size, known.maps[0]
-    scale, shift = (float(value) for value in known.map_affine()[0])
+def describe_inputs(sight: Sight, with_device: bool) -> dict[str, Any]:
+    """`Export.inputs` of a program that takes the HU of vertebrae, their bodies where the run sees
+    them, and their DXA scanners."""
+    known, image = sight.known, sight.known.maps[0]
+    box, shape = BOXES[known.box], ["b", *known.shown]
+    centre = "centred on the vertebral body"
+    if box.back_mm:
+        centre = f"centred {box.back_mm:g} mm behind the middle of the vertebral body"
+    scale, shift = _image_affine(sight, sight.box_statistics if sight.box else sight.statistics)
     return {
         "hu": {
-            "shape": ["b", edge, edge, edge],
+            "shape": shape,
             "dtype": "float32",
             "unit": "HU",
             "window": [HU_MIN, HU_MAX],
@@ -111,8 +137,10 @@ def describe_inputs(manifest: Manifest, with_device: bool) -> dict[str, Any]:
             "outside_ct": -1000.0,
             "outside_vertebra": HU_MIN if known.texture.get("domain") == "vertebra" else None,
             "axes": ["inferior to superior", "anterior to posterior", "right to left"],
-            "frame": "centred on the vertebral body, along the vertebra's own axes",
+            "frame": f"{centre}, along the vertebra's own axes",
+            **({} if known.box == CUBE else {"box": known.box, "back_mm": box.back_mm}),
         },
+        **({"body": _body_input(sight, shape)} if sight.takes_body else {}),
         **({"device": DEVICE_INPUT} if with_device else {}),
         "network_input": {
             "what": "made by the program: scale * clip(floor((hu - offset) / step + 0.5), 0, "
@@ -123,5 +151,43 @@ def describe_inputs(manifest: Manifest, with_device: bool) -> dict[str, Any]:
             "scale": scale,
             "shift": shift,
         },
+        **({"crops": _describe_crops(sight)} if sight.crops else {}),
+        **({"numbers": DESCRIBED_NUMBERS} if sight.numbers else {}),
         "label_scheme_of_training_masks": known.label_scheme,
     }
+
+
+def _image_affine(sight: Sight, region: str) -> tuple[float, float]:
+    scale, shift = (float(value) for value in sight.known.map_affine(region)[0])
+    return scale, shift
+
+
+def _body_input(sight: Sight, shape: list[Any]) -> dict[str, Any]:
+    """The entry of the body's mask. Keys other than "shape" and "dtype" are for people."""
+    uses = ["crops are cut inside it"] if sight.crops else []
+    uses += ["numbers are computed from its voxels"] if sight.numbers else []
+    what = f"the vertebral body; {' and '.join(uses)}"
+    return {"shape": shape, "dtype": "bool", "what": what}
+
+
+def _describe_crops(sight: Sight) -> dict[str, Any]:
+    scale, shift = _image_affine(sight, sight.statistics)
+    return {
+        "what": "cut by the program: of all places, in C order, where at least body_share of a "
+        "crop's voxels are body, those of rank floor((i + 0.5) * places / count); without such a "
+        "place the first one of largest share. Network input as above, with this scale and shift",
+        "edge_voxels": sight.edge,
+        "count": sight.views.readout_crops,
+        "body_share": sight.views.body_share,
+        "scale": scale,
+        "shift": shift,
+    }
+
+
+DESCRIBED_NUMBERS = {
+    "what": "computed by the program from hu, clipped to its window, over the voxels of body: mean "
+    "(HU), SD (HU), and natural logarithms of the mean square differences (HU^2, at least 1) of "
+    "voxels 1, 2 and 3 apart along each axis; z-scored with the tensors numbers.mean and "
+    "numbers.std, 0 where there is no such pair; joined to the embedding",
+    "names": list(BODY_NUMBERS),
+}

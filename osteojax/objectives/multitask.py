@@ -13,14 +13,15 @@ import optax
 from jax import Array, lax
 
 from osteojax.data import vertebrae
-from osteojax.data.augment import augment, network_input
-from osteojax.data.views import GivenDevice, Supervised
 from osteojax.objectives import ten_times
+from osteojax.objectives.batch_sight import BatchSight
 from osteojax.objectives.diagnosis import (
     attention_program,
     build_model,
     in_units,
     model_export,
+    model_variables,
+    parted,
 )
 from osteojax.objectives.embedding import run_over
 from osteojax.objectives.encoder import encoder_exports
@@ -81,12 +82,12 @@ class Multitask:
     def __init__(self, config: ConfigDict, cohort: PreparedCohort) -> None:
         self.config, self.cohort = config, cohort
         about = vertebrae.about(cohort.manifest)
-        self.view: Callable = Supervised()
+        self._sight = BatchSight(config, cohort)
+        self.view: Callable = self._sight.view()
         self.num_scanners = len(about.devices)
         self.model = build_model(config, self.num_scanners, AXIS)
         self._unknown = self.num_scanners - 1
         self._apply: Callable[..., Any] = self.model.apply
-        self._map_affine = jnp.asarray(about.map_affine())
         self._bmd_affine = about.bmd_mean, about.bmd_std
 
     def training_rows(self) -> np.ndarray:
@@ -97,13 +98,12 @@ class Multitask:
     def init(self, key: Array, batch: Batch) -> tuple[Params, ModelState]:
         """Parameters and state for batches shaped like `batch` (its values are not used)."""
         model = build_model(self.config, self.num_scanners, None)
-        x = self._input(jnp.asarray(batch["codes"][:2, 0]))
-        variables = jax.jit(partial(model.init, train=False))(key, x, jnp.zeros(2, jnp.int32))
-        return variables["params"], {"batch_stats": variables.get("batch_stats", {})}
-
-    def _input(self, codes_BDHW: Array) -> Array:
-        image_maps = jnp.zeros(codes_BDHW.shape[0], jnp.int32)
-        return network_input(codes_BDHW, image_maps, self._map_affine, self.config.model.rank)
+        two = {name: jnp.asarray(value[:2]) for name, value in batch.items()}
+        seen = self._sight.seen(two, self._sight.scale.get("numbers"))
+        devices = jnp.zeros(2, jnp.int32)
+        variables = jax.jit(partial(model.init, device_B=devices, train=False))(key, **seen)
+        batch_stats = variables.get("batch_stats", {})
+        return variables["params"], {"batch_stats": batch_stats, **self._sight.scale}
 
     def _targets(self, batch: Batch) -> dict[str, Array]:
         mean, std = self._bmd_affine
@@ -113,14 +113,12 @@ class Multitask:
         self, params: Params, model_state: ModelState, batch: Batch, key: Array, step: Array
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
         """Eq. 4 over the global batch."""
-        codes = augment(batch["codes"], batch["index"], key, self.config.data.augment)[:, 0]
-        device_B = self._drop_device(batch["device"], batch["index"], key)
         outputs, updated = self._apply(
             {"params": params, "batch_stats": model_state["batch_stats"]},
-            self._input(codes),
-            device_B,
+            device_B=self._drop_device(batch["device"], batch["index"], key),
             train=True,
             mutable=["batch_stats"],
+            **self._sight.seen(batch, model_state.get("numbers"), key),
         )
         losses = multitask_losses(outputs, self._targets(batch), AXIS)
         weights, gate_BN = self.config.objective, outputs["gate"]
@@ -140,7 +138,8 @@ class Multitask:
             "gate_entropy": lax.pmean(jnp.mean(entropy_B), AXIS),
             **{f"gate_{i}": importance_N[i] for i in range(gate_BN.shape[1])},
         }
-        return total, ({"batch_stats": updated.get("batch_stats", {})}, metrics)
+        model_state = {**model_state, "batch_stats": updated.get("batch_stats", {})}
+        return total, (model_state, metrics)
 
     def _drop_device(self, device_B: Array, index_B: Array, key: Array) -> Array:
         """Replaces some scanners by "unknown", so that its embedding is trained."""
@@ -214,13 +213,12 @@ class Multitask:
         given_device i32[N], one for every row of the cohort."""
         if not hasattr(self, "_mapped_forward"):
             self._mapped_forward = devices.map_forward(self._forward)
-        variables = {"params": params, "batch_stats": model_state["batch_stats"]}
         return run_over(
             self.cohort,
             rows,
-            self.view if given_device is None else GivenDevice(given_device),
+            self._sight.view(given_device),
             self._mapped_forward,
-            variables,
+            model_variables(params, model_state),
             devices,
             self.config.batch_size,
             "predicting",
@@ -242,11 +240,13 @@ class Multitask:
             return in_units(self.predict(*where), manifest)
 
         attention = attention_program(self.config, manifest)
-        return VertebraEvaluation(self.cohort, predict, attention)
+        takes_body = self._sight.sight.takes_body
+        return VertebraEvaluation(self.cohort, predict, attention, takes_body)
 
     def _forward(self, variables: Any, batch: Batch) -> dict[str, Array]:
-        x = self._input(batch["codes"][:, 0])
-        return self._apply(variables, x, batch["device"], train=False)
+        variables, scale = parted(variables)
+        seen = self._sight.seen(batch, scale)
+        return self._apply(variables, device_B=batch["device"], train=False, **seen)
 
 
 def build(config: ConfigDict, cohort: PreparedCohort) -> Multitask:

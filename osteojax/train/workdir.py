@@ -81,7 +81,7 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> ConfigDi
                 "--data to resume, or another --workdir."
             )
         return config
-    _check_same_network(config)
+    _check_start(config)
     if jax.process_index() == 0:
         # The text is copied unchanged, also of a folder that an earlier version wrote.
         manifest = (cohort.directory / "manifest.json").read_text(encoding="utf-8")
@@ -90,17 +90,26 @@ def claim(workdir: Path, config: ConfigDict, cohort: PreparedCohort) -> ConfigDi
     return config
 
 
-def _check_same_network(config: ConfigDict) -> None:
+def _check_start(config: ConfigDict) -> None:
     """Raises UserError where the encoder of `init_from` has parameters of the same shapes, and this
-    run's network would compute something else from them."""
+    run's network would compute something else from them or see other z-scores. Whether it saw boxes
+    or crops may differ."""
     source = config.get("init_from")
     if not source:
         return
     try:
         text = (Path(source) / "config.json").read_text(encoding="utf-8")
-        theirs = ConfigDict(json.loads(text)["config"]["model"])
-    except (OSError, ValueError, KeyError):
+        content = ConfigDict(json.loads(text)["config"])
+        theirs, region = content.model, content.get("data", {}).get("statistics", "box")
+    except (OSError, ValueError, KeyError, AttributeError):
         return  # a folder that cannot be read is refused where its checkpoint is read
+    own_region = config.data.get("statistics", "box")
+    if region != own_region:
+        raise UserError(
+            f"{source} was trained with data.statistics={region}, and this run has {own_region}: "
+            f"its encoder would see other z-scores. Add --config.data.statistics={region}, or "
+            "pre-train again."
+        )
     if theirs.get("name") != config.model.name:
         return  # another backbone has other parameters, which the warm start refuses
     wanted = form_of(config.model)

@@ -104,7 +104,7 @@ def test_weights_are_read_without_a_library(exported_model: Path) -> None:
 
 def test_the_script_is_short_and_the_docs_show_it() -> None:
     text = (EXAMPLES / "evaluate_exported.py").read_text()
-    assert len(text.splitlines()) < 40
+    assert len(text.splitlines()) < 60
     body = text[text.index("import json") :]
     assert body in (ROOT / "docs" / "export.md").read_text()
 

@@ -39,6 +39,18 @@ VALID: dict[str, Any] = {
     "sha256": {"weights.safetensors": "0" * 64, "program.jaxexport": "f" * 64},
 }  # fmt: skip
 
+HU = {
+    "shape": ["b", 4, 6, 8], "spacing_mm": 6.0, "outside_vertebra": None, "back_mm": 12.0,
+}  # fmt: skip
+OF_A_BODY: dict[str, Any] = {
+    **VALID, "format_version": 3,
+    "inputs": {
+        "hu": HU, "body": {"shape": HU["shape"], "dtype": "bool"},
+        "crops": {"edge_voxels": 3, "count": 8, "body_share": 1.0},
+    },
+}  # fmt: skip
+"""A card of 0.3: a box that is no cube, and the body beside it."""
+
 FUZZ = settings(
     max_examples=100,
     derandomize=True,
@@ -63,9 +75,9 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> Any:
+def mutated(draw: st.DrawFn, valid: dict[str, Any] = VALID) -> Any:
     """A valid card with up to three places removed, replaced or added to."""
-    card = copy.deepcopy(VALID)
+    card = copy.deepcopy(valid)
     for _ in range(draw(st.integers(1, 3))):
         found = places(card)
         if not found:
@@ -96,10 +108,14 @@ def use(card: dict[str, Any]) -> None:
         assert Path(name).name == name
     if card.get("kind", VERTEBRAE) != VERTEBRAE:
         return
-    assert model.size > 0
+    assert all(edge > 0 for edge in model.shape)
     assert 0 < model.spacing_mm < float("inf")
     assert [model.devices.index(name) for name in model.devices] == list(range(len(model.devices)))
     assert all(isinstance(level, str) for level in card["levels"])
+    assert abs(float(card["inputs"]["hu"].get("back_mm", 0.0))) < float("inf")
+    if crops := card["inputs"].get("crops"):
+        assert 0 < crops["edge_voxels"] <= min(model.shape)
+        assert 0 < crops["body_share"] <= 1
     outside = card["inputs"]["hu"]["outside_vertebra"]
     assert outside is None or abs(float(outside)) >= 0
     if card["fitted"] is not None:
@@ -123,10 +139,11 @@ def read_or_refuse(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    written = write_card(tmp_path, VALID)
+@pytest.mark.parametrize("valid", [VALID, OF_A_BODY])
+def test_what_is_written_is_read(tmp_path: Path, valid: dict[str, Any]) -> None:
+    written = write_card(tmp_path, valid)
     card, fingerprint = read_card(tmp_path)
-    assert card == written == {**VALID, "card_sha256": card_sha256(VALID)}
+    assert card == written == {**valid, "card_sha256": card_sha256(valid)}
     assert len(fingerprint) == 64
     use(card)
 
@@ -141,7 +158,7 @@ def test_edited_and_not_signed_again(tmp_path: Path, card: Any) -> None:
 
 
 @FUZZ
-@given(card=mutated())
+@given(card=mutated() | mutated(OF_A_BODY))
 def test_edited_and_signed(tmp_path: Path, card: Any) -> None:
     """Whoever writes a card anew can still say nothing that breaks its reader."""
     signed = {**card, "card_sha256": card_sha256(card)} if isinstance(card, dict) else card
@@ -177,7 +194,19 @@ def test_bytes_changed_or_cut_off(tmp_path: Path, data: st.DataObject) -> None:
         ),
         ({"kind": "p", "inputs": {"i": {"shape": ["b", 10**9]}}}, r"inputs\.i\.shape"),
         ({"kind": "p", "inputs": {"i": {"shape": ["b"], "dtype": "object"}}}, r"inputs\.i\.dtype"),
-        ({"inputs": {"hu": {"shape": ["b", 8, 8, 9]}}}, r"inputs\.hu\.shape"),
+        ({"inputs": {"hu": {"shape": ["b", 8, 8]}}}, r"inputs\.hu\.shape"),
+        (
+            {"inputs": {"hu": HU, "body": {"shape": ["b", 8, 8, 8], "dtype": "bool"}}},
+            r"inputs\.body\.shape is \['b', 8, 8, 8\], expected that of hu",
+        ),
+        (
+            {"inputs": {"hu": HU, "crops": {"edge_voxels": 5, "body_share": 1.0}}},
+            r"inputs\.crops\.edge_voxels is 5, expected 1 to 4",
+        ),
+        (
+            {"inputs": {"hu": HU, "crops": {"edge_voxels": 4, "body_share": 0}}},
+            r"inputs\.crops\.body_share is 0, expected above 0 to 1",
+        ),
         ({"devices": []}, r"devices is \[\]"),
         ({"devices": ["a", "a"]}, "expected different names"),
         ({"sha256": {"../weights.safetensors": "0" * 64}}, r"a file of sha256 is '\.\./weights"),

@@ -23,19 +23,24 @@ class Model:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def predict(self, hu: np.ndarray, device: np.ndarray) -> dict[str, np.ndarray]:
+    def predict(
+        self, hu: np.ndarray, device: np.ndarray, *, body: np.ndarray
+    ) -> dict[str, np.ndarray]:
         self.sizes.append(len(hu))
-        assert len(device) == len(hu)
-        return {"mean": hu.mean(axis=(1, 2, 3)), "device": device}
+        assert len(device) == len(body) == len(hu)
+        volume = body.sum(axis=(1, 2, 3))
+        return {"mean": hu.mean(axis=(1, 2, 3)), "device": device, "volume": volume}
 
 
 def loaded(number: int, vertebrae: int) -> LoadedCase:
     case = Case(f"c{number}", Path(), None, "verse", DEVICES[number % 3], Path())
     hu = np.full((vertebrae, 2, 2, 2), 100.0 * number) + np.arange(vertebrae)[:, None, None, None]
+    body = np.zeros(hu.shape, bool)
+    body[:, 0, 0, 0] = number % 2
     fields: dict[str, Any] = dict.fromkeys(
         ("vertebrae", "core_hu", "slices", "flags", "contrast", "planes")
     )
-    return LoadedCase(case=case, hu=hu.astype(np.float32), **fields)
+    return LoadedCase(case=case, hu=hu.astype(np.float32), body=body, **fields)
 
 
 def test_every_case_gets_its_own_rows() -> None:
@@ -47,6 +52,7 @@ def test_every_case_gets_its_own_rows() -> None:
     for number, (_, outputs) in enumerate(answered):
         np.testing.assert_allclose(outputs["mean"], 100.0 * number + np.arange(counts[number]))
         assert set(outputs["device"]) == {number % 3}
+        assert set(outputs["volume"]) == {number % 2}
     assert sum(model.sizes) == sum(counts)
     assert set(model.sizes[:-1]) == {BATCH}  # only the last batch is not full
 

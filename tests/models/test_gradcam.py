@@ -11,7 +11,7 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 from osteojax.models import AttentionLayer
-from osteojax.models.gradcam import _interpolation, chosen_layer, gradcam
+from osteojax.models.gradcam import _interpolation, chosen_layer, gradcam, put_back
 from osteojax.models.moe import MixtureOfExperts
 from osteojax.models.resnet import BasicBlock, ResNet
 from osteojax.objectives.diagnosis import DiagnosisModel
@@ -165,3 +165,60 @@ def test_it_exports_with_a_symbolic_batch(example):
     exported = jax.export.export(jax.jit(partial(gradcam, model)))(*arguments)
     again = jax.export.deserialize(exported.serialize()).call(variables, x[:1], device[:1])
     np.testing.assert_allclose(again, heat[:1], rtol=1e-4, atol=1e-5 * heat.max())
+
+
+def test_maps_of_crops_are_put_back_where_they_were_cut():
+    """Against a loop over voxels; two crops overlap, one is there twice."""
+    rng = np.random.default_rng(0)
+    heat = rng.uniform(size=(2, 4, 3, 3, 3)).astype(np.float32)
+    corners = np.array([[[0, 0, 0], [1, 2, 0], [4, 3, 5], [4, 3, 5]]] * 2, np.int32)
+    corners[1, 1] = 2, 1, 1
+    shape = (7, 6, 8)
+    found = np.asarray(jax.jit(put_back, static_argnums=2)(heat, corners, shape))
+    for volume, maps, places in zip(found, heat, corners, strict=True):
+        for index in np.ndindex(shape):
+            inside = [
+                one[tuple(np.subtract(index, corner))]
+                for one, corner in zip(maps, places, strict=True)
+                if all(0 <= i - c < 3 for i, c in zip(index, corner, strict=True))
+            ]
+            assert volume[index] == pytest.approx(np.mean(inside) if inside else 0, abs=1e-6)
+
+
+def test_each_crop_has_its_share_of_the_answer(example):
+    """Copies of one image as its crops: each has a third of the map of the image alone."""
+    model, variables, x, device, heat = example
+    found = jax.jit(partial(gradcam, model, x=None))(
+        variables, device_B=device, crops=jnp.repeat(x[:, None], 3, axis=1)
+    )
+    assert found.shape == (2, 3, SIZE, SIZE, SIZE)
+    for i in range(3):
+        np.testing.assert_allclose(found[:, i], heat / 3, rtol=1e-4, atol=1e-5 * heat.max())
+
+
+def test_beside_crops_it_is_of_the_encoder_of_the_box():
+    """Without weight on the box's part of the embedding its map is empty, whatever crops say."""
+    one = build(rank=2)
+    model = one.clone(whole=one.backbone.clone())
+    x = jax.random.normal(jax.random.key(1), (2, SIZE, SIZE, 1))
+    crops = jax.random.normal(jax.random.key(2), (2, 3, 8, 8, 1))
+    device = jnp.array([0, 1], jnp.int32)
+    shapes = jax.eval_shape(
+        partial(model.init, train=False), jax.random.key(0), x, device, crops=crops
+    )
+    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.3, jnp.float32), shapes)
+    experts = variables["params"]["experts"]
+    for name in ("gate_hidden", "device_embedding"):  # the gate sees nothing
+        experts[name] = jax.tree.map(jnp.zeros_like, experts[name])
+    head = experts["experts"]
+    head["diagnosis"]["kernel"] = head["diagnosis"]["kernel"].at[..., 0].set(0)
+    run = jax.jit(partial(gradcam, model))
+    heat = run(variables, x, device, crops=crops)
+    assert heat.shape == (2, SIZE, SIZE)
+    assert heat.max() > 0
+    kernel = head["hidden"]["kernel"]
+    features = kernel.shape[1] // 2  # the crops' embedding comes first
+    head["hidden"]["kernel"] = kernel.at[:, :features].set(0)
+    assert run(variables, x, device, crops=crops).max() > 0
+    head["hidden"]["kernel"] = kernel.at[:, features:].set(0)
+    assert run(variables, x, device, crops=crops).max() == 0
