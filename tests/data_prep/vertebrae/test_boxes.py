@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_prep.vertebrae.pool import SIZES
+from data_prep.vertebrae.pool import SIZES, LateMaps, RoiSettings
 from data_prep.vertebrae.roi import Vertebra, extract_roi, extract_rois, measure_vertebrae
+from data_prep.vertebrae.texture import TextureSettings
 from osteojax.data.boxes import BOXES, Box, BoxGrid, cube_grid
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import POOL
@@ -91,6 +92,16 @@ def test_the_centre_of_a_box_is_that_of_the_body(
     for row in range(len(cubes)):
         own = vertebra_boxes.array(row, "mask")[2][about.window]
         np.testing.assert_allclose(np.argwhere(own).mean(axis=0) + 0.5, about.centre, atol=0.5)
+
+
+def test_maps_that_are_made_later_are_the_same(vertebra_boxes: PreparedCohort) -> None:
+    """As where an accelerator makes the maps when a shard is written."""
+    late = LateMaps(RoiSettings(32, False, TextureSettings(), box="vertebra"))
+    expected = vertebra_boxes.records(3, list(vertebra_boxes.manifest.record_keys))
+    ((found, counts),) = late.complete([[b"", expected[1], expected[-1]]])
+    assert found[1:] == expected[1:]
+    assert counts["Contrast of box"].sum() == np.prod(vertebra_boxes.about.shown)
+    assert 0 < counts["Contrast of body"].sum() < counts["Contrast of vertebra"].sum()
 
 
 def test_statistics_are_of_the_shown_voxels_of_each_region(vertebra_boxes: PreparedCohort) -> None:
