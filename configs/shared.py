@@ -144,9 +144,16 @@ def optimiser(
     )
 
 
-def checkpoint(best_metric: str, best_mode: str) -> ConfigDict:
+def checkpoint(best_metric: str, best_mode: str, **own: Any) -> ConfigDict:
     """How many checkpoints are kept, and the validation metric ("max" or "min") of the best."""
-    return ConfigDict({"keep": 2, "best_metric": best_metric, "best_mode": best_mode})
+    return ConfigDict({"keep": 2, "best_metric": best_metric, "best_mode": best_mode, **own})
+
+
+def probed_checkpoint() -> ConfigDict:
+    """`checkpoint` of a self-supervised method: the best by a frozen probe of the label."""
+    # R: ridge, its strength chosen within training; logistic: 0.1's, which hardly sees directions
+    # of small variance
+    return checkpoint("label_probe_auroc", "max", label_probe="ridge")
 
 
 def use_smoke_schedule(config: ConfigDict) -> None:

@@ -26,6 +26,7 @@ PRETRAINING_OF_0_1: dict[str, Any] = {
     "objective.sinkhorn_epsilon": 0.05,
     "objective.unit_prototypes": False,
     "data.augment.own_crop_key": False,
+    "checkpoint.label_probe": "logistic",
 }
 """Settings of pre-training in 0.1, which made the committed tables of the ladder and of the
 scanners left out."""

@@ -16,6 +16,8 @@ from sklearn.metrics import normalized_mutual_info_score, r2_score, roc_auc_scor
 
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import POOL
+from osteojax.errors import UserError
+from osteojax.objectives.label_probe import ridge_scores
 from osteojax.ops.sinkhorn import sinkhorn
 
 log = logging.getLogger(__name__)
@@ -110,11 +112,17 @@ def probe_metrics(
     train_NF: np.ndarray,
     valid_rows: np.ndarray,
     valid_NF: np.ndarray,
+    label_probe: str = "logistic",
 ) -> dict[str, float]:
     """Frozen linear probes, fitted on labelled training vertebrae, scored on validation.
 
+    Args:
+      label_probe: "ridge" (`label_probe.ridge_scores`), or "logistic" as in osteojax 0.1: logistic
+        regression with C 0.1 on one scale, which hardly sees directions of small variance.
+        Raises UserError for another.
+
     Returns:
-      label_probe_auroc (logistic regression; absent where a split has one class only),
+      label_probe_auroc (absent where a split has one class only),
       hu_probe_r2 (mean HU inside the mask) and volume_probe_r2 (mask volume), by ridge regression.
     """
     metrics: dict[str, float] = {}
@@ -128,9 +136,17 @@ def probe_metrics(
     train_known, valid_known = label[train_rows] >= 0, label[valid_rows] >= 0
     train_label, valid_label = label[train_rows][train_known], label[valid_rows][valid_known]
     if len(set(train_label)) == 2 and len(set(valid_label)) == 2:
-        probe = LogisticRegression(max_iter=2000, C=0.1)
-        probe.fit(train_NF[train_known], train_label)
-        predicted = probe.decision_function(valid_NF[valid_known])
+        if label_probe == "ridge":
+            patients = cohort.table["patient_id"].to_numpy()[train_rows][train_known]
+            predicted = ridge_scores(
+                train_NF[train_known], train_label, patients, valid_NF[valid_known]
+            )
+        elif label_probe == "logistic":
+            probe = LogisticRegression(max_iter=2000, C=0.1)
+            probe.fit(train_NF[train_known], train_label)
+            predicted = probe.decision_function(valid_NF[valid_known])
+        else:
+            raise UserError(f"checkpoint.label_probe is {label_probe!r}; choose ridge or logistic.")
         metrics["label_probe_auroc"] = float(roc_auc_score(valid_label, predicted))
     for name, column in (("hu", "mean_hu"), ("volume", "mask_volume_mm3")):
         values = cohort.table[column].to_numpy(np.float64)

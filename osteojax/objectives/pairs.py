@@ -154,7 +154,9 @@ class PairObjective:
         )  # fmt: skip
         metrics = self.method.diagnose(self.cohort, self._drawn_pairs(params, stats, devices))
         metrics |= probes.frozen_probes(
-            self.cohort, lambda rows: self.embeddings(params, image_stats, rows, devices)
+            self.cohort,
+            lambda rows: self.embeddings(params, image_stats, rows, devices),
+            self.config.checkpoint.get("label_probe", "logistic"),
         )
         initial = float(state.model_state["initial_hu_probe"])
         warmed_up = int(state.step) >= self._warmup_steps

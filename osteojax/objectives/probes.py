@@ -23,12 +23,15 @@ MOST_ROWS = 1000
 
 
 def frozen_probes(
-    cohort: PreparedCohort, embed: Callable[[np.ndarray], np.ndarray]
+    cohort: PreparedCohort,
+    embed: Callable[[np.ndarray], np.ndarray],
+    label_probe: str = "logistic",
 ) -> dict[str, float]:
     """Probes that are fitted on training vertebrae and scored on those of validation.
 
     Args:
       embed: i64[N] rows -> f32[N, F].
+      label_probe: as of `diagnostics.probe_metrics`.
 
     Returns:
       the metrics of `diagnostics.probe_metrics`, on labelled vertebrae, and "texture_probe_r"
@@ -47,7 +50,7 @@ def frozen_probes(
         return np.array([found[row] for row in rows.tolist()], np.float32)
 
     train, valid = labelled
-    metrics = diagnostics.probe_metrics(cohort, train, of(train), valid, of(valid))
+    metrics = diagnostics.probe_metrics(cohort, train, of(train), valid, of(valid), label_probe)
     train, valid = textured
     if len(train) >= 2 and len(valid) >= 2:
         numbers = cohort.table[TEXTURE_COLUMN].to_numpy(np.float64)

@@ -7,9 +7,12 @@ import logging
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
 
 from osteojax.data.cohort import PreparedCohort
-from osteojax.objectives import diagnostics
+from osteojax.errors import UserError
+from osteojax.objectives import diagnostics, label_probe
 from tests.ops.test_sinkhorn import reference
 
 SETTINGS = ConfigDict(
@@ -72,9 +75,51 @@ def test_collapse_has_no_information(cohort: PreparedCohort) -> None:
     assert got["prototype_perplexity"] < 1.01
 
 
-def probe(cohort: PreparedCohort, embed) -> dict[str, float]:
+def probe(cohort: PreparedCohort, embed, label_probe: str = "ridge") -> dict[str, float]:
     train, valid = cohort.rows("train", labelled=True), cohort.rows("valid", labelled=True)
-    return diagnostics.probe_metrics(cohort, train, embed(train), valid, embed(valid))
+    return diagnostics.probe_metrics(cohort, train, embed(train), valid, embed(valid), label_probe)
+
+
+def test_the_label_is_found_in_a_direction_of_small_variance(cohort: PreparedCohort) -> None:
+    """0.1's probe, with one scale and one strength, does not see it."""
+    hu = cohort.table["mean_hu"].to_numpy()
+    noise = np.random.default_rng(3).normal(size=(len(cohort), 6))
+
+    def embed(rows: np.ndarray) -> np.ndarray:
+        return np.column_stack([noise[rows], 1e-2 * (hu[rows] - 150) / 50])
+
+    assert probe(cohort, embed)["label_probe_auroc"] > 0.95
+    assert probe(cohort, embed, "logistic")["label_probe_auroc"] < 0.8
+    with pytest.raises(UserError, match="choose ridge or logistic"):
+        probe(cohort, embed, "lasso")
+
+
+def test_the_label_probe_is_a_ridge_regression_of_the_chosen_strength() -> None:
+    """Against scikit-learn, whose penalty is in the embedding's own units."""
+    rng = np.random.default_rng(4)
+    train, valid = rng.normal(size=(60, 5)) * (3, 1, 1, 0.3, 0.1), rng.normal(size=(20, 5))
+    label = (train[:, 3] + 0.5 * rng.normal(size=60) > 0).astype(int)
+    patient = np.repeat(np.arange(20), 3)
+
+    def fitted(x: np.ndarray, y: np.ndarray, strength: float) -> Ridge:
+        largest = np.linalg.eigvalsh((x - x.mean(axis=0)).T @ (x - x.mean(axis=0))).max()
+        return Ridge(alpha=strength * largest).fit(x, 2 * y - 1)
+
+    def held_out(strength: float) -> float:
+        scores = np.zeros(60)
+        for fit, rest in GroupKFold(5).split(train, groups=patient):
+            scores[rest] = fitted(train[fit], label[fit], strength).predict(train[rest])
+        return np.corrcoef(scores, label)[0, 1]
+
+    chosen = max(label_probe.STRENGTHS, key=held_out)
+    assert label_probe.STRENGTHS[0] < chosen < label_probe.STRENGTHS[-1]
+    expected = fitted(train, label, chosen).predict(valid)
+    found = label_probe.ridge_scores(train, label, patient, valid)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    one_patient = label_probe.ridge_scores(train, label, np.zeros(60), valid)
+    assert np.isfinite(one_patient).all()
+    nothing = label_probe.ridge_scores(np.zeros((60, 5)), label, patient, valid)
+    assert np.ptp(nothing) == 0.0
 
 
 def test_probes_find_what_is_there_and_nothing_else(cohort: PreparedCohort) -> None:
