@@ -96,7 +96,7 @@ def test_the_label_is_found_in_a_direction_of_small_variance(cohort: PreparedCoh
 
 def test_the_label_probe_is_a_ridge_regression_of_the_chosen_strength() -> None:
     """Against scikit-learn, whose penalty is in the embedding's own units."""
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(6)  # where the least squared error would choose another one
     train, valid = rng.normal(size=(60, 5)) * (3, 1, 1, 0.3, 0.1), rng.normal(size=(20, 5))
     label = (train[:, 3] + 0.5 * rng.normal(size=60) > 0).astype(int)
     patient = np.repeat(np.arange(20), 3)
