@@ -4,6 +4,9 @@ A file of configs/studies/ defines the study: its cohorts, rows, and the contras
 before the first run. Rows with the same pre-training share it. Rerunning resumes: finished rows are
 kept, failed ones are tried again. Exit status 1 if a row failed.
 
+A study of frozen readouts may be run by several processes in one workdir: each takes what no other
+is at. Its page is made from small tables of predictions, also without a workdir (--predictions).
+
 Examples:
   osteojax study configs/studies/paper_ladder.py --workdir ladder --seeds 1
   osteojax study configs/studies/paper_ladder.py --workdir ladder --seeds 3       # two more
@@ -15,10 +18,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launch.studies.run import Progress
+    from launch.studies.run import Outcome, Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         nargs="+",
         metavar="ROW",
-        help="only these rows and what they need, by name or by folder; default: all",
+        help="only these rows and what they need, by name or by folder; for a study of readouts "
+        "also by part; default: all",
+    )
+    parser.add_argument(
+        "--predictions",
+        metavar="DIR",
+        help="of a study of readouts: train nothing, write the page into --workdir from the tables "
+        "in this folder (WORKDIR/results/predictions, or one of benchmarks/)",
     )
 
 
@@ -47,13 +57,12 @@ def run(args: argparse.Namespace) -> int:
     from launch.studies.run import RESULTS, run_study
     from launch.studies.study_report import SIMULATED
 
-    outcome = run_study(
-        load_study(args.config),
-        args.workdir,
-        seeds=args.seeds,
-        rows=args.rows or (),
-        progress=_print,
-    )
+    study = load_study(args.config)
+    if args.predictions is not None:
+        outcome = _page_again(study, args.predictions, Path(args.workdir) / RESULTS)
+    else:
+        rows = args.rows or ()
+        outcome = run_study(study, args.workdir, seeds=args.seeds, rows=rows, progress=_print)
     if outcome.stopped:
         print(f"osteojax study: {outcome.stopped}", file=sys.stderr)
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -64,6 +73,16 @@ def run(args: argparse.Namespace) -> int:
     if outcome.stopped:
         return outcome.stopped.status
     return 1 if outcome.results.failures else 0
+
+
+def _page_again(study: Any, predictions: str, out: Path) -> Outcome:
+    from launch.readouts.plan import ReadoutStudy
+    from launch.readouts.run import page_again
+    from osteojax.errors import UserError
+
+    if not isinstance(study, ReadoutStudy):
+        raise UserError("--predictions: only studies of readouts keep their predictions.")
+    return page_again(study, predictions, out)
 
 
 def _print(progress: Progress) -> None:

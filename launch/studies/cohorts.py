@@ -11,15 +11,23 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 
 from data_prep.arguments import parsed
-from launch.studies.plan import Cohort, Study
+from launch.studies.plan import Cohort
 from osteojax.errors import UserError
 from osteojax.files import atomic_path, write_json
+
+
+class HasCohorts(Protocol):
+    """A study of either kind, as far as its cohorts go."""
+
+    @property
+    def cohorts(self) -> Mapping[str, Cohort]: ...
 
 
 class Cohorts:
@@ -29,7 +37,7 @@ class Cohorts:
     """
 
     def __init__(
-        self, study: Study, workdir: Path, progress: Callable[[str], None] = lambda _: None
+        self, study: HasCohorts, workdir: Path, progress: Callable[[str], None] = lambda _: None
     ) -> None:
         self._study, self._root, self._progress = study, workdir / "cohorts", progress
 

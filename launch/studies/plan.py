@@ -163,13 +163,18 @@ class Study:
         settings = {**self.finetune_settings, **self.trained(row).settings}
         return bool(row.ceiling) or settings.get("objective.bmd_weight") != 0.0
 
+    def check(self) -> None:
+        """Raises UserError for a name that does not exist or an invalid value."""
+        check(self)
+
     def tells_devices(self, row: Row) -> bool:
         """Whether a row's models are also evaluated with other DXA scanners."""
         return row.swap or any(r.like == row.name and r.told != "own" for r in self.rows)
 
 
-def load_study(path: str) -> Study:
-    """The study of FILE.py or FILE.py:variant, checked. Raises UserError."""
+def load_study(path: str) -> Any:
+    """The study of FILE.py or FILE.py:variant, checked: a `Study`, or a
+    `launch.readouts.plan.ReadoutStudy`. Raises UserError."""
     file, _, variant = path.partition(":")
     place = given_or_shipped(file)
     if not place.is_file():
@@ -185,7 +190,7 @@ def load_study(path: str) -> Study:
         study = module.get_study(variant)
     except ValueError as error:
         raise UserError(str(error)) from error
-    check(study)
+    study.check()
     return study
 
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.readouts import page
+from launch.readouts.plan import ReadoutStudy
 from launch.studies import plots, scores, study_report
+from launch.studies.folders import slug
 from launch.studies.plan import Row, Study
-from launch.studies.runs import Runs, slug
+from launch.studies.runs import Runs
 from osteojax.errors import UserError
 from osteojax.evaluation.report.plots import save
 from osteojax.files import write_text
@@ -39,13 +42,13 @@ class Outcome:
       stopped: the signal that ended the training early, or None.
     """
 
-    results: study_report.Results
+    results: study_report.Results | page.Results
     grids: list[study_report.Grid]
     stopped: Stopped | None = None
 
 
 def run_study(
-    study: Study,
+    study: Study | ReadoutStudy,
     workdir: str | Path,
     *,
     seeds: int | None = None,
@@ -60,7 +63,8 @@ def run_study(
       study: of `plan.load_study`.
       workdir: folder of the study.
       seeds: number of its training seeds to use, from the first; None is all.
-      rows: only these rows and what they need, by name or by folder; empty is all.
+      rows: only these rows and what they need, by name or by folder, of a study of readouts also by
+        part; empty is all.
       progress: called with a message at every step and failure.
 
     Raises:
@@ -68,6 +72,10 @@ def run_study(
     """
     if seeds and seeds > len(study.seeds):
         raise UserError(f"--seeds {seeds}: the study has {len(study.seeds)}: {study.seeds}.")
+    if isinstance(study, ReadoutStudy):
+        from launch.readouts.run import run_readouts
+
+        return run_readouts(study, Path(workdir), seeds, rows, progress)
     folders = {slug(row.name): row.name for row in study.rows}
     wanted = [study.row(folders.get(name, name)) for name in rows or folders]
     runs = Runs(study, Path(workdir), lambda text: progress(Progress(text)))

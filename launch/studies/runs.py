@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -27,9 +26,9 @@ from ml_collections import ConfigDict
 from launch.configs import load_config
 from launch.studies.ceilings import ceiling_predictions, true_values
 from launch.studies.cohorts import Cohorts
+from launch.studies.folders import finished, slug
 from launch.studies.plan import Row, Settings, Study, with_settings
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
-from osteojax.errors import UserError
 from osteojax.evaluation import predictions
 from osteojax.files import atomic_path, write_json
 
@@ -38,11 +37,6 @@ KNOWN_COLUMNS = (
     "patient_id", "scan_id", "site", "split", "level", "level_class", "device", "sex", "age",
     "osteoporosis", "bmd_g_cm2",
 )  # fmt: skip
-
-
-def slug(name: str) -> str:
-    """The name of a row's folder."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 class Runs:
@@ -59,7 +53,7 @@ class Runs:
 
     def done(self, row: Row, seed: int) -> bool:
         """Whether a row is finished. Raises UserError if another version of the study made it."""
-        return _finished(self.folder(row, seed), self._identity(row, seed)) is not None
+        return finished(self.folder(row, seed), self._identity(row, seed)) is not None
 
     def seconds(self, row: Row, seed: int) -> float:
         """Wall time of a finished row, measured in the process that finished it."""
@@ -120,7 +114,7 @@ class Runs:
         pretrained = self._pretrained(row, seed, row.cohort)
         chosen = self._tuned(row) if row.tune else {}
         config = self._finetune_config(row, chosen, seed, pretrained)
-        best = _train(config, folder, data)
+        best = train_alone(config, folder, data)
         return {"step": best.get("step", 0.0), "best": best[config.checkpoint.best_metric]}
 
     def _finetune_config(
@@ -145,10 +139,10 @@ class Runs:
             f"pre-training {row.pretrain!r}",
         )
         made_with = {"cohort": self._people(data), "config": json.loads(config.to_json())}
-        if _finished(folder, made_with):
+        if finished(folder, made_with):
             return folder
         began = time.perf_counter()
-        best = _train(config, folder, self.cohorts.pool(data))
+        best = train_alone(config, folder, self.cohorts.pool(data))
         write_json(
             folder / "done.json",
             {
@@ -169,9 +163,9 @@ class Runs:
             config = self._finetune_config(row, choice, self.study.tuning_seed, None)
             cohort = self.study.tuning_cohort
             made_with = {"cohort": self._people(cohort), "config": json.loads(config.to_json())}
-            found = _finished(place, made_with)
+            found = finished(place, made_with)
             if found is None:
-                best = _train(config, place, self.cohorts.pool(cohort))
+                best = train_alone(config, place, self.cohorts.pool(cohort))
                 sign = -1.0 if config.checkpoint.best_mode == "min" else 1.0
                 score = sign * best[config.checkpoint.best_metric]
                 found = {"made_with": made_with, "choice": dict(choice), "score": score}
@@ -252,24 +246,7 @@ def read_table(path: Path) -> pd.DataFrame:
     )
 
 
-def _finished(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
-    """Content of done.json; None if there is none. Raises UserError if another version of the study
-    made it."""
-    path = folder / "done.json"
-    if not path.is_file():
-        return None
-    done = json.loads(path.read_text(encoding="utf-8"))
-    found, wanted = done["made_with"], json.loads(json.dumps(made_with))
-    if found != wanted:
-        names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
-        raise UserError(
-            f"{folder} was made by another version of the study ({', '.join(names)} differ). "
-            "Remove the folder to do it again, or choose another --workdir."
-        )
-    return done
-
-
-def _train(config: ConfigDict, workdir: Path, data: Path) -> dict[str, float]:
+def train_alone(config: ConfigDict, workdir: Path, data: Path) -> dict[str, float]:
     """Runs `osteojax train` in this process, and clears its compiled programs."""
     import jax
 

@@ -102,7 +102,7 @@ def scores(answers: Answers, resamples: int) -> list[dict[str, Any]]:
         for unit in UNITS:
             cases = answers.cases(unit, group)
             about = {"unit": unit, "group": group, **_counts(cases)}
-            found += _lines(about, ("AUROC", "AUPRC", "F1", "SEN", "SPE", "PPV", "NPV", "ACC"),
+            found += score_lines(about, ("AUROC", "AUPRC", "F1", "SEN", "SPE", "PPV", "NPV", "ACC"),
                             cases, compare.resample_diagnosis, resamples)  # fmt: skip
         if not answers.trains_bmd:
             continue
@@ -114,11 +114,11 @@ def scores(answers: Answers, resamples: int) -> list[dict[str, Any]]:
             "patients": len(set(measured["patients"])),
             "positives": None,
         }
-        found += _lines(about, ("MAE", "bias"), measured, compare.resample_bmd, resamples)
+        found += score_lines(about, ("MAE", "bias"), measured, compare.resample_bmd, resamples)
     return found
 
 
-def _lines(
+def score_lines(
     about: dict[str, Any], names: Sequence[str], cases: dict[str, Any], measure: Any, resamples: int
 ) -> list[dict[str, Any]]:
     estimates, values = measure(**cases, resamples=resamples) if about["n"] else ({}, {})

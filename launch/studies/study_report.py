@@ -83,7 +83,7 @@ def write(out: Path, study: Study, results: Results) -> list[Grid]:
         ("device_swap.csv", SWAP_FIELDS, results.device_swap),
         ("failures.csv", FAILURE_FIELDS, results.failures),
     ):
-        write_text(out / name, _csv(fields, lines))
+        write_text(out / name, csv_text(fields, lines))
     grids = _grids(study, results)
     head = [f"# {study.name}", "", SIMULATED, "", f"Size: {study.size}", "", _how(study), ""]
     write_text(out / "study.md", "\n".join([*head, *(grid.markdown() for grid in grids)]))
@@ -201,7 +201,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _csv(fields: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
+def csv_text(fields: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

@@ -1,0 +1,1 @@
+"""Studies of frozen readouts: what a linear model reads from embeddings (`osteojax study`)."""

@@ -1,0 +1,319 @@
+"""A study of frozen readouts: what it makes, resumes, shares between processes and writes again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge
+
+from launch import cli
+from launch.readouts import fits
+from launch.readouts.encoders import Encoders
+from launch.readouts.locks import Busy, alone
+from launch.readouts.plan import Contrast, Encoder, Readout
+from launch.readouts.rows import Rows
+from launch.studies.plan import Cohort
+from launch.studies.run import Progress, run_study
+from osteojax.data.cohort import PreparedCohort
+from osteojax.errors import UserError
+from tests.launch.stand_in_readouts import CONFIG, SETTINGS, stand_in_cohorts, structure, study
+
+FILE = """
+from tests.launch.stand_in_readouts import study
+def get_study(variant):
+    return study()
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir in which the study has run with one seed."""
+    place = tmp_path_factory.mktemp("readouts") / "W"
+    stand_in_cohorts(place, tiny_pool)
+    run_study(study(), place, seeds=1)
+    return place
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Files of a folder that a page is made of, by name."""
+    names = ("study.md", "scores.csv", "contrasts.csv", "study.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_every_row_is_scored_on_held_out_and_on_new_patients(workdir: Path) -> None:
+    results = json.loads((workdir / "results" / "study.json").read_text())
+    assert results["failures"] == []
+    assert {line["row"] for line in results["scores"]} == {row.name for row in study().rows}
+    found = {
+        (s["row"], s["group"], s["metric"], s["patients_fitted"]): s for s in results["scores"]
+    }
+    assert found["truth", "new", "r", 0]["estimate"] == pytest.approx(1.0, abs=1e-4)
+    assert found["start", "new", "r", 12]["estimate"] is not None
+    assert ("shuffled", "new", "r", 12) not in found
+    table = pd.read_csv(workdir / "cohorts" / "main" / "pool" / "vertebrae.csv")
+    assert found["start", "held", "r", 0]["n"] == (table["split"] == "test").sum()
+    assert found["start", "new", "r", 0]["n"] == len(table)
+    labelled = table[table["osteoporosis"].notna() & (table["split"] == "test")]
+    assert found["start", "held", "AUROC", 0]["n"] == len(labelled)
+    # BMD is in the image's brightness, and spacing follows it.
+    assert found["start", "held", "r", 0]["estimate"] > 0.3
+    assert {line["verdict"] for line in results["contrasts"]}
+    for name in ("readouts.png", "contrasts.png"):
+        assert (workdir / "results" / name).stat().st_size > 10_000
+
+
+def test_a_readout_is_ridge_regression_on_the_stored_embedding(
+    workdir: Path, tiny_pool: Path
+) -> None:
+    embedded = np.load(workdir / "encoders" / "tp-seed0" / "embedding-main.npy")
+    cohort = PreparedCohort(tiny_pool)
+    assert embedded.shape[0] == len(cohort)
+    spacing = np.log(structure(tiny_pool)["trabecular_spacing_mm"].to_numpy())
+    train, test = cohort.rows("train"), cohort.rows("test")
+    x = fits.scaled(embedded, np.empty((len(cohort), 0)), train)
+    patients = cohort.table["patient_id"].to_numpy()[train]
+    alpha = fits.ridge(x[train], spacing[train], patients).alpha
+    # The features by hand: centred, and divided by one deviation.
+    own = embedded.astype(np.float64)
+    own = (own - own[train].mean(axis=0)) / own[train].std(axis=0).mean()
+    expected = Ridge(alpha).fit(own[train], spacing[train]).predict(own[test])
+    predicted = pd.read_csv(workdir / "results" / "predictions" / "rows" / "tp-swav.csv")
+    held = predicted[predicted["cohort"] == "main"]
+    np.testing.assert_allclose(held["spacing_s0"], expected, atol=6e-5)
+    scores = pd.read_csv(workdir / "results" / "scores.csv")
+    [line] = scores[
+        (scores["row"] == "TP-SwAV") & (scores["group"] == "held") & (scores["metric"] == "r")
+        & (scores["patients_fitted"] == 0)
+    ].to_dict("records")  # fmt: skip
+    assert line["estimate"] == pytest.approx(np.corrcoef(expected, spacing[test])[0, 1], abs=1e-3)
+
+
+def test_the_start_is_that_of_the_training(tiny_pool: Path, tmp_path: Path) -> None:
+    """A training that cannot move ends where the untrained encoder is."""
+    stand_in_cohorts(tmp_path, tiny_pool)
+    still = {**SETTINGS, "optim.learning_rate": 0.0, "optim.train_steps": 1, "optim.warmup_steps": 0}
+    encoders = {
+        "still": Encoder(CONFIG, still),
+        "start": Encoder(CONFIG, SETTINGS, trained=False),
+    }
+    rows = (Readout("still", "a", "still"), Readout("start", "a", "start"))
+    made = Encoders(study(encoders=encoders, rows=rows, contrasts=()), tmp_path)
+    [still_NF], [start_NF] = (made.embeddings(name, 1, ["main"]) for name in ("still", "start"))
+    np.testing.assert_allclose(start_NF, still_NF, atol=1e-4)
+    assert start_NF.std(axis=0).max() > 1e-2
+
+
+def test_the_page_is_made_again_from_its_small_tables(workdir: Path, tmp_path: Path) -> None:
+    config = tmp_path / "readouts.py"
+    config.write_text(FILE)
+    tables = tmp_path / "benchmarks"
+    (workdir / "results" / "predictions").rename(tables)
+    try:
+        command = ["study", str(config), "--workdir", str(tmp_path / "again")]
+        assert cli.main([*command, "--predictions", str(tables)]) == 0
+        assert written(tmp_path / "again" / "results") == written(workdir / "results")
+        assert cli.main([*command, "--predictions", str(tmp_path)]) == 1
+    finally:
+        tables.rename(workdir / "results" / "predictions")
+
+
+def test_predictions_of_another_kind_of_study_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ladder = Path(__file__).resolve().parents[2] / "configs" / "studies" / "paper_ladder.py"
+    command = ["study", str(ladder), "--workdir", str(tmp_path), "--predictions", str(tmp_path)]
+    assert cli.main(command) == 1
+    assert "only studies of readouts" in capsys.readouterr().err
+
+
+def test_what_is_finished_is_kept_and_a_failure_costs_its_row_alone(
+    workdir: Path, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/done.json")}
+    whole = written(workdir / "results")
+    told: list[Progress] = []
+    encoders = {**study().encoders, "bad": Encoder(CONFIG, {"optim.nonsense": 1})}
+    rows = (Readout("bad", "networks", "bad"), *study().rows)
+    broken = study(encoders=encoders, rows=rows)
+    outcome = run_study(broken, workdir, seeds=1, progress=told.append)
+    assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/done.json")} == before
+    assert [f["row"] for f in outcome.results.failures] == ["bad"]
+    assert "no optim.nonsense" in outcome.results.failures[0]["reason"]
+    assert len([line for line in told if line.failed]) == 1
+    assert b"no optim.nonsense" in (workdir / "results" / "study.md").read_bytes()
+    run_study(study(), workdir, seeds=1)
+    assert written(workdir / "results") == whole
+
+
+def test_an_encoder_of_another_plan_is_refused(workdir: Path) -> None:
+    changed = {**study().encoders, "tp": Encoder(CONFIG, {**SETTINGS, "optim.warmup_steps": 2})}
+    row = Readout("TP again", "networks", "tp", seeds=1)
+    outcome = run_study(study(encoders=changed, rows=(row,), contrasts=()), workdir)
+    [failure] = outcome.results.failures
+    assert "another version of the study (settings differ)" in failure["reason"]
+    run_study(study(), workdir, seeds=1)
+
+
+def _hold(path: Path, held: Any, release: Any) -> None:
+    with alone(path):
+        held.set()
+        release.wait(60)
+
+
+def test_a_process_passes_over_what_another_one_makes(tmp_path: Path, tiny_pool: Path) -> None:
+    stand_in_cohorts(tmp_path, tiny_pool)
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    lock = tmp_path / "locks" / "start-seed0"
+    other = context.Process(target=_hold, args=(lock, held, release))
+    other.start()
+    try:
+        assert held.wait(60)
+        made: list[str] = []
+
+        def note(progress: Progress) -> None:
+            made.append(progress.text)
+            if progress.text.startswith("-- HU, seed 0: "):
+                release.set()
+
+        rows = (study().rows[0], study().rows[4])  # start, which another process is at; HU
+        outcome = run_study(study(rows=rows, contrasts=()), tmp_path, seeds=1, progress=note)
+    finally:
+        release.set()
+        other.join(60)
+    ended = [text.partition(",")[0] for text in made if "minutes so far" in text]
+    assert ended == ["-- HU", "-- start"]
+    assert not outcome.results.failures
+
+
+def test_a_lock_goes_with_the_process_that_held_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "lock", held, release))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(Busy), alone(tmp_path / "lock"):
+        pass
+    other.kill()
+    other.join(60)
+    with alone(tmp_path / "lock", wait=True):
+        pass
+
+
+def test_the_best_alternative_by_validation_is_taken(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_cohorts(tmp_path, tiny_pool)
+    choices = ({"optim.learning_rate": 1e-3}, {"optim.learning_rate": 2e-3})
+    encoders = {"tuned": Encoder(CONFIG, SETTINGS, tune=choices)}
+    row = Readout("tuned", "a", "tuned", seeds=1)
+    made = Encoders(study(encoders=encoders, rows=(row,), contrasts=()), tmp_path)
+    trained: list[tuple[float, int]] = []
+    monkeypatch.setattr(
+        Encoders, "_train",
+        lambda self, config, encoder, folder: trained.append(
+            (config.optim.learning_rate, config.seed)
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(Encoders, "_embed", lambda *args: None)
+    monkeypatch.setattr(
+        Encoders, "_validated", lambda self, encoder, folder: {"0": 0.2, "1": 0.3}[folder.name]
+    )
+    monkeypatch.setattr(np, "load", lambda path: np.zeros((1, 1)))
+    made.embeddings("tuned", 0, ["main"])
+    assert trained == [(1e-3, 100), (2e-3, 100), (2e-3, 0)]
+    found = made.made("tuned", 0)
+    assert found is not None
+    assert found["chosen"] == {"optim.learning_rate": 2e-3}
+    made.embeddings("tuned", 1, ["main"])  # tuned once for all seeds
+    assert trained[3:] == [(2e-3, 1)]
+
+
+def test_validation_scores_an_alternative(workdir: Path) -> None:
+    """The tuning criterion: r on validation patients, of a readout fitted on training patients."""
+    made = Encoders(study(), workdir)
+    r = made._validated(study().encoders["tp"], workdir / "encoders" / "tp-seed0")
+    cohort, truth = made.cohort("main"), made.truth("main")
+    train, valid = cohort.rows("train"), cohort.rows("valid")
+    x = np.load(workdir / "encoders" / "tp-seed0" / "embedding-main.npy").astype(np.float64)
+    x = (x - x[train].mean(axis=0)) / x[train].std(axis=0).mean()
+    alpha = fits.ridge(x[train], truth.log_spacing[train], truth.patients[train]).alpha
+    predicted = Ridge(alpha).fit(x[train], truth.log_spacing[train]).predict(x[valid])
+    assert r == pytest.approx(np.corrcoef(predicted, truth.log_spacing[valid])[0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": (Readout("a", "p", "start"), Readout("A", "p", "tp"))}, "two rows have one name"),
+        ({"rows": (Readout("a", "p", "strat"),)}, "encoder 'strat'; choose one of start, tp"),
+        ({"rows": (Readout("a", "p"),)}, "either an encoder or a ceiling"),
+        ({"rows": (Readout("a", "p", "tp", ceiling="hu"),)}, "either an encoder or a ceiling"),
+        ({"rows": (Readout("a", "p", ceiling="hue"),)}, "ceiling 'hue'; choose one of truth"),
+        ({"rows": (Readout("a", "p", "tp", cohort="mian"),)}, "cohort 'mian'"),
+        ({"rows": (Readout("a", "p", "tp", seeds=3),)}, "3 seeds of 2"),
+        ({"rows": (Readout("a", "p", "tp", cohort="new", new=""),)}, "patients could leak"),
+        ({"rows": (Readout("a", "p", ceiling="hu", new="main"),)}, "both fits readouts and is new"),
+        ({"contrasts": (Contrast("start", "nobody"),)}, "no row 'nobody'"),
+        ({"contrasts": (Contrast("start", "HU", "auroc"),)}, "metric 'auroc'; choose one of r"),
+        ({"contrasts": (Contrast("start", "HU", group="test"),)}, "group 'test'"),
+        ({"contrasts": (Contrast("start", "HU", patients=12),)}, "no readout of 12 patients"),
+        ({"contrasts": (Contrast("start", "HU", matters=0.0),)}, "matters above 0"),
+        (
+            {"encoders": {**study().encoders, "t": Encoder(CONFIG, tune=({},))}, "tuning_seed": 1},
+            "tuning_seed 1 is one of the reported",
+        ),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    if "rows" in fields:
+        fields = {"contrasts": (), **fields}
+    with pytest.raises(UserError, match=message):
+        study(**fields).check()
+
+
+def test_an_encoder_may_be_pretrained_on_the_cohort_that_gave_the_splits() -> None:
+    cohorts = {
+        **study().cohorts,
+        "plain": Cohort("--patients 40 --texture-signal 0", "--size 16", 7, splits_of="main"),
+    }
+    row = Readout("plain", "p", "tp", cohort="plain", new="")
+    study(cohorts=cohorts, rows=(row,), contrasts=()).check()
+
+
+def test_rows_are_chosen_by_name_folder_and_part() -> None:
+    plan = study()
+    assert [row.name for row in plan.chosen(["ceilings"])] == ["truth", "HU"]
+    assert [row.name for row in plan.chosen(["tp-swav", "HU"])] == ["TP-SwAV", "HU"]
+    assert plan.chosen([]) == list(plan.rows)
+    with pytest.raises(UserError, match="no row 'nobody'"):
+        plan.chosen(["nobody"])
+    assert plan.seeds_of(plan.row("HU")) == (0,)
+    assert plan.seeds_of(plan.row("start")) == (0, 1)
+
+
+def test_shuffled_truths_are_fitted_and_true_ones_scored(workdir: Path) -> None:
+    made = Rows(study(), workdir)
+    shuffled, start = (made.predicted(made.study.row(name), 0) for name in ("shuffled", "start"))
+    cases = pd.read_csv(workdir / "cases" / "main.csv")
+    truth = cases["log_spacing"].to_numpy()
+    r = [
+        np.corrcoef(t.loc[t["cohort"] == "main", "spacing"], truth)[0, 1] for t in (shuffled, start)
+    ]
+    assert abs(r[0]) < r[1]
+
+
+def test_a_cohort_without_its_truth_is_refused(tiny_pool: Path, tmp_path: Path) -> None:
+    stand_in_cohorts(tmp_path, tiny_pool)
+    place = tmp_path / "cohorts" / "main" / "simulated" / "truth.csv"
+    structure(tiny_pool).iloc[1:].to_csv(place, index=False)
+    plan = dataclasses.replace(study(), rows=study().rows[4:], contrasts=())
+    outcome = run_study(plan, tmp_path)
+    assert "is not in the simulator's truth.csv" in outcome.results.failures[0]["reason"]
