@@ -8,6 +8,7 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,14 +16,17 @@ from sklearn.linear_model import Ridge
 
 from launch import cli
 from launch.readouts import fits
-from launch.readouts.encoders import Encoders
+from launch.readouts.encoders import Encoders, variables
 from launch.readouts.locks import Busy, alone
 from launch.readouts.plan import Contrast, Encoder, Readout
 from launch.readouts.rows import Rows
 from launch.studies.plan import Cohort
 from launch.studies.run import Progress, run_study
+from osteojax import objectives
 from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
+from osteojax.train.parallel import DataParallel
+from osteojax.types import TrainState
 from tests.launch.stand_in_readouts import CONFIG, SETTINGS, stand_in_cohorts, structure, study
 
 FILE = """
@@ -95,19 +99,21 @@ def test_a_readout_is_ridge_regression_on_the_stored_embedding(
     assert line["estimate"] == pytest.approx(np.corrcoef(expected, spacing[test])[0, 1], abs=1e-3)
 
 
-def test_the_start_is_that_of_the_training(tiny_pool: Path, tmp_path: Path) -> None:
-    """A training that cannot move ends where the untrained encoder is."""
-    stand_in_cohorts(tmp_path, tiny_pool)
-    still = {**SETTINGS, "optim.learning_rate": 0.0, "optim.train_steps": 1, "optim.warmup_steps": 0}
-    encoders = {
-        "still": Encoder(CONFIG, still),
-        "start": Encoder(CONFIG, SETTINGS, trained=False),
-    }
-    rows = (Readout("still", "a", "still"), Readout("start", "a", "start"))
-    made = Encoders(study(encoders=encoders, rows=rows, contrasts=()), tmp_path)
-    [still_NF], [start_NF] = (made.embeddings(name, 1, ["main"]) for name in ("still", "start"))
-    np.testing.assert_allclose(start_NF, still_NF, atol=1e-4)
-    assert start_NF.std(axis=0).max() > 1e-2
+def test_the_start_is_that_of_the_training(workdir: Path) -> None:
+    """The untrained encoder is what the pre-training of that seed validated before its first
+    step."""
+    made = Encoders(study(), workdir)
+    config = made._config("tp", study().encoders["tp"], {}, 0)
+    objective: Any = objectives.load(config, made.cohort("main"))
+    devices = DataParallel.create(config.engine)
+    params, state = variables(objective, config, devices, None)
+    start = devices.replicate(TrainState(jnp.int32(0), params, state, ()))
+    _, metrics = objective.validate(start, devices)
+    log = (workdir / "encoders" / "tp-seed0" / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in log]
+    [first] = [line for line in lines if line["step"] == 0 and "valid/hu_probe_r2" in line]
+    for name in ("hu_probe_r2", "label_probe_auroc", "swapped_prediction"):
+        assert metrics[name] == pytest.approx(first[f"valid/{name}"], abs=1e-5)
 
 
 def test_the_page_is_made_again_from_its_small_tables(workdir: Path, tmp_path: Path) -> None:
@@ -153,7 +159,7 @@ def test_what_is_finished_is_kept_and_a_failure_costs_its_row_alone(
 
 
 def test_an_encoder_of_another_plan_is_refused(workdir: Path) -> None:
-    changed = {**study().encoders, "tp": Encoder(CONFIG, {**SETTINGS, "optim.warmup_steps": 2})}
+    changed = {**study().encoders, "tp": Encoder(CONFIG, {**SETTINGS, "optim.warmup_steps": 1})}
     row = Readout("TP again", "networks", "tp", seeds=1)
     outcome = run_study(study(encoders=changed, rows=(row,), contrasts=()), workdir)
     [failure] = outcome.results.failures
