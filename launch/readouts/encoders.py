@@ -9,7 +9,6 @@ the cohort; if the study's file has changed since, the encoder is refused.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import shutil
@@ -135,6 +134,7 @@ class Encoders:
     ) -> None:
         """Writes the embeddings of some cohorts."""
         from osteojax import objectives
+        from osteojax.objectives.encoder import image_statistics
         from osteojax.train.parallel import DataParallel
 
         trained_on = self.cohort(encoder.cohort)
@@ -143,7 +143,9 @@ class Encoders:
         params, state = variables(objective, config, devices, folder if encoder.trained else None)
         for name in cohorts:
             self._progress(f"embedding {name} with {folder.name}")
-            embedded = embed(objective, params, state, self.cohort(name), devices)
+            cohort, image_stats = self.cohort(name), image_statistics(state)
+            rows = np.arange(len(cohort))
+            embedded = objective.embeddings(params, image_stats, rows, devices, cohort)
             with atomic_path(folder / f"embedding-{slug(name)}.npy") as temporary:
                 np.save(temporary, embedded)
 
@@ -203,20 +205,3 @@ def variables(
     start = devices.replicate(TrainState(jnp.int32(0), params, state, ()))
     state, _ = objective.validate(start, devices)
     return params, state
-
-
-def embed(
-    objective: Any, params: Any, state: Any, cohort: PreparedCohort, devices: Any
-) -> np.ndarray:
-    """f32[N, F] for every row of a cohort's table. Codes become network input by the statistics of
-    the cohort that trained the encoder, as in an exported model."""
-    from osteojax.data.views import Supervised
-    from osteojax.objectives.encoder import image_statistics
-
-    there = copy.copy(objective)
-    there.cohort = cohort
-    if not hasattr(there, "_outputs_of"):
-        there._outputs_of = devices.map_forward(there._evaluated)
-    rows = np.arange(len(cohort))
-    found = there._outputs(params, image_statistics(state), Supervised(), rows, devices)
-    return found["embedding"][:, 0]

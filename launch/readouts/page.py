@@ -89,7 +89,7 @@ def _how(study: ReadoutStudy) -> str:
         "absolute one, by ridge regression. Readouts are fitted on the patients that pre-train. "
         '"held" are test patients of that cohort, "new" all patients of a second cohort, drawn '
         "with another seed, which no choice ever saw. Mean over training seeds and 95% interval of "
-        f"a bootstrap over patients and seeds ({study.resamples:,} resamples)."
+        f"a bootstrap over patients and seeds ({study.resamples} resamples; {study.contrast_resamples} for contrasts)."
     )
 
 

@@ -111,7 +111,8 @@ class ReadoutStudy:
       seeds: training seeds that are reported; rows take the first of them.
       tuning_seed: training seed for choosing among `Encoder.tune`; not reported.
       few: numbers of training patients for rows with `few`.
-      resamples: of the bootstrap over patients and seeds.
+      resamples, contrast_resamples: of the bootstrap over patients and seeds, for the intervals of
+        rows and for contrasts (`launch.studies.plan.Study`).
     """
 
     name: str
@@ -123,7 +124,8 @@ class ReadoutStudy:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_seed: int = 100
     few: tuple[int, ...] = (12, 36)
-    resamples: int = 10_000
+    resamples: int = 1000
+    contrast_resamples: int = 10_000
 
     def row(self, name: str) -> Readout:
         """The row of that name. Raises UserError."""

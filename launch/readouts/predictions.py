@@ -111,7 +111,7 @@ def read(study: ReadoutStudy, folder: Path) -> dict[str, Answers]:
         for name, part in table.groupby("cohort", sort=False):
             cases = _read_cases(folder, str(name))
             both = cases.merge(part.drop(columns="cohort"), on="case", validate="one_to_one")
-            if len(both) != len(cases):
+            if not len(both) == len(cases) == len(part):
                 raise UserError(f"{path}: not the cases of cases/{name}.csv; write both again.")
             tables[str(name)] = both
         found[row.name] = Answers(row, tuple(seeds), tables)

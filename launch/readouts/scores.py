@@ -92,7 +92,7 @@ def contrast_results(study: ReadoutStudy, answers: dict[str, Answers]) -> list[d
         if contrast.first in answers and contrast.second in answers:
             first, second = answers[contrast.first], answers[contrast.second]
             if seeds := _common_seeds(first, second):
-                entry = _difference(contrast, first, second, seeds, study.resamples)
+                entry = _difference(contrast, first, second, seeds, study.contrast_resamples)
                 results.append({**vars(contrast), "seeds": seeds, **entry})
     for primary in (True, False):
         family = [entry for entry in results if entry["primary"] == primary]

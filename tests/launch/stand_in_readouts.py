@@ -56,6 +56,7 @@ def study(**fields: Any) -> ReadoutStudy:
         "seeds": (0, 1),
         "few": (12,),
         "resamples": 200,
+        "contrast_resamples": 400,
     }
     return ReadoutStudy(**{**defaults, **fields})
 

@@ -232,13 +232,12 @@ def test_the_best_alternative_by_validation_is_taken(
     monkeypatch.setattr(
         Encoders, "_validated", lambda self, encoder, folder: {"0": 0.2, "1": 0.3}[folder.name]
     )
-    monkeypatch.setattr(np, "load", lambda path: np.zeros((1, 1)))
-    made.embeddings("tuned", 0, ["main"])
+    made.embeddings("tuned", 0, [])
     assert trained == [(1e-3, 100), (2e-3, 100), (2e-3, 0)]
     found = made.made("tuned", 0)
     assert found is not None
     assert found["chosen"] == {"optim.learning_rate": 2e-3}
-    made.embeddings("tuned", 1, ["main"])  # tuned once for all seeds
+    made.embeddings("tuned", 1, [])  # tuned once for all seeds
     assert trained[3:] == [(2e-3, 1)]
 
 

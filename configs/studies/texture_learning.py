@@ -1,0 +1,291 @@
+"""Does pre-training learn texture, and what in it does? Frozen readouts of trabecular spacing.
+
+    osteojax study configs/studies/texture_learning.py --workdir W
+    osteojax study configs/studies/texture_learning.py --workdir W --rows primary-resnet34
+
+Everything below was committed before the run whose page is benchmarks/texture_learning.md: cohorts,
+rows, the expectation of each contrast and the smallest difference that matters. The recipe is that
+of a trial on a cohort of another seed. Image pairs are also tuned by themselves, by the readout of
+the main cohort's validation patients, who neither pre-train nor fit nor are scored. The cohort
+"new" has a seed of its own, and nothing was chosen by it.
+
+HU are matched (`--hu-signal 0`): mean HU, cortex, size, age and sex tell nothing of bone, and only
+texture does. `configs/studies/texture_learning.py:fine` has the primary rows at 1 mm on two CPU
+cores, `:full` at 1 mm with the paper's width and schedule, for a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from configs.studies import texture_encoders
+from launch.readouts.plan import Contrast, Readout, ReadoutStudy
+from launch.studies.plan import Cohort
+
+MAIN_SEED, NEW_SEED, OTHER_SEED = 31, 32, 33
+"""Seeds of the cohorts."""
+
+R_MATTERS, AUROC_MATTERS = 0.05, 0.05
+
+MATCHED = "--levels T12-L5 --spacing-mm 1.5 --hu-signal 0"
+PREPARE = "--size 64 --box vertebra --split-fractions 0.52,0.13,0.35"
+
+
+def _cohorts() -> dict[str, Cohort]:
+    few = f"--patients 60 {MATCHED}"
+    return {
+        "main": Cohort(f"--patients 240 {MATCHED}", PREPARE, MAIN_SEED),
+        "new": Cohort(f"--patients 110 {MATCHED}", PREPARE, NEW_SEED),
+        "no_texture": Cohort(f"--patients 120 {MATCHED} --texture-signal 0", PREPARE, MAIN_SEED),
+        "with_hu": Cohort("--patients 240 --levels T12-L5 --spacing-mm 1.5", PREPARE, MAIN_SEED),
+        "slices_1": Cohort(f"{few} --slice-mm 0.7", PREPARE, OTHER_SEED),
+        "slices_3": Cohort(f"{few} --slice-mm 3", PREPARE, OTHER_SEED),
+        "slices_5": Cohort(f"{few} --slice-mm 5", PREPARE, OTHER_SEED),
+        "wide": Cohort(f"{few} --scanners wide", PREPARE, OTHER_SEED),
+    }
+
+
+def _primary(part: str, title: str, prefix: str) -> tuple[Readout, ...]:
+    own = {"few": True, "seeds": 5}
+    return (
+        Readout(f"{title}start", part, f"{prefix}start", **own),
+        Readout(f"{title}TP-SwAV", part, f"{prefix}tp_swav", **own),
+        Readout(f"{title}image pairs", part, f"{prefix}image_pairs", **own),
+        Readout(f"{title}image pairs, tuned", part, f"{prefix}image_pairs_tuned", **own),
+        Readout(f"{title}other patient's pairs", part, f"{prefix}other_patient", **own),
+    )
+
+
+def _joined(part: str) -> tuple[Readout, ...]:
+    own: dict[str, Any] = {"numbers": True, "few": True, "seeds": 5}
+    return (
+        Readout("start + numbers", part, "start", **own),
+        Readout("TP-SwAV + numbers", part, "tp_swav", **own),
+        Readout("small: start + numbers", part, "small_start", **own),
+        Readout("small: TP-SwAV + numbers", part, "small_tp_swav", **own),
+    )
+
+
+def _references() -> tuple[Readout, ...]:
+    part = "Ceilings"
+    return (
+        Readout("true spacing and anisotropy", part, ceiling="truth", few=True),
+        Readout("11 numbers of the body", part, ceiling="numbers", few=True),
+        Readout("means of the maps in the body", part, ceiling="maps", few=True),
+        Readout("mean HU", part, ceiling="hu", few=True),
+        Readout("start, truths shuffled", "Controls", "start", shuffled=True, seeds=5),
+        Readout("TP-SwAV, truths shuffled", "Controls", "tp_swav", shuffled=True, seeds=5),
+    )
+
+
+def _secondary() -> tuple[Readout, ...]:
+    part = "Secondary"
+    names = {
+        "uniform pairs": "uniform",
+        "one shared place": "one_place",
+        "InfoNCE, image crops, no maps": "simclr",
+        "VICReg, image crops, no maps": "vicreg",
+        "small: InfoNCE, image crops, no maps": "small_simclr",
+        "0.1's assignment (epsilon 0.05, raw prototypes)": "flat",
+        "z-scores of the box: start": "box_statistics_start",
+        "z-scores of the box": "box_statistics",
+        "strided shortcuts: start": "strided_start",
+        "strided shortcuts": "strided",
+        "scales one: start": "scales_one_start",
+        "scales one": "scales_one",
+        "small, scales zero: start": "small_scales_zero_start",
+        "small, scales zero": "small_scales_zero",
+        "crops of 12 mm: start": "crops_12_start",
+        "crops of 12 mm": "crops_12",
+        "crops of 24 mm, body share 0.95: start": "crops_24_start",
+        "crops of 24 mm, body share 0.95": "crops_24",
+    }
+    return tuple(Readout(name, part, encoder) for name, encoder in names.items())
+
+
+def _on_other_cohorts() -> tuple[Readout, ...]:
+    """Cohorts without texture signal, and with HU that tell of bone; each pre-trains its own."""
+    rows: list[Readout] = []
+    for cohort, part in (("no_texture", "No texture signal"), ("with_hu", "HU not matched")):
+        own = {"cohort": cohort, "new": ""}
+        rows += [
+            Readout(f"{part}: start", part, f"start@{cohort}", **own),
+            Readout(f"{part}: TP-SwAV", part, f"tp_swav@{cohort}", **own),
+            Readout(f"{part}: image pairs", part, f"image_pairs@{cohort}", **own),
+            Readout(f"{part}: start + numbers", part, f"start@{cohort}", numbers=True, **own),
+            Readout(f"{part}: TP-SwAV + numbers", part, f"tp_swav@{cohort}", numbers=True, **own),
+            Readout(f"{part}: 11 numbers of the body", part, ceiling="numbers", **own),
+            Readout(f"{part}: mean HU", part, ceiling="hu", **own),
+            Readout(f"{part}: true spacing and anisotropy", part, ceiling="truth", **own),
+        ]
+    return tuple(rows)
+
+
+def _on_other_scanners() -> tuple[Readout, ...]:
+    """Readouts of the main cohort on patients of scanners that it did not have."""
+    part, rows = "Other scanners", []
+    for cohort, title in (
+        ("slices_1", "slices of 0.7 mm"),
+        ("slices_3", "slices of 3 mm"),
+        ("slices_5", "slices of 5 mm"),
+        ("wide", "many scanners"),
+    ):
+        rows += [
+            Readout(f"{title}: start", part, "start", new=cohort),
+            Readout(f"{title}: TP-SwAV", part, "tp_swav", new=cohort),
+            Readout(f"{title}: image pairs", part, "image_pairs", new=cohort),
+            Readout(f"{title}: 11 numbers of the body", part, ceiling="numbers", new=cohort),
+        ]
+    return tuple(rows)
+
+
+def _questions(title: str) -> tuple[Contrast, ...]:
+    """The questions that the study was made for, of one network, on the new cohort."""
+    tp = f"{title}TP-SwAV"
+    others = ("start", "image pairs", "image pairs, tuned", "other patient's pairs")
+    return tuple(
+        Contrast(tp, f"{title}{name}", "r", +1, R_MATTERS, "new", primary=True) for name in others
+    )
+
+
+def _also(title: str) -> tuple[Contrast, ...]:
+    """The same on held-out patients, by label, and with few patients."""
+    tp, start, images = (f"{title}{name}" for name in ("TP-SwAV", "start", "image pairs"))
+    held = [dataclasses.replace(c, group="held", primary=False) for c in _questions(title)]
+    return (
+        *held,
+        Contrast(tp, start, "AUROC", +1, AUROC_MATTERS),
+        Contrast(tp, images, "AUROC", +1, AUROC_MATTERS),
+        Contrast(tp, start, "r", +1, R_MATTERS, patients=12),
+        Contrast(tp, start, "r", +1, R_MATTERS, patients=36),
+    )
+
+
+def _others() -> tuple[Contrast, ...]:
+    def r(first: str, second: str, expected: int) -> Contrast:
+        return Contrast(first, second, "r", expected, R_MATTERS)
+
+    def auroc(first: str, second: str, expected: int, group: str = "new") -> Contrast:
+        return Contrast(first, second, "AUROC", expected, AUROC_MATTERS, group)
+
+    tp, numbers = "TP-SwAV", "11 numbers of the body"
+    return (
+        # Is a cheap fixed input worth more than pre-training?
+        r(numbers, tp, +1),
+        r("start + numbers", tp, +1),
+        r("TP-SwAV + numbers", "start + numbers", 0),
+        r("small: TP-SwAV + numbers", "small: start + numbers", 0),
+        auroc("TP-SwAV + numbers", "start + numbers", 0),
+        auroc("start + numbers", tp, 0),
+        # What in the method matters
+        r(tp, "uniform pairs", 0),
+        r(tp, "one shared place", 0),
+        r(tp, "InfoNCE, image crops, no maps", 0),
+        r("small: TP-SwAV", "small: InfoNCE, image crops, no maps", 0),
+        r(tp, "VICReg, image crops, no maps", 0),
+        r(tp, "0.1's assignment (epsilon 0.05, raw prototypes)", +1),
+        r(tp, "z-scores of the box", +1),
+        r(tp, "strided shortcuts", 0),
+        r("start", "strided shortcuts: start", +1),
+        r(tp, "scales one", +1),
+        r("start", "scales one: start", +1),
+        r(tp, "crops of 12 mm", +1),
+        r(tp, "crops of 24 mm, body share 0.95", +1),
+        r(tp, "0.1 as it was", +1),
+        # Controls
+        auroc("No texture signal: TP-SwAV", "No texture signal: mean HU", 0, "held"),
+        auroc("HU not matched: TP-SwAV", "HU not matched: start", +1, "held"),
+        auroc("HU not matched: TP-SwAV + numbers", "HU not matched: start + numbers", 0, "held"),
+    )
+
+
+def _small() -> ReadoutStudy:
+    """The study for two CPU cores: 1.5 mm voxels, networks of width 16."""
+    first, second = "Primary: ResNet34", "Primary: small encoder"
+    return ReadoutStudy(
+        name="Does pre-training learn texture?",
+        size=(
+            "240 simulated patients with T12-L5, of whom 125 pre-train and fit, 31 validate and 84 "
+            "are held out, and 110 new ones; 1.5 mm voxels, HU matched. ResNet34 of width 16, and "
+            "a small encoder of three blocks. Crops of 18 mm inside the body, batches of 32, 400 "
+            "steps; eight crops a vertebra are read."
+        ),
+        cohorts=_cohorts(),
+        encoders=texture_encoders.encoders(),
+        rows=(
+            *_primary(first, "", ""),
+            *_primary(second, "small: ", "small_"),
+            *_joined("With the numbers of the body"),
+            *_references(),
+            *_secondary(),
+            *_on_other_cohorts(),
+            *_on_other_scanners(),
+            Readout("0.1 as it was: start", "0.1 as it was", "as_0_1_start"),
+            Readout("0.1 as it was", "0.1 as it was", "as_0_1"),
+        ),
+        contrasts=(
+            *_questions(""), *_questions("small: "), *_also(""), *_also("small: "), *_others(),
+        ),
+    )  # fmt: skip
+
+
+def _at_1_mm(
+    name: str, size: str, patients: tuple[int, int], run: Mapping[str, Any], seeds: int
+) -> ReadoutStudy:
+    """The primary rows at 1 mm.
+
+    Args:
+      patients: of the main and of the new cohort.
+      run: changes to the recipe, network among them.
+      seeds: of every row.
+    """
+    simulate = "--levels T12-L5 --spacing-mm 1.0 --hu-signal 0"
+    prepare = "--size 96 --box body --split-fractions 0.52,0.13,0.35"
+    main, new = (f"--patients {count} {simulate}" for count in patients)
+    rows = (*_primary("Primary: ResNet34, 1 mm", "", ""), *_references()[:4])
+    return ReadoutStudy(
+        name=name,
+        size=size,
+        cohorts={
+            "main": Cohort(main, prepare, MAIN_SEED),
+            "new": Cohort(new, prepare, NEW_SEED),
+        },
+        encoders=texture_encoders.block("", {**texture_encoders.RESNET34, **run}),
+        rows=tuple(dataclasses.replace(row, seeds=seeds) for row in rows),
+        contrasts=(*_questions(""), *_also("")),
+    )
+
+
+def get_study(variant: str = "") -> ReadoutStudy:
+    """The study; variants "fine" (1 mm, two CPU cores) and "full" (1 mm, the paper's network and
+    schedule, a GPU)."""
+    if variant == "fine":
+        size = (
+            "As the study at 1.5 mm, with 1 mm voxels: crops of 18^3, ResNet34 of width 16, two "
+            "seeds."
+        )
+        return _at_1_mm("Does pre-training learn texture, at 1 mm?", size, (240, 110), {}, 2)
+    if variant == "full":
+        paper = {
+            "model.width": 64,
+            "optim.learning_rate": 1e-4,
+            "optim.train_steps": 30_000,
+            "optim.warmup_steps": 10_000,
+            "optim.eval_steps": 10_000,
+            "optim.save_steps": 2_000,
+            "objective.num_prototypes": 128,
+            "objective.queue_size": 1024,
+            "objective.freeze_prototypes_steps": 945,
+        }
+        size = (
+            "1,200 simulated patients and 300 new ones, 1 mm voxels; ResNet34 of width 64, the "
+            "paper's rate; 30,000 steps of 32."
+        )
+        return _at_1_mm("Does pre-training learn texture, in full?", size, (1200, 300), paper, 3)
+    if variant:
+        raise ValueError(
+            f"unknown variant {variant!r} of texture_learning; choose none, fine or full"
+        )
+    return _small()
