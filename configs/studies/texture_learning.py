@@ -48,21 +48,23 @@ def _cohorts() -> dict[str, Cohort]:
 
 
 def _primary(part: str, title: str, prefix: str) -> tuple[Readout, ...]:
-    own = {"few": True, "seeds": 5}
+    def row(name: str, encoder: str, few: bool = False) -> Readout:
+        return Readout(f"{title}{name}", part, f"{prefix}{encoder}", few=few, seeds=5)
+
     return (
-        Readout(f"{title}start", part, f"{prefix}start", **own),
-        Readout(f"{title}TP-SwAV", part, f"{prefix}tp_swav", **own),
-        Readout(f"{title}image pairs", part, f"{prefix}image_pairs", **own),
-        Readout(f"{title}image pairs, tuned", part, f"{prefix}image_pairs_tuned", **own),
-        Readout(f"{title}other patient's pairs", part, f"{prefix}other_patient", **own),
+        row("start", "start", few=True),
+        row("TP-SwAV", "tp_swav", few=True),
+        row("image pairs", "image_pairs", few=True),
+        row("image pairs, tuned", "image_pairs_tuned"),
+        row("other patient's pairs", "other_patient"),
     )
 
 
 def _joined(part: str) -> tuple[Readout, ...]:
-    own: dict[str, Any] = {"numbers": True, "few": True, "seeds": 5}
+    own: dict[str, Any] = {"numbers": True, "seeds": 5}
     return (
-        Readout("start + numbers", part, "start", **own),
-        Readout("TP-SwAV + numbers", part, "tp_swav", **own),
+        Readout("start + numbers", part, "start", few=True, **own),
+        Readout("TP-SwAV + numbers", part, "tp_swav", few=True, **own),
         Readout("small: start + numbers", part, "small_start", **own),
         Readout("small: TP-SwAV + numbers", part, "small_tp_swav", **own),
     )

@@ -67,17 +67,19 @@ def scaled(embedding: np.ndarray | None, numbers: np.ndarray, training: np.ndarr
 
     An embedding has one scale for all channels: a channel that hardly varies in training, divided
     by its own deviation, would put an unusual vertebra hundreds of deviations away. Numbers have
-    different units, so each has its own.
+    different units, so each has its own; one that is missing is that of the mean.
 
     Args:
       embedding: f[N, F], or None.
-      numbers: f[N, P], P may be 0.
+      numbers: f[N, P], P may be 0; NaN where missing.
       training: i[M] rows of both.
 
     Returns:
       f64[N, F + P].
     """
-    parts = [(numbers - numbers[training].mean(axis=0)) / (numbers[training].std(axis=0) + 1e-12)]
+    known = numbers[training]
+    scores = (numbers - np.nanmean(known, axis=0)) / (np.nanstd(known, axis=0) + 1e-12)
+    parts = [np.nan_to_num(scores, nan=0.0)]
     if embedding is not None:
         values = embedding.astype(np.float64)
         scale = values[training].std(axis=0).mean() + 1e-12

@@ -47,7 +47,8 @@ class Results:
 
 
 def write(out: Path, study: ReadoutStudy, results: Results) -> list[Grid]:
-    """Writes study.md, study.json, scores.csv, contrasts.csv, readouts.png and contrasts.png.
+    """Writes study.md, study.json, scores.csv, contrasts.csv, primary.png, readouts.png and
+    contrasts.png.
 
     Returns:
       the tables of study.md, for the terminal.
@@ -57,9 +58,10 @@ def write(out: Path, study: ReadoutStudy, results: Results) -> list[Grid]:
     grids = tables(study, results)
     head = [f"# {study.name}", "", SIMULATED, "", f"Size: {study.size}", "", _how(study), ""]
     pictures = []
-    if (figure := plots.readouts(study, results.scores)) is not None:
-        save(figure, out / "readouts.png")
-        pictures += ["![readouts](readouts.png)", ""]
+    for name, rows in (("primary", study.questioned), ("readouts", study.rows)):
+        if (figure := plots.readouts(study, results.scores, rows)) is not None:
+            save(figure, out / f"{name}.png")
+            pictures += [f"![{name}]({name}.png)", ""]
     if (figure := contrast_plots.contrasts(_as_of_studies(results.contrasts))) is not None:
         save(figure, out / "contrasts.png")
         pictures += ["![contrasts](contrasts.png)", ""]
@@ -89,7 +91,8 @@ def _how(study: ReadoutStudy) -> str:
         "absolute one, by ridge regression. Readouts are fitted on the patients that pre-train. "
         '"held" are test patients of that cohort, "new" all patients of a second cohort, drawn '
         "with another seed, which no choice ever saw. Mean over training seeds and 95% interval of "
-        f"a bootstrap over patients and seeds ({study.resamples} resamples; {study.contrast_resamples} for contrasts)."
+        f"a bootstrap over patients and seeds ({study.resamples} resamples; "
+        f"{study.contrast_resamples} for contrasts)."
     )
 
 

@@ -142,6 +142,17 @@ class ReadoutStudy:
         """The parts in the order of their first rows."""
         return list(dict.fromkeys(row.part for row in self.rows))
 
+    @property
+    def questioned(self) -> list[Readout]:
+        """Rows of primary contrasts, and ceilings of the same cohorts."""
+        named = {name for c in self.contrasts if c.primary for name in (c.first, c.second)}
+        people = {(row.cohort, row.new) for row in self.rows if row.name in named}
+        return [
+            row
+            for row in self.rows
+            if row.name in named or (row.ceiling and (row.cohort, row.new) in people)
+        ]
+
     def chosen(self, words: list[str]) -> list[Readout]:
         """The rows that some words name: a row's name or folder, or a part with all of its rows;
         all rows for no words. Raises UserError."""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from launch.readouts.plan import GROUPS, ReadoutStudy
+from launch.readouts.plan import GROUPS, Readout, ReadoutStudy
 from osteojax.evaluation.report.plots import COLOURS, GREY
 
 LOOKS = {"held": (COLOURS[5], "s"), "new": (COLOURS[0], "o")}
@@ -24,9 +24,11 @@ _APART = 0.36
 """Distance of the two groups of one row, in lines."""
 
 
-def readouts(study: ReadoutStudy, scores: Sequence[dict[str, Any]]) -> Figure | None:
-    """A line for each row, with a point and the 95% interval for either group; one panel for r, one
-    for AUROC. None if nothing is scored."""
+def readouts(
+    study: ReadoutStudy, scores: Sequence[dict[str, Any]], rows: Sequence[Readout]
+) -> Figure | None:
+    """A line for each of some rows, with a point and the 95% interval for either group; one panel
+    for r, one for AUROC. None if nothing is scored."""
     found = {
         (s["row"], s["group"], s["metric"]): s
         for s in scores
@@ -36,7 +38,7 @@ def readouts(study: ReadoutStudy, scores: Sequence[dict[str, Any]]) -> Figure | 
     headings: dict[str, float] = {}
     line = 0.0
     for part in study.parts:
-        names = [r.name for r in study.rows if r.part == part]
+        names = [row.name for row in rows if row.part == part]
         names = [
             name for name in names if any((name, g, m) in found for g in GROUPS for m in PANELS)
         ]
@@ -85,8 +87,7 @@ def _panel(axis: Axes, metric: str, found: dict[Any, dict[str, Any]], places: di
 
 def _name_rows(axis: Axes, places: dict[str, float], headings: dict[str, float]) -> None:
     """Names of rows and, in bold, of parts, as labels of the axis."""
-    ticks = {**headings, **places}
-    axis.set_yticks(list(ticks.values()), list(ticks), fontsize=8)
-    for label in axis.get_yticklabels():
-        if label.get_text() in headings:
-            label.set_fontweight("bold")
+    labels, at = [*headings, *places], [*headings.values(), *places.values()]
+    axis.set_yticks(at, labels, fontsize=8)
+    for label in axis.get_yticklabels()[: len(headings)]:
+        label.set_fontweight("bold")

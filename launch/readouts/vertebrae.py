@@ -8,18 +8,14 @@ import numpy as np
 import pandas as pd
 
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.vertebrae import POOL
+from osteojax.data.vertebra_columns import BODY_NUMBERS
+from osteojax.data.vertebrae import PLANES, POOL
 from osteojax.errors import UserError
 
-PLAIN_NUMBERS = (
-    "body_mean_hu", "body_sd_hu",
-    *(f"body_msd_{axis}{lag}" for axis in ("si", "ap", "rl") for lag in (1, 2, 3)),
-)  # fmt: skip
-"""Columns of `vertebrae.csv`: mean and deviation of HU in the body, and mean squares of differences
-at lags of 1-3 voxels along each axis."""
+BODY = PLANES.index("body")
 
-BODY = 2
-"""The plane of the mask record that holds the vertebral body."""
+LEAST_SQUARE_HU2 = 0.1
+"""Smallest mean square of HU differences of which a logarithm is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,32 +59,40 @@ def truth_of(cohort: PreparedCohort, truth: pd.DataFrame) -> Truth:
 
 
 def plain_numbers(cohort: PreparedCohort) -> np.ndarray:
-    """f64[N, 11]: `PLAIN_NUMBERS`, all but the mean in natural log, because they are energies.
+    """f64[N, 11]: `BODY_NUMBERS`, mean squares as natural logarithms, since they spread over
+    decades; NaN where a body has none.
 
     Raises:
       UserError: a folder without them.
     """
-    table = cohort.table
-    names = list(PLAIN_NUMBERS)
-    if missing := [name for name in names if name not in table or table[name].isna().any()]:
+    values = cohort.table[list(BODY_NUMBERS)].to_numpy(np.float64)
+    if np.isnan(values).all():
         raise UserError(
-            f"{cohort.directory}: {missing[0]} is not known of every vertebra. Prepare the cohort "
-            "again with this version."
+            f"{cohort.directory}: has no numbers of bodies. Prepare the cohort again with this "
+            "version."
         )
-    values = table[names].to_numpy(np.float64)
-    # Differences of codes of 5 HU can all be 0, in a body without structure.
-    return np.concatenate([values[:, :1], np.log(np.maximum(values[:, 1:], 0.1))], axis=1)
+    # All of a body's voxels can have one HU.
+    squares = np.log(np.maximum(values[:, 2:], LEAST_SQUARE_HU2))
+    return np.concatenate([values[:, :2], squares], axis=1)
 
 
 def map_means(cohort: PreparedCohort) -> np.ndarray:
     """f64[N, 4]: mean over the body of each texture map, in the scale that networks see (of grey
-    levels, or log(1 + x) of them)."""
-    specs = cohort.about.maps[1:]
-    means = np.empty((len(cohort), len(specs)))
+    levels, or log(1 + x) of them); NaN where a box shows no body.
+
+    Raises:
+      UserError: a folder without bodies, or without maps.
+    """
+    about = cohort.about
+    if not about.has_body:
+        raise UserError(f"{cohort.directory}: has no bodies. Prepare the cohort again.")
+    means = np.full((len(cohort), len(POOL) - 1), np.nan)
     for row in range(len(cohort)):
-        body = cohort.array(row, "mask")[BODY]
-        codes = cohort.members(row, list(POOL[1:]))
-        means[row] = [s.offset + s.step * c[body].mean() for s, c in zip(specs, codes, strict=True)]
+        body = cohort.array(row, "mask")[BODY][about.window]
+        if body.any():
+            codes = cohort.members(row, list(POOL[1:]))[(..., *about.window)][:, body]
+            scales = [(spec.offset, spec.step) for spec in about.maps[1:]]
+            means[row] = [o + s * c.mean() for (o, s), c in zip(scales, codes, strict=True)]
     return means
 
 

@@ -24,7 +24,7 @@ SETTINGS = {
     "objective.freeze_prototypes_steps": 2,
     "optim.train_steps": 6,
     "optim.warmup_steps": 2,
-    "optim.eval_steps": 3,
+    "optim.eval_steps": 6,
     "optim.save_steps": 3,
 }
 """Those of `small_runs.pretraining`, so that the programs are compiled once for all tests."""

@@ -83,6 +83,11 @@ def test_an_embedding_has_one_scale_and_numbers_have_their_own() -> None:
     )
     np.testing.assert_allclose(deviation[3:], 1.0)
     assert fits.scaled(None, numbers, training).shape == (40, 2)
+    missing = numbers.copy()
+    missing[[3, 35], 1] = np.nan
+    x = fits.scaled(None, missing, training)
+    assert x[3, 1] == x[35, 1] == 0.0
+    np.testing.assert_allclose(np.delete(x[training], 3, axis=0).std(axis=0)[1], 1.0)
 
 
 def test_few_patients_have_both_classes_and_grow() -> None:

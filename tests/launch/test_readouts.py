@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
-import multiprocessing
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import Ridge
 
 from launch import cli
-from launch.readouts import fits
-from launch.readouts.encoders import Encoders, variables
+from launch.readouts import fits, run
+from launch.readouts.encoders import Encoders
 from launch.readouts.locks import Busy, alone
 from launch.readouts.plan import Contrast, Encoder, Readout
 from launch.readouts.rows import Rows
+from launch.readouts.vertebrae import map_means, plain_numbers
 from launch.studies.plan import Cohort
 from launch.studies.run import Progress, run_study
-from osteojax import objectives
 from osteojax.data.cohort import PreparedCohort
+from osteojax.data.vertebra_columns import BODY_NUMBERS
 from osteojax.errors import UserError
-from osteojax.train.parallel import DataParallel
-from osteojax.types import TrainState
+from osteojax.objectives import probes
 from tests.launch.stand_in_readouts import CONFIG, SETTINGS, stand_in_cohorts, structure, study
 
 FILE = """
@@ -38,10 +41,12 @@ def get_study(variant):
 
 @pytest.fixture(scope="module")
 def workdir(tiny_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workdir in which the study has run with one seed."""
+    """A workdir in which the study has run with one seed. `first` keeps the results of that run;
+    tests may run more in it."""
     place = tmp_path_factory.mktemp("readouts") / "W"
     stand_in_cohorts(place, tiny_pool)
     run_study(study(), place, seeds=1)
+    shutil.copytree(place / "results", place / "first")
     return place
 
 
@@ -51,8 +56,28 @@ def written(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
+def test_the_body_is_summarised_by_its_numbers_and_by_means_of_the_maps(tiny_pool: Path) -> None:
+    cohort = PreparedCohort(tiny_pool)
+    numbers, means = plain_numbers(cohort), map_means(cohort)
+    assert (numbers.shape, means.shape) == ((120, 11), (120, 4))
+    row = 7
+    body = cohort.array(row, "mask")[2]
+    hu = -197.5 + 5.0 * cohort.array(row, "image").astype(np.float64)
+    both = body[:, 1:] & body[:, :-1]
+    squares = np.mean((hu[:, 1:] - hu[:, :-1])[both] ** 2)  # along the second axis, lag 1
+    expected = [hu[body].mean(), hu[body].std(), np.log(squares)]
+    np.testing.assert_allclose(numbers[row][[0, 1, 5]], expected, rtol=1e-6)
+    spec = cohort.about.maps[3]
+    contrast = cohort.array(row, "Contrast")[body].astype(np.float64)
+    assert means[row, 2] == pytest.approx(np.mean(spec.offset + spec.step * contrast))
+    lacking = copy.copy(cohort)
+    lacking.table = cohort.table.assign(**dict.fromkeys(BODY_NUMBERS, np.nan))
+    with pytest.raises(UserError, match="has no numbers of bodies"):
+        plain_numbers(lacking)
+
+
 def test_every_row_is_scored_on_held_out_and_on_new_patients(workdir: Path) -> None:
-    results = json.loads((workdir / "results" / "study.json").read_text())
+    results = json.loads((workdir / "first" / "study.json").read_text())
     assert results["failures"] == []
     assert {line["row"] for line in results["scores"]} == {row.name for row in study().rows}
     found = {
@@ -70,7 +95,7 @@ def test_every_row_is_scored_on_held_out_and_on_new_patients(workdir: Path) -> N
     assert found["start", "held", "r", 0]["estimate"] > 0.3
     assert {line["verdict"] for line in results["contrasts"]}
     for name in ("readouts.png", "contrasts.png"):
-        assert (workdir / "results" / name).stat().st_size > 10_000
+        assert (workdir / "first" / name).stat().st_size > 10_000
 
 
 def test_a_readout_is_ridge_regression_on_the_stored_embedding(
@@ -88,10 +113,10 @@ def test_a_readout_is_ridge_regression_on_the_stored_embedding(
     own = embedded.astype(np.float64)
     own = (own - own[train].mean(axis=0)) / own[train].std(axis=0).mean()
     expected = Ridge(alpha).fit(own[train], spacing[train]).predict(own[test])
-    predicted = pd.read_csv(workdir / "results" / "predictions" / "rows" / "tp-swav.csv")
+    predicted = pd.read_csv(workdir / "first" / "predictions" / "rows" / "tp-swav.csv")
     held = predicted[predicted["cohort"] == "main"]
     np.testing.assert_allclose(held["spacing_s0"], expected, atol=6e-5)
-    scores = pd.read_csv(workdir / "results" / "scores.csv")
+    scores = pd.read_csv(workdir / "first" / "scores.csv")
     [line] = scores[
         (scores["row"] == "TP-SwAV") & (scores["group"] == "held") & (scores["metric"] == "r")
         & (scores["patients_fitted"] == 0)
@@ -100,34 +125,27 @@ def test_a_readout_is_ridge_regression_on_the_stored_embedding(
 
 
 def test_the_start_is_that_of_the_training(workdir: Path) -> None:
-    """The untrained encoder is what the pre-training of that seed validated before its first
-    step."""
-    made = Encoders(study(), workdir)
-    config = made._config("tp", study().encoders["tp"], {}, 0)
-    objective: Any = objectives.load(config, made.cohort("main"))
-    devices = DataParallel.create(config.engine)
-    params, state = variables(objective, config, devices, None)
-    start = devices.replicate(TrainState(jnp.int32(0), params, state, ()))
-    _, metrics = objective.validate(start, devices)
+    """The untrained encoder's embeddings give the probes that the pre-training of that seed had
+    before its first step."""
+    cohort = PreparedCohort(workdir / "cohorts" / "main" / "pool")
+    embedded = np.load(workdir / "encoders" / "start-seed0" / "embedding-main.npy")
+    metrics = probes.frozen_probes(cohort, lambda rows: embedded[rows])
     log = (workdir / "encoders" / "tp-seed0" / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in log]
     [first] = [line for line in lines if line["step"] == 0 and "valid/hu_probe_r2" in line]
-    for name in ("hu_probe_r2", "label_probe_auroc", "swapped_prediction"):
-        assert metrics[name] == pytest.approx(first[f"valid/{name}"], abs=1e-5)
+    for name in ("hu_probe_r2", "label_probe_auroc", "texture_probe_r"):
+        assert metrics[name] == pytest.approx(first[f"valid/{name}"], abs=1e-4)
 
 
 def test_the_page_is_made_again_from_its_small_tables(workdir: Path, tmp_path: Path) -> None:
     config = tmp_path / "readouts.py"
     config.write_text(FILE)
     tables = tmp_path / "benchmarks"
-    (workdir / "results" / "predictions").rename(tables)
-    try:
-        command = ["study", str(config), "--workdir", str(tmp_path / "again")]
-        assert cli.main([*command, "--predictions", str(tables)]) == 0
-        assert written(tmp_path / "again" / "results") == written(workdir / "results")
-        assert cli.main([*command, "--predictions", str(tmp_path)]) == 1
-    finally:
-        tables.rename(workdir / "results" / "predictions")
+    shutil.copytree(workdir / "first" / "predictions", tables)
+    command = ["study", str(config), "--workdir", str(tmp_path / "again")]
+    assert cli.main([*command, "--predictions", str(tables)]) == 0
+    assert written(tmp_path / "again" / "results") == written(workdir / "first")
+    assert cli.main([*command, "--predictions", str(tmp_path)]) == 1
 
 
 def test_predictions_of_another_kind_of_study_are_refused(
@@ -139,11 +157,8 @@ def test_predictions_of_another_kind_of_study_are_refused(
     assert "only studies of readouts" in capsys.readouterr().err
 
 
-def test_what_is_finished_is_kept_and_a_failure_costs_its_row_alone(
-    workdir: Path, tmp_path: Path
-) -> None:
+def test_what_is_finished_is_kept_and_a_failure_costs_its_row_alone(workdir: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/done.json")}
-    whole = written(workdir / "results")
     told: list[Progress] = []
     encoders = {**study().encoders, "bad": Encoder(CONFIG, {"optim.nonsense": 1})}
     rows = (Readout("bad", "networks", "bad"), *study().rows)
@@ -154,63 +169,58 @@ def test_what_is_finished_is_kept_and_a_failure_costs_its_row_alone(
     assert "no optim.nonsense" in outcome.results.failures[0]["reason"]
     assert len([line for line in told if line.failed]) == 1
     assert b"no optim.nonsense" in (workdir / "results" / "study.md").read_bytes()
-    run_study(study(), workdir, seeds=1)
-    assert written(workdir / "results") == whole
+    assert (workdir / "results" / "scores.csv").read_bytes() == (
+        workdir / "first" / "scores.csv"
+    ).read_bytes()
 
 
 def test_an_encoder_of_another_plan_is_refused(workdir: Path) -> None:
     changed = {**study().encoders, "tp": Encoder(CONFIG, {**SETTINGS, "optim.warmup_steps": 1})}
-    row = Readout("TP again", "networks", "tp", seeds=1)
-    outcome = run_study(study(encoders=changed, rows=(row,), contrasts=()), workdir)
-    [failure] = outcome.results.failures
-    assert "another version of the study (settings differ)" in failure["reason"]
-    run_study(study(), workdir, seeds=1)
+    made = Encoders(study(encoders=changed), workdir)
+    with pytest.raises(UserError, match=r"another version of the study \(settings differ\)"):
+        made.embeddings("tp", 0, ["main"])
 
 
-def _hold(path: Path, held: Any, release: Any) -> None:
-    with alone(path):
-        held.set()
-        release.wait(60)
-
-
-def test_a_process_passes_over_what_another_one_makes(tmp_path: Path, tiny_pool: Path) -> None:
-    stand_in_cohorts(tmp_path, tiny_pool)
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    lock = tmp_path / "locks" / "start-seed0"
-    other = context.Process(target=_hold, args=(lock, held, release))
-    other.start()
-    try:
-        assert held.wait(60)
-        made: list[str] = []
+def test_a_process_passes_over_what_another_one_makes(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "PAUSE_SECONDS", 0.01)
+    rows = (Readout("busy", "a", "start", seeds=1), Readout("free", "a", ceiling="hu"))
+    made, failures, ended = Rows(study(rows=rows, contrasts=()), workdir), [], []
+    with contextlib.ExitStack() as other:
+        other.enter_context(alone(workdir / "locks" / "start-seed0"))
 
         def note(progress: Progress) -> None:
-            made.append(progress.text)
-            if progress.text.startswith("-- HU, seed 0: "):
-                release.set()
+            if "minutes so far" in progress.text:
+                ended.append(progress.text.partition(",")[0])
+                other.close()  # now it is done there
 
-        rows = (study().rows[0], study().rows[4])  # start, which another process is at; HU
-        outcome = run_study(study(rows=rows, contrasts=()), tmp_path, seeds=1, progress=note)
-    finally:
-        release.set()
-        other.join(60)
-    ended = [text.partition(",")[0] for text in made if "minutes so far" in text]
-    assert ended == ["-- HU", "-- start"]
-    assert not outcome.results.failures
+        run._make_all(made, [(row, 0) for row in rows], failures, note)
+    assert ended == ["-- free", "-- busy"]
+    assert not failures
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def test_a_lock_goes_with_the_process_that_held_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "lock", held, release))
-    other.start()
-    assert held.wait(60)
-    with pytest.raises(Busy), alone(tmp_path / "lock"):
-        pass
-    other.kill()
-    other.join(60)
-    with alone(tmp_path / "lock", wait=True):
-        pass
+    lock = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Busy), alone(lock):
+            pass
+        other.kill()
+        other.wait()
+        with alone(lock, wait=True):
+            pass
 
 
 def test_the_best_alternative_by_validation_is_taken(
