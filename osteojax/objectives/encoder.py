@@ -44,7 +44,8 @@ def encoder_exports(config: ConfigDict, manifest: Manifest) -> dict[str, Export]
     def program(stages: bool) -> Callable[..., dict[str, Array]]:
         def encode(variables: Any, hu: Array, body: Array | None = None) -> dict[str, Array]:
             def features(encoder: str, x: Array) -> dict[str, Array]:
-                inner = {kind: variables[kind][encoder] for kind in variables}
+                # A backbone without running statistics is absent from those of the projector.
+                inner = {kind: trees.get(encoder, {}) for kind, trees in variables.items()}
                 image_maps = jnp.zeros(x.shape[0], jnp.int32)
                 named: Any = backbone.apply(inner, x, train=False, map_id=image_maps)
                 return {ENCODERS[encoder] + name: over_space(v) for name, v in named.items()}

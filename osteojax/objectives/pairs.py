@@ -21,7 +21,6 @@ from jax import Array
 
 from osteojax.data.view_settings import ViewSettings
 from osteojax.data.views import View
-from osteojax.errors import UserError
 from osteojax.models import build_backbone
 from osteojax.objectives import ten_times
 from osteojax.objectives.embedding import image_batch_statistics, run_over
@@ -207,11 +206,6 @@ class PairObjective:
 
     def exports(self) -> dict[str, Export]:
         """Only the encoder, since there are no heads."""
-        if self._input.settings.of_body:
-            raise UserError(
-                "encoders of body crops cannot be exported by this version: fine-tune from it, or "
-                "embed vertebrae with `PairObjective.embeddings`."
-            )
         return encoder_exports(self.config, self.cohort.manifest)
 
     def _map_functions(self, devices: Devices) -> None:

@@ -129,6 +129,11 @@ def test_an_embedding_is_the_mean_over_the_fixed_crops(cohort, tmp_path: Path) -
                 variables, jnp.stack(crops)[..., None], jnp.zeros(3, jnp.int32), train=False
             )["embedding"]
             np.testing.assert_allclose(embedding, np.mean(expected, axis=0), rtol=1e-4, atol=1e-5)
+    exported = objective.exports()["encoder"]
+    images = np.stack([other.array(row, "image") for row in rows])
+    hu, body = spec.decode(images), np.stack([other.array(row, "mask")[2] for row in rows])
+    program = exported.programs["program"](exported.variables(params, state), hu, body)
+    np.testing.assert_allclose(program["embedding"], found, rtol=1e-4, atol=1e-5)
     smaller = PreparedCohort(write_tiny_cohort(tmp_path / "smaller", 1, size=8))
     with pytest.raises(UserError, match=r"spacing_mm is 12.*same --size and --box"):
         objective.embeddings(params, state["image_batch_stats"], rows, devices, smaller)

@@ -20,7 +20,6 @@ from osteojax import objectives
 from osteojax.checkpoints import load_variables
 from osteojax.choices import choices
 from osteojax.data.cohort import PreparedCohort
-from osteojax.errors import UserError
 from osteojax.export.load import ExportedModel
 from osteojax.export.write import export_model
 from osteojax.train import loop
@@ -128,10 +127,6 @@ def test_its_step_and_its_exports_need_no_shards(name: str) -> None:
     objective.check_devices(1)
     assert all(isinstance(count, int) for count in objective.exchanged_bytes(2).values())
     assert objective.diverges_above(2.0) > 2.0
-    if name in ON_CROPS:
-        with pytest.raises(UserError, match="cannot be exported"):
-            objective.exports()
-        return
     exports = objective.exports()
     assert exports
     for export in exports.values():
@@ -188,9 +183,7 @@ def test_four_devices_are_one(name: str, tiny_pool: Path) -> None:
     check_gradients(flat(name), PreparedCohort(tiny_pool), [("shard_map", 4)])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != min(SHIPPED))) for n in SHIPPED]
-)
+@first_and_slowly_each
 def test_what_it_says_it_exports_is_loaded_and_predicts(name: str, runs, tmp_path: Path) -> None:
     workdir = runs(name)
     cohort = stand_in_cohort(16, 8)
