@@ -20,8 +20,8 @@ TOLERANCE = 1e-4
 
 
 def example(model, batch: int) -> tuple:
-    edge = model.card["inputs"]["hu"]["shape"][1]
-    hu = torch.empty(batch, edge, edge, edge).uniform_(-200, 1000)
+    space = model.card["inputs"]["hu"]["shape"][1:]
+    hu = torch.empty(batch, *space).uniform_(-200, 1000)
     device = torch.arange(batch) % len(model.card["devices"])
     return (hu, device) if model.experts is not None else (hu,)
 

@@ -138,6 +138,11 @@ class OsteoModel(nn.Module):
             raise SystemExit(f"this example does not support the model {model}")
         if card["config"].get("moe", {}).get("decoder", "experts") != "experts":
             raise SystemExit("this example supports only moe.decoder=experts")
+        if "body" in card["inputs"]:
+            raise SystemExit(
+                "this model sees crops of the vertebral body, and this example only whole boxes: "
+                "run evaluate_exported.py"
+            )
         self.card, self.rank = card, model["rank"]
         self.backbone = ResNet(model)
         prefix = "params.experts."

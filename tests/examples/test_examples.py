@@ -165,6 +165,15 @@ def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int, form: 
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_pytorch_refuses_a_model_that_sees_the_body() -> None:
+    """Its weights would load, and a whole box would give another answer."""
+    pytest.importorskip("torch")
+    model = {"name": "resnet", "norm": "batch", "rank": 3, "width": 2, "stage_sizes": [1]}
+    card = {"config": {"model": model}, "inputs": {"hu": {}, "body": {}, "device": {}}}
+    with pytest.raises(SystemExit, match=r"vertebral body.*evaluate_exported\.py"):
+        load_example("resnet3d_pytorch").OsteoModel(card, {})
+
+
 def test_onnx_goes_through_pytorch(exported_model: Path, rois, tmp_path: Path) -> None:
     for name in ("torch", "onnx", "onnxscript"):
         pytest.importorskip(name)
