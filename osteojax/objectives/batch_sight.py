@@ -38,7 +38,7 @@ class BatchSight:
     """
 
     def __init__(self, config: ConfigDict, cohort: PreparedCohort) -> None:
-        """cohort: may be only `Described`; then it gives no view, and the scale is a stand-in.
+        """cohort: may be only `Described`; then no view draws, and the scale is a stand-in.
 
         Raises:
           UserError: the folder lacks what the config asks for, or `data.augment` does not fit
@@ -101,12 +101,14 @@ class BatchSight:
         return self.sight.of_codes(box, crops, numbers)
 
 
-def _numbers_of(cohort: Any) -> tuple[np.ndarray | None, ModelState]:
+def _numbers_of(cohort: Any) -> tuple[np.ndarray, ModelState]:
     """(f32[N, 11] the numbers of every row, their logarithms where they are squares; their scale
-    over the training split). None and a stand-in for a cohort without a table."""
+    over the training split). Zeros and a stand-in for a cohort without a table."""
     if not hasattr(cohort, "table"):
+        count = len(cohort.labels.level) if hasattr(cohort, "labels") else 0
         blank = jnp.zeros(len(BODY_NUMBERS), jnp.float32)
-        return None, {"numbers": {"mean": blank, "std": blank + 1.0}}
+        numbers = np.zeros((count, len(BODY_NUMBERS)), np.float32)
+        return numbers, {"numbers": {"mean": blank, "std": blank + 1.0}}
     numbers = log_squares(cohort.table[list(BODY_NUMBERS)].to_numpy(np.float64))
     training = numbers[cohort.rows("train")]
     if absent := np.array(BODY_NUMBERS)[np.isnan(training).all(axis=0)].tolist():

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from launch.evaluation.run import predictions_table
 from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
+from osteojax.evaluation.vertebrae import VertebraEvaluation
 from osteojax.export.load import ExportedModel
 from osteojax.export.write import export_model
 from osteojax.train.parallel import DataParallel
@@ -103,6 +105,21 @@ def test_a_model_of_boxes_ignores_the_body(exported_model: Path) -> None:
     body = np.ones(hu.shape, bool)
     outputs, alone = model.predict(hu, 0, body=body), model.predict(hu, 0)
     assert all((outputs[name] == alone[name]).all() for name in alone)
+
+
+def test_pictures_are_of_the_shown_window(body_pool: Path) -> None:
+    """The body goes to the model; what it answers is drawn where it lies."""
+    cohort = PreparedCohort(body_pool)
+
+    def attention(variables, hu, body, device):
+        return {"attention": jnp.where(body, hu - hu.min() + 1.0 + device[0], 0.0)}
+
+    shown = VertebraEvaluation(cohort, lambda: {}, attention, takes_body=True)
+    (picture,) = shown.pictures({}, cohort.table.iloc[[4]])
+    hu, body = images_of(cohort, np.array([4]))
+    np.testing.assert_array_equal(picture.hu, hu[0])
+    np.testing.assert_array_equal(picture.heat > 0, body[0])
+    assert picture.mask.shape == cohort.about.shown
 
 
 def test_features_of_both_encoders(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
+from launch import cli
 from osteojax import objectives
+from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.pipeline import evaluation_batches
 from osteojax.data.vertebra_columns import BODY_NUMBERS
@@ -23,9 +28,10 @@ from osteojax.objectives.diagnosis import (
     model_variables,
     predict_program,
 )
+from osteojax.train import loop
 from osteojax.train.parallel import DataParallel
 from tests import tiny_cohort
-from tests.small_runs import fine_tuning, random_state, seeing
+from tests.small_runs import fine_tuning, pretraining, random_state, random_workdir, seeing
 from tests.train.test_parallel import check_gradients
 
 SHAPE, MARGIN = (12, 14, 16), 2
@@ -142,10 +148,8 @@ def test_attention_of_crops_lies_in_their_places(cohort: PreparedCohort, models)
 
 
 @pytest.mark.slow  # compiles two gradients of two encoders; forward only: the test below
-@pytest.mark.parametrize("rank", [2, 3])
-def test_gradients_of_one_and_eight_devices_agree(rank: int, cohort: PreparedCohort) -> None:
-    config = seeing("both", f"--config.model.rank={rank}")
-    check_gradients(config, cohort, [("shard_map", 8), ("pmap", 8)])
+def test_gradients_of_one_and_eight_devices_agree(cohort: PreparedCohort) -> None:
+    check_gradients(seeing("both"), cohort, [("shard_map", 8), ("pmap", 8)])
 
 
 def test_both_encoders_learn_their_statistics(cohort: PreparedCohort, models) -> None:
@@ -179,6 +183,45 @@ def test_a_given_scanner_changes_nothing_else(cohort: PreparedCohort, models) ->
     assert own.pop("device") != 2
     assert own.keys() == found.keys() >= {"corners", "numbers"}
     jax.tree.map(np.testing.assert_array_equal, own, found)
+
+
+def test_a_warm_start_fills_the_encoder_of_the_crops(
+    cohort: PreparedCohort, models, tmp_path: Path
+) -> None:
+    """The encoder of the box is new, and so are its statistics."""
+    region = ("--config.data.views.region=body", "--config.data.statistics=body")
+    config = pretraining(*region)
+    with config.unlocked():
+        config.model.stage_sizes = (1,)
+    random_workdir(config, tmp_path, cohort.directory, seed=7)
+    _, source = load_variables(tmp_path)
+    _, params, state = models("both")
+    found, after = loop._take_encoder(str(tmp_path), params, state)
+    statistics = source["model_state"]["image_batch_stats"]["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, found["backbone"], source["params"]["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"]["backbone"], statistics)
+    stems = [tree["backbone"]["stem"]["kernel"] for tree in (found, params)]
+    assert np.abs(stems[0] - stems[1]).max() > 0.1
+    kept = (found["whole"], after["batch_stats"]["whole"], after["numbers"])
+    old = (params["whole"], state["batch_stats"]["whole"], state["numbers"])
+    jax.tree.map(np.testing.assert_array_equal, kept, old)
+
+
+@pytest.mark.slow
+def test_it_trains_resumes_and_is_evaluated(body_pool: Path, tmp_path: Path) -> None:
+    """To the end, and with a report whose pictures are of the shown window."""
+    steps = {"train": 4, "eval": 2, "save": 2, "warmup": 1}
+    config = seeing("both", *[f"--config.optim.{name}_steps={n}" for name, n in steps.items()])
+    workdir = tmp_path / "run"
+    loop.train(config, workdir, body_pool)
+    whole = load_variables(workdir, "last")[1]
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    loop.train(config, workdir, body_pool)
+    jax.tree.map(np.testing.assert_array_equal, load_variables(workdir, "last")[1], whole)
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--data", str(body_pool)]) == 0
+    written = pd.read_csv(workdir / "evaluation" / "predictions.csv")
+    assert (written["body_share"] == 1).all()
+    assert (workdir / "evaluation" / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,22 @@ def test_an_encoder_of_another_form_is_refused_before_the_workdir_is_taken(
     claim(new, fine_tuning(start, same, "--config.model.remat=true"), cohort)
 
 
+def test_an_encoder_of_other_z_scores_is_refused(tiny_pool: Path, tmp_path: Path) -> None:
+    """Boxes or crops may differ; a run of an earlier version had z-scores of boxes."""
+    cohort, source, new = PreparedCohort(tiny_pool), tmp_path / "source", tmp_path / "new"
+    region, statistics = "--config.data.views.region=body", "--config.data.statistics=body"
+    claim(source, pretraining(region, statistics), cohort)
+    start = f"--config.init_from={source}"
+    with pytest.raises(UserError, match=r"statistics=body, and this run has box.*Add --config"):
+        claim(new, fine_tuning(start), cohort)
+    assert not new.exists()
+    claim(new, fine_tuning(start, statistics), cohort)
+    written = json.loads((source / "config.json").read_text())
+    del written["config"]["data"]["statistics"]
+    (source / "config.json").write_text(json.dumps(written))
+    claim(tmp_path / "box", fine_tuning(start, "--config.data.sees=body"), cohort)
+
+
 def test_a_record_that_is_damaged_stops_the_run(tiny_pool: Path, tmp_path: Path) -> None:
     """It is met in one of Grain's threads."""
     pool = tmp_path / "pool"
