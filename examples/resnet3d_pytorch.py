@@ -3,12 +3,14 @@
     python examples/resnet3d_pytorch.py MODEL ROIS.npz
 
 MODEL: exported folder (model.json, weights.safetensors). ROIS.npz: `hu` float32[N, D, H, W], one
-vertebra each, in the frame that model.json describes, and `device`, N names of DXA scanners. Needs
-torch, numpy and safetensors, but not OsteoJAX. Every tensor is a parameter or a buffer, so that
-training can be continued.
+vertebra each, in the frame that model.json describes; `device`, N names of DXA scanners; and `body`
+bool[N, D, H, W], the vertebral bodies, where model.json lists it. Needs torch, numpy and
+safetensors, but not OsteoJAX. Every tensor is a parameter or a buffer, so that training can be
+continued.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -127,9 +129,49 @@ class Experts(nn.Module):
         return (*mixed, gate)
 
 
+def fixed_crops(x, body, edge: int, count: int, share: float):
+    """The crops that model.json describes, as one image each.
+
+    [B, D, H, W], bool[B, D, H, W] -> [B * count, edge, edge, edge].
+    """
+    shares = functional.avg_pool3d(body[:, None].float(), edge, 1)[:, 0]
+    sizes = shares.shape[1:]
+    voxels = (shares.flatten(1) * edge**3).round()
+    enough = voxels >= max(math.ceil(share * edge**3 - 1e-6), 1)
+    best = voxels == voxels.amax(1, keepdim=True)
+    best = best & (best.long().cumsum(1) == 1)  # the first one
+    seen = (enough | (best & ~enough.any(1, keepdim=True))).long().cumsum(1)
+    ranks = (2 * torch.arange(count) + 1) * seen[:, -1:] // (2 * count)
+    place = (seen[:, None] <= ranks[..., None]).sum(2)  # in C order
+    corners = (place // (sizes[1] * sizes[2]), place // sizes[2] % sizes[1], place % sizes[2])
+    along = torch.arange(edge)
+    z, y, x_index = (corner[..., None] + along for corner in corners)
+    batch = torch.arange(x.shape[0])[:, None, None, None, None]
+    z, y, x_index = z[..., None, None], y[:, :, None, :, None], x_index[:, :, None, None]
+    return x[batch, z, y, x_index].flatten(0, 1)
+
+
+def body_numbers(hu, body):
+    """The numbers that model.json describes, before z-scoring: [B, D, H, W] -> [B, 11]."""
+    space = (1, 2, 3)
+    count = body.sum(space)
+    mean = (hu * body).sum(space) / count
+    hu = (hu - mean[:, None, None, None]) * body
+    numbers = [mean, ((hu**2).sum(space) / count).sqrt()]
+    for axis in space:
+        for lag in (1, 2, 3):
+            length = hu.shape[axis] - lag
+            step = hu.narrow(axis, lag, length) - hu.narrow(axis, 0, length)
+            both = body.narrow(axis, lag, length) & body.narrow(axis, 0, length)
+            squares = (step**2 * both).sum(space) / both.sum(space)
+            numbers.append(torch.where(squares < 1, 1.0, squares).log())
+    return torch.stack(numbers, 1)
+
+
 class OsteoModel(nn.Module):
-    """(HU f32[B, D, H, W], device i64[B]) -> the outputs that model.json lists. An exported encoder
-    needs no device and returns only the embedding."""
+    """(HU f32[B, D, H, W], device i64[B], body bool[B, D, H, W]) -> the outputs that model.json
+    lists. An exported encoder needs no device and returns only the embedding; only a model whose
+    model.json lists the body takes it."""
 
     def __init__(self, card: dict, shapes: dict) -> None:
         super().__init__()
@@ -138,24 +180,42 @@ class OsteoModel(nn.Module):
             raise SystemExit(f"this example does not support the model {model}")
         if card["config"].get("moe", {}).get("decoder", "experts") != "experts":
             raise SystemExit("this example supports only moe.decoder=experts")
-        if "body" in card["inputs"]:
-            raise SystemExit(
-                "this model sees crops of the vertebral body, and this example only whole boxes: "
-                "run evaluate_exported.py"
-            )
         self.card, self.rank = card, model["rank"]
         self.backbone = ResNet(model)
+        whole = any(name.startswith("params.whole.") for name in shapes)
+        self.whole = ResNet(model) if whole else None
         prefix = "params.experts."
         heads = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
         self.experts = Experts(heads) if heads else None
+        for name in ("mean", "std") if "numbers.mean" in shapes else ():
+            self.register_buffer(f"numbers_{name}", torch.empty(shapes[f"numbers.{name}"]))
 
-    def forward(self, hu, device=None):
-        code = self.card["inputs"]["network_input"]
+    def embed(self, hu, body):
+        inputs, parts = self.card["inputs"], []
+        code, crops = inputs["network_input"], inputs.get("crops")
         x = torch.floor((hu - code["offset_hu"]) / code["step_hu"] + 0.5)
-        x = code["scale"] * x.clip(0, code["codes"] - 1) + code["shift"]
-        if self.rank == 2:
-            x = x[..., x.shape[-1] // 2]  # the mid-sagittal slice
-        embedding = self.backbone(x[:, None])
+        x = x.clip(0, code["codes"] - 1)
+
+        def encode(encoder, x, entry):
+            x = entry["scale"] * x + entry["shift"]
+            if self.rank == 2:
+                x = x[..., x.shape[-1] // 2]  # the mid-sagittal slice
+            return encoder(x[:, None])
+
+        if crops is not None:
+            count = crops["count"]
+            cut = fixed_crops(x, body, crops["edge_voxels"], count, crops["body_share"])
+            parts.append(encode(self.backbone, cut, crops).unflatten(0, (-1, count)).mean(1))
+        if crops is None or self.whole is not None:
+            parts.append(encode(self.whole or self.backbone, x, code))
+        if hasattr(self, "numbers_mean"):
+            numbers = body_numbers(hu.clip(*inputs["hu"]["window"]), body)
+            scores = (numbers - self.numbers_mean) / self.numbers_std
+            parts.append(torch.where(torch.isfinite(scores), scores, 0.0))
+        return torch.cat(parts, 1)
+
+    def forward(self, hu, device=None, body=None):
+        embedding = self.embed(hu, body)
         if self.experts is None:
             return {"embedding": embedding}
         logits, bmd, level_logits, gate = self.experts(embedding, device)
@@ -176,7 +236,10 @@ def state_dict(weights: dict) -> dict:
     """Tensors of weights.safetensors, by the names and in the layouts of `OsteoModel`."""
     state = {}
     for name, array in weights.items():
-        _, part, rest = name.split(".", 2)  # params or batch_stats, backbone or experts
+        if name.startswith("numbers."):
+            state[name.replace(".", "_")] = torch.from_numpy(array.copy())
+            continue
+        _, part, rest = name.split(".", 2)  # params or batch_stats; backbone, whole or experts
         if part == "experts":
             state[f"experts.{rest.replace('.', '_')}"] = torch.from_numpy(array.copy())
             continue
@@ -185,7 +248,7 @@ def state_dict(weights: dict) -> dict:
             array = np.moveaxis(array, (-1, -2), (0, 1))
         elif array.ndim == 2:  # statistics per texture map, of which the image is the first
             array = array[0]
-        state[f"backbone.{path}.{LEAVES.get(leaf, leaf)}"] = torch.from_numpy(array.copy())
+        state[f"{part}.{path}.{LEAVES.get(leaf, leaf)}"] = torch.from_numpy(array.copy())
     return state
 
 
@@ -206,7 +269,8 @@ def main(folder: Path, rois: Path) -> None:
     data = np.load(rois, allow_pickle=False)
     device = [model.card["devices"].index(name) for name in data["device"]]
     with torch.no_grad():
-        outputs = model(torch.from_numpy(data["hu"]), torch.tensor(device))
+        body = torch.from_numpy(data["body"]) if "body" in model.card["inputs"] else None
+        outputs = model(torch.from_numpy(data["hu"]), torch.tensor(device), body)
     print(json.dumps({name: value.tolist() for name, value in outputs.items()}))
 
 

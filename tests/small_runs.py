@@ -74,17 +74,16 @@ def drawn(tree: Any, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(draw, tree)
 
 
-def random_state(objective: Any, seed: int = 0) -> tuple[Any, Any]:
+def random_state(objective: Any) -> tuple[Any, Any]:
     """Parameters and model state of an objective, with random weights and running statistics."""
     from osteojax.data.pipeline import evaluation_batches
 
     batches = evaluation_batches(objective.cohort, np.arange(2), objective.view, batch_size=2)
     params, state = objective.init(jax.random.key(0), next(batches)[1])
-    statistics = {name: drawn(state[name], seed) for name in state if name.endswith("batch_stats")}
-    return drawn(params, seed), {**state, **statistics}
+    return drawn(params), {**state, "batch_stats": drawn(state["batch_stats"])}
 
 
-def random_workdir(config: ConfigDict, workdir: Path, pool: Path, seed: int = 0) -> None:
+def random_workdir(config: ConfigDict, workdir: Path, pool: Path) -> None:
     """Writes what training leaves of a run, with random weights as its best step."""
     from osteojax import objectives
     from osteojax.checkpoints import Checkpoints
@@ -94,7 +93,7 @@ def random_workdir(config: ConfigDict, workdir: Path, pool: Path, seed: int = 0)
 
     cohort = PreparedCohort(pool)
     claim(workdir, config, cohort)
-    params, model_state = random_state(objectives.load(config, cohort), seed)
+    params, model_state = random_state(objectives.load(config, cohort))
     checkpoints = Checkpoints(workdir)
     checkpoints.save_best(TrainState(jnp.int32(1), params, model_state, ()), {"loss": 1.0})
     checkpoints.close()

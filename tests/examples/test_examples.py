@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,8 +17,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from launch.evaluation.run import predictions_table
-from osteojax.data.cohort import PreparedCohort
 from osteojax.evaluation import predictions
+from osteojax.train.parallel import DataParallel
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -60,20 +61,34 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
+def write_rois(workdir: Path, pool: Path, folder: Path) -> tuple[Path, pd.DataFrame]:
+    """(ROIs of the test split, what `evaluate` wrote of them)."""
+    table, _, cohort = predictions_table(workdir, pool, ("test",), "best", True)
+    predictions.write(folder / "predictions.csv", table)
+    rows, window = cohort.rows("test", labelled=True), cohort.about.window
+    codes = np.stack([cohort.array(int(row), "image")[window] for row in rows])
+    body = np.stack([cohort.array(int(row), "mask")[2][window] for row in rows])
+    hu = cohort.about.maps[0].decode(codes)
+    written = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+    np.savez(folder / "rois.npz", hu=hu, body=body, device=written["device"].to_numpy(str))
+    return folder / "rois.npz", written
+
+
 @pytest.fixture(scope="module")
 def rois(
     tiny_pool: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, pd.DataFrame]:
-    """(ROIs of the test split, what `evaluate` wrote of them)."""
-    folder = tmp_path_factory.mktemp("rois")
-    table, _, cohort = predictions_table(fine_tuned, tiny_pool, ("test",), "best", True)
-    predictions.write(folder / "predictions.csv", table)
-    rows = cohort.rows("test", labelled=True)
-    codes = np.concatenate([PreparedCohort(tiny_pool).members(int(r), ["image"]) for r in rows])
-    hu = cohort.about.maps[0].decode(codes)
-    written = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
-    np.savez(folder / "rois.npz", hu=hu, device=written["device"].to_numpy(str))
-    return folder / "rois.npz", written
+    return write_rois(fine_tuned, tiny_pool, tmp_path_factory.mktemp("rois"))
+
+
+@pytest.fixture(scope="module")
+def body_rois(
+    body_pool: Path, fine_tuned_body: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, pd.DataFrame]:
+    with pytest.MonkeyPatch.context() as patch:  # one device, which compiles fast
+        create = partial(DataParallel.create, num_devices=1)
+        patch.setattr(DataParallel, "create", create)
+        return write_rois(fine_tuned_body, body_pool, tmp_path_factory.mktemp("rois"))
 
 
 def compare(output: str, written: pd.DataFrame, tolerance: float) -> None:
@@ -92,6 +107,12 @@ def test_jax_alone_predicts_what_evaluate_wrote(exported_model: Path, rois) -> N
     output = in_a_fresh_interpreter(
         "evaluate_exported.py", exported_model, path, absent="safetensors,torch"
     )
+    compare(output, written, 1e-5)
+
+
+def test_jax_alone_cuts_crops(exported_body_model: Path, body_rois) -> None:
+    path, written = body_rois
+    output = in_a_fresh_interpreter("evaluate_exported.py", exported_body_model, path)
     compare(output, written, 1e-5)
 
 
@@ -114,6 +135,13 @@ def test_pytorch_predicts_what_evaluate_wrote(exported_model: Path, rois) -> Non
     path, written = rois
     output = in_a_fresh_interpreter("resnet3d_pytorch.py", exported_model, path, absent="jax")
     compare(output, written, 1e-5)
+
+
+def test_pytorch_cuts_crops(exported_body_model: Path, body_rois) -> None:
+    pytest.importorskip("torch")
+    path, written = body_rois
+    output = in_a_fresh_interpreter("resnet3d_pytorch.py", exported_body_model, path, absent="jax")
+    compare(output, written, 2e-5)
 
 
 # Groups of two channels and one voxel, as 32^2 would have, normalise rounding errors to one.
@@ -165,20 +193,15 @@ def test_resnet34_is_the_same_in_pytorch(rank: int, norm: str, edge: int, form: 
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_pytorch_refuses_a_model_that_sees_the_body() -> None:
-    """Its weights would load, and a whole box would give another answer."""
-    pytest.importorskip("torch")
-    model = {"name": "resnet", "norm": "batch", "rank": 3, "width": 2, "stage_sizes": [1]}
-    card = {"config": {"model": model}, "inputs": {"hu": {}, "body": {}, "device": {}}}
-    with pytest.raises(SystemExit, match=r"vertebral body.*evaluate_exported\.py"):
-        load_example("resnet3d_pytorch").OsteoModel(card, {})
-
-
-def test_onnx_goes_through_pytorch(exported_model: Path, rois, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sees", ["", "body_"])
+def test_onnx_goes_through_pytorch(
+    sees: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     for name in ("torch", "onnx", "onnxscript"):
         pytest.importorskip(name)
     onnxruntime = pytest.importorskip("onnxruntime")
-    path, written = rois
+    exported_model = request.getfixturevalue(f"exported_{sees}model")
+    path, written = request.getfixturevalue(f"{sees}rois")
     target = tmp_path / "model.onnx"
     printed = in_a_fresh_interpreter("export_onnx.py", exported_model, target, absent="jax")
     assert [line.split(":")[0] for line in printed.splitlines()[-2:]] == ["batch 1", "batch 5"]
@@ -187,5 +210,6 @@ def test_onnx_goes_through_pytorch(exported_model: Path, rois, tmp_path: Path) -
     data = np.load(path)
     device = np.array([card["devices"].index(name) for name in data["device"]])
     names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {"hu": data["hu"], "device": device})
-    compare(json.dumps({n: v.tolist() for n, v in zip(names, found, strict=True)}), written, 1e-5)
+    feed = {"hu": data["hu"], "device": device, "body": data["body"]}
+    found = session.run(names, {n: v for n, v in feed.items() if n in card["inputs"]})
+    compare(json.dumps({n: v.tolist() for n, v in zip(names, found, strict=True)}), written, 2e-5)

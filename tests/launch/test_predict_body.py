@@ -54,6 +54,7 @@ def test_the_frame_is_that_of_the_box(model: ExportedModel, monkeypatch) -> None
     assert frame_of(model).grid.back_mm == 12.0
 
 
+@pytest.mark.slow  # draws the page; the rest of the command: test_predict.py
 def test_the_command_shows_where_the_model_looked(
     exported_body_model: Path, scan, tmp_path: Path
 ) -> None:
