@@ -17,14 +17,17 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import Ridge
 
+from data_prep.arguments import parsed
+from data_prep.simulate import options
 from launch import cli
+from launch.configs import load_config
 from launch.readouts import fits, run
 from launch.readouts.encoders import Encoders
 from launch.readouts.locks import Busy, alone
 from launch.readouts.plan import Contrast, Encoder, Readout
 from launch.readouts.rows import Rows
 from launch.readouts.vertebrae import map_means, plain_numbers
-from launch.studies.plan import Cohort
+from launch.studies.plan import Cohort, load_study, with_settings
 from launch.studies.run import Progress, run_study
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebra_columns import BODY_NUMBERS
@@ -32,6 +35,7 @@ from osteojax.errors import UserError
 from osteojax.objectives import probes
 from tests.launch.stand_in_readouts import CONFIG, SETTINGS, stand_in_cohorts, structure, study
 
+STUDIES = Path(__file__).resolve().parents[2] / "configs" / "studies"
 FILE = """
 from tests.launch.stand_in_readouts import study
 def get_study(variant):
@@ -151,8 +155,14 @@ def test_the_page_is_made_again_from_its_small_tables(workdir: Path, tmp_path: P
 def test_predictions_of_another_kind_of_study_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ladder = Path(__file__).resolve().parents[2] / "configs" / "studies" / "paper_ladder.py"
-    command = ["study", str(ladder), "--workdir", str(tmp_path), "--predictions", str(tmp_path)]
+    command = [
+        "study",
+        str(STUDIES / "paper_ladder.py"),
+        "--workdir",
+        str(tmp_path),
+        "--predictions",
+        str(tmp_path),
+    ]
     assert cli.main(command) == 1
     assert "only studies of readouts" in capsys.readouterr().err
 
@@ -332,3 +342,31 @@ def test_a_cohort_without_its_truth_is_refused(tiny_pool: Path, tmp_path: Path) 
     plan = dataclasses.replace(study(), rows=study().rows[4:], contrasts=())
     outcome = run_study(plan, tmp_path)
     assert "is not in the simulator's truth.csv" in outcome.results.failures[0]["reason"]
+
+
+@pytest.mark.parametrize("variant", ["", ":fine", ":full"])
+def test_the_shipped_study_is_whole(variant: str) -> None:
+    """Every setting is a field of its config, every row and contrast can be made, and the primary
+    questions come first."""
+    shipped = load_study(f"{STUDIES / 'texture_learning.py'}{variant}")
+    configs = {e.config: load_config(e.config, []) for e in shipped.encoders.values()}
+    for name, encoder in shipped.encoders.items():
+        for choice in encoder.tune or ({},):
+            config = with_settings(configs[encoder.config], {**encoder.settings, **choice}, name)
+            assert config.optim.train_steps % config.optim.eval_steps == 0
+    used = {row.encoder for row in shipped.rows if row.encoder}
+    assert used == set(shipped.encoders)
+    assert all(c.primary for c in shipped.contrasts[:4])
+    for text in {c.simulate for c in shipped.cohorts.values()}:
+        parsed("osteojax simulate", ["--out", "x", *text.split()], options.add_arguments)
+
+
+def test_the_shipped_studys_cohorts_differ_in_one_thing() -> None:
+    """A control differs from the main cohort by its own option, the new cohort by its seed."""
+    shipped = load_study(str(STUDIES / "texture_learning.py"))
+    main, new = shipped.cohorts["main"], shipped.cohorts["new"]
+    assert main.seed != new.seed
+    assert "--hu-signal 0" in main.simulate
+    assert main.simulate.split()[2:] == new.simulate.split()[2:]
+    assert shipped.cohorts["with_hu"].simulate + " --hu-signal 0" == main.simulate
+    assert len({cohort.prepare for cohort in shipped.cohorts.values()}) == 1
