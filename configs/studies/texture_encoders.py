@@ -50,11 +50,12 @@ BODY: dict[str, Any] = {
 }
 ASSIGNMENT: dict[str, Any] = {
     "objective.num_prototypes": 64,
-    "objective.queue_size": 256,
+    "objective.queue_size": 0,
     "objective.sinkhorn_epsilon": 0.02,
     "objective.unit_prototypes": True,
     "objective.freeze_prototypes_steps": 10,
 }
+QUEUE: dict[str, Any] = {"objective.queue_size": 256}
 FLAT: dict[str, Any] = {"objective.sinkhorn_epsilon": 0.05, "objective.unit_prototypes": False}
 """Assignment as in 0.1."""
 
@@ -127,6 +128,8 @@ def encoders() -> dict[str, Encoder]:
         "simclr": _without_maps(SIMCLR, RESNET34),
         "vicreg": _without_maps(VICREG, RESNET34),
         "small_simclr": _without_maps(SIMCLR, SMALL),
+        "queue": Encoder(SWAV, {**base, **QUEUE}),
+        "small_queue": Encoder(SWAV, {**R, **SMALL, **QUEUE}),
         "flat": Encoder(SWAV, {**base, **FLAT}),
         **both("box_statistics", {**base, "data.statistics": "box"}),
         **both("strided", {**base, "model.shortcut": "strided"}),
