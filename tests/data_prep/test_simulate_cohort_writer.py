@@ -236,7 +236,7 @@ def test_truth_is_read_by_no_verb_but_the_study():
         if "truth.csv" in path.read_text(encoding="utf-8")
     }
     assert "data_prep/simulate/cohort_writer.py" in naming
-    allowed = ("data_prep/simulate/", "launch/simulate.py", "launch/stud", "osteojax/study")
+    allowed = ("data_prep/simulate/", "launch/simulate.py", "launch/stud", "launch/readouts/")
     assert not [name for name in naming if not name.startswith(allowed)]
 
 
