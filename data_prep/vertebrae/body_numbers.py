@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from osteojax.data.vertebra_columns import BODY_NUMBERS
+from osteojax.data.vertebra_columns import BODY_LAGS, BODY_NUMBERS, CROP_MM
 from osteojax.data.vertebrae import HU_MAX, HU_MIN
-
-CROP_MM = 18.0
-"""Edge of the crops that `body_places` and `body_share` count."""
-LAGS = (1, 2, 3)
 
 Row = dict[str, Any]
 
@@ -49,7 +45,7 @@ def texture_numbers(hu: np.ndarray, body: np.ndarray) -> Row:
     values = np.clip(np.asarray(hu, np.float64), HU_MIN, HU_MAX)
     inside = values[body]
     msd: dict[tuple[int, int], tuple[float, int]] = {
-        (axis, lag): _squares(values, body, axis, lag) for axis in range(3) for lag in LAGS
+        (axis, lag): _squares(values, body, axis, lag) for axis in range(3) for lag in BODY_LAGS
     }
     neighbours = sum(msd[axis, 1][1] for axis in range(3))
     square = sum(msd[axis, 1][0] for axis in range(3)) / neighbours if neighbours else 0.0

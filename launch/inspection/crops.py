@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from data_prep.vertebrae.body_numbers import CROP_MM
 from launch.inspection import drawing
 from launch.inspection.members import shown_planes, title
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.places import edge_voxels, find_places, fixed_ranks
+from osteojax.data.vertebra_columns import CROP_MM
 from osteojax.data.vertebrae import LEVELS
 
 COUNT = 8

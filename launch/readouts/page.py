@@ -12,7 +12,7 @@ import pandas as pd
 from launch.readouts import plots
 from launch.readouts.plan import ReadoutStudy
 from launch.studies import plots as contrast_plots
-from launch.studies.study_report import SIMULATED, Grid, csv_text
+from launch.studies.study_report import SIMULATED, Grid, contrast_cells, csv_text, score_cell
 from osteojax.evaluation.report.plots import save
 from osteojax.files import write_json, write_text
 
@@ -25,7 +25,6 @@ CONTRAST_FIELDS = (
     "n", "difference", "low", "high", "p", "p_holm", "verdict", "note",
 )  # fmt: skip
 UNITS = {"r": "r", "AUROC": "AUROC", "MAE": "BMD error, g/cm²"}
-_SIGNS = {1: "+", -1: "-", 0: "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,11 @@ def _part(study: ReadoutStudy, scores: Sequence[dict[str, Any]], part: str) -> G
     ]
     columns = [key for key in wanted if any((row.name, *key) in found for row in rows)]
     cells = tuple(
-        (row.name, str(seeds[row.name]), *(_cell(found.get((row.name, *key))) for key in columns))
+        (
+            row.name,
+            str(seeds[row.name]),
+            *(score_cell(found.get((row.name, *key))) for key in columns),
+        )
         for row in rows
     )
     return Grid(part, ("row", "seeds", *(_heading(*key) for key in columns)), cells)
@@ -119,29 +122,14 @@ def _heading(group: str, metric: str, count: int) -> str:
     return f"{UNITS[metric]}, {group}" + (f", {count} patients" if count else "")
 
 
-def _cell(line: dict[str, Any] | None) -> str:
-    if line is None or line["estimate"] is None:
-        return "-"
-    interval = "" if line["low"] is None else f" [{line['low']:.3f}, {line['high']:.3f}]"
-    return f"{line['estimate']:.3f}{interval}"
-
-
 def _contrasts(title: str, contrasts: Sequence[dict[str, Any]]) -> Grid:
     rows = []
     for line in contrasts:
-        interval = "" if line["low"] is None else f" [{line['low']:+.3f}, {line['high']:+.3f}]"
-        difference = "-" if line["difference"] is None else f"{line['difference']:+.3f}{interval}"
-        rows.append(
-            (
-                f"{line['first']} - {line['second']}",
-                _heading(line["group"], line["metric"], line["patients"]),
-                str(len(line["seeds"])),
-                f"{_SIGNS[line['expected']]} ({line['matters']:g})",
-                difference,
-                "-" if line["p_holm"] is None else f"{line['p_holm']:.4f}",
-                line["verdict"],
-            )
-        )
+        name, expected, difference = contrast_cells(line)
+        where = _heading(line["group"], line["metric"], line["patients"])
+        p = "-" if line["p_holm"] is None else f"{line['p_holm']:.4f}"
+        seeds = str(len(line["seeds"]))
+        rows.append((name, where, seeds, expected, difference, p, line["verdict"]))
     header = ("contrast", "of", "seeds", "expected (matters)", "difference", "p (Holm)", "verdict")
     return Grid(title, header, tuple(rows))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from launch.readouts import page, predictions, scores
 from launch.readouts.locks import Busy, alone
 from launch.readouts.plan import Readout, ReadoutStudy
 from launch.readouts.rows import Rows
-from launch.studies.folders import slug
+from launch.studies.folders import of_this_version, reason_of, slug
 from launch.studies.run import RESULTS, Outcome, Progress
 from launch.studies.study_report import Grid
 from osteojax.errors import UserError
@@ -95,7 +94,7 @@ def _make_all(
             except Stopped:
                 raise
             except Exception as error:  # any error: the other rows are still made
-                reason = _reason(made, row, seed, error)
+                reason = reason_of(error, made.folder(row, seed))
                 failures.append({"row": row.name, "seed": seed, "reason": reason})
                 text = f"failed: {row.name}, seed {seed}: {reason}"
                 progress(Progress(text, failed=True))
@@ -106,23 +105,13 @@ def _make_all(
         left = postponed
 
 
-def _reason(made: Rows, row: Readout, seed: int, error: Exception) -> str:
-    """One line for the table; the traceback of an unexpected error is kept in error.txt."""
-    if isinstance(error, UserError):
-        return str(error)
-    path = made.folder(row, seed) / "error.txt"
-    write_text(path, "".join(traceback.format_exception(error)))
-    first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return f"{type(error).__name__}: {first} (see {path})"
-
-
 def _write(made: Rows, failures: list[dict[str, Any]]) -> tuple[page.Results, list[Grid]]:
     """Writes WORKDIR/results: the tables of predictions, and the page from them."""
     study, out = made.study, made.workdir / RESULTS
     folder = out / "predictions"
     shutil.rmtree(folder, ignore_errors=True)  # a row may have been renamed
     for row in study.rows:
-        seeds = [seed for seed in study.seeds_of(row) if _done(made, row, seed)]
+        seeds = [seed for seed in study.seeds_of(row) if of_this_version(made.done, row, seed)]
         if seeds:
             table = predictions.joined({seed: made.predicted(row, seed) for seed in seeds})
             predictions.write(folder / "rows" / f"{slug(row.name)}.csv", table)
@@ -157,21 +146,9 @@ def _encoders(made: Rows) -> list[dict[str, Any]]:
     lines = []
     for name in made.study.encoders:
         for seed in made.study.seeds:
-            try:
-                found = made.encoders.made(name, seed)
-            except UserError:
-                found = None  # another version's; its rows are reported as failures
+            found = of_this_version(made.encoders.made, name, seed)
             if found is not None:
                 minutes = found["seconds"] / 60
                 known = {"encoder": name, "seed": seed, "steps": found["steps"]}
                 lines.append({**known, "minutes": minutes})
     return lines
-
-
-def _done(made: Rows, row: Readout, seed: int) -> bool:
-    """Whether a row is finished; False for one that another version of the study made, which is
-    reported as a failure."""
-    try:
-        return made.done(row, seed)
-    except UserError:
-        return False

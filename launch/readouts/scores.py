@@ -14,7 +14,7 @@ import numpy as np
 
 from launch.readouts.plan import GROUPS, Contrast, ReadoutStudy
 from launch.readouts.predictions import Answers
-from launch.studies.scores import score_lines, verdict
+from launch.studies.scores import common_seeds, difference_line, score_lines, verdict
 from osteojax.evaluation import compare
 
 READOUTS = {"r": "spacing", "AUROC": "label", "MAE": "bmd"}
@@ -91,7 +91,7 @@ def contrast_results(study: ReadoutStudy, answers: dict[str, Answers]) -> list[d
     for contrast in study.contrasts:
         if contrast.first in answers and contrast.second in answers:
             first, second = answers[contrast.first], answers[contrast.second]
-            if seeds := _common_seeds(first, second):
+            if seeds := common_seeds(first, second):
                 entry = _difference(contrast, first, second, seeds, study.contrast_resamples)
                 results.append({**vars(contrast), "seeds": seeds, **entry})
     for primary in (True, False):
@@ -100,12 +100,6 @@ def contrast_results(study: ReadoutStudy, answers: dict[str, Answers]) -> list[d
             entry["p_holm"] = p
             entry["verdict"] = verdict(entry)
     return results
-
-
-def _common_seeds(first: Answers, second: Answers) -> list[int]:
-    if first.fixed or second.fixed:
-        return list((second if first.fixed else first).seeds)
-    return [seed for seed in first.seeds if seed in second.seeds]
 
 
 def _difference(
@@ -127,13 +121,4 @@ def _difference(
         found = compare.compare_bmd(
             a["truth"], a["predicted"], b["predicted"], a["patients"], resamples
         )
-    entry = found["difference"][metric]
-    low, high = entry["interval"] or (None, None)
-    return {
-        "n": found["n"],
-        "difference": entry["difference"],
-        "low": low,
-        "high": high,
-        "p": entry["p"],
-        "note": entry.get("note", ""),
-    }
+    return {"n": found["n"], **difference_line(found["difference"][metric])}

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from osteojax.data.cohort import PreparedCohort
+from osteojax.data.places import BODY_PLANE
 from osteojax.data.vertebra_columns import BODY_NUMBERS
-from osteojax.data.vertebrae import PLANES, POOL
+from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
-
-BODY = PLANES.index("body")
+from osteojax.ops.body_numbers import log_squares
 
 LEAST_SQUARE_HU2 = 0.1
 """Smallest mean square of HU differences of which a logarithm is taken."""
@@ -71,9 +71,7 @@ def plain_numbers(cohort: PreparedCohort) -> np.ndarray:
             f"{cohort.directory}: has no numbers of bodies. Prepare the cohort again with this "
             "version."
         )
-    # All of a body's voxels can have one HU.
-    squares = np.log(np.maximum(values[:, 2:], LEAST_SQUARE_HU2))
-    return np.concatenate([values[:, :2], squares], axis=1)
+    return log_squares(values, LEAST_SQUARE_HU2)
 
 
 def map_means(cohort: PreparedCohort) -> np.ndarray:
@@ -88,7 +86,7 @@ def map_means(cohort: PreparedCohort) -> np.ndarray:
         raise UserError(f"{cohort.directory}: has no bodies. Prepare the cohort again.")
     means = np.full((len(cohort), len(POOL) - 1), np.nan)
     for row in range(len(cohort)):
-        body = cohort.array(row, "mask")[BODY][about.window]
+        body = cohort.array(row, "mask")[BODY_PLANE][about.window]
         if body.any():
             codes = cohort.members(row, list(POOL[1:]))[(..., *about.window)][:, body]
             scales = [(spec.offset, spec.step) for spec in about.maps[1:]]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from osteojax.errors import UserError
+from osteojax.files import write_text
 
 
 def slug(name: str) -> str:
@@ -30,3 +33,23 @@ def finished(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
             "Remove the folder to do it again, or choose another --workdir."
         )
     return done
+
+
+def of_this_version(ask: Callable[..., Any], *unit: Any) -> Any:
+    """`ask(*unit)`, or None where another version of the study made the unit, which is reported as
+    a failure when it is its turn."""
+    try:
+        return ask(*unit)
+    except UserError:
+        return None
+
+
+def reason_of(error: Exception, folder: Path) -> str:
+    """One line for the table of failures; the traceback of an unexpected error is kept in the
+    unit's error.txt."""
+    if isinstance(error, UserError):
+        return str(error)
+    path = folder / "error.txt"
+    write_text(path, "".join(traceback.format_exception(error)))
+    first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return f"{type(error).__name__}: {first} (see {path})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from typing import Any
 from launch.readouts import page
 from launch.readouts.plan import ReadoutStudy
 from launch.studies import plots, scores, study_report
-from launch.studies.folders import slug
+from launch.studies.folders import of_this_version, reason_of, slug
 from launch.studies.plan import Row, Study
 from launch.studies.runs import Runs
 from osteojax.errors import UserError
 from osteojax.evaluation.report.plots import save
-from osteojax.files import write_text
 from osteojax.train.stop import Stopped
 
 RESULTS = "results"
@@ -119,10 +117,8 @@ def _train_all(
             runs.do(row, seed)
         except Stopped:
             raise
-        except UserError as error:
-            reason = str(error)
         except Exception as error:  # any error: the other rows are still trained
-            reason = _keep(runs, row, seed, error)
+            reason = reason_of(error, runs.folder(row, seed))
         if reason:
             failures.append({"row": row.name, "seed": seed, "reason": reason})
             progress(Progress(f"failed: {row.name}, seed {seed}: {reason}", failed=True))
@@ -137,14 +133,6 @@ def _train_all(
         )
 
 
-def _keep(runs: Runs, row: Row, seed: int, error: Exception) -> str:
-    """Writes the traceback of an unexpected error; returns one line for the table."""
-    path = runs.folder(row, seed) / "error.txt"
-    write_text(path, "".join(traceback.format_exception(error)))
-    first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return f"{type(error).__name__}: {first} (see {path})"
-
-
 def _results(runs: Runs, failures: list[dict[str, Any]]) -> study_report.Results:
     """Scores of every row that has a finished seed."""
     study = runs.study
@@ -154,7 +142,9 @@ def _results(runs: Runs, failures: list[dict[str, Any]]) -> study_report.Results
     hours: dict[str, float] = {}
     for row in study.rows:
         trained = study.trained(row)
-        if not (seeds := [seed for seed in study.seeds if _finished(runs, trained, seed)]):
+        if not (
+            seeds := [seed for seed in study.seeds if of_this_version(runs.done, trained, seed)]
+        ):
             continue
         predicted = [runs.predictions(row, seed) for seed in seeds]
         answers[row.name] = scores.Answers(
@@ -180,12 +170,3 @@ def _write(runs: Runs, results: study_report.Results) -> list[study_report.Grid]
     if (figure := plots.contrasts(results.contrasts)) is not None:
         save(figure, out / "contrasts.png")
     return grids
-
-
-def _finished(runs: Runs, row: Row, seed: int) -> bool:
-    """Whether a row is finished; False for one that another version of the study made, which is
-    reported as a failure."""
-    try:
-        return runs.done(row, seed)
-    except UserError:
-        return False

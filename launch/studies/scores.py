@@ -8,7 +8,7 @@ are resampled alike, so that differences are paired (osteojax/evaluation/compare
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -150,7 +150,7 @@ def contrast_results(
     for contrast in contrasts:
         if contrast.first not in answers or contrast.second not in answers:
             continue
-        if not _seeds(answers[contrast.first], answers[contrast.second]):
+        if not common_seeds(answers[contrast.first], answers[contrast.second]):
             continue
         entry = _difference(contrast, answers[contrast.first], answers[contrast.second], resamples)
         results.append({**vars(contrast), **entry})
@@ -165,24 +165,27 @@ def _difference(
 ) -> dict[str, Any]:
     if contrast.metric == "MAE":
         a, b = first.measured(contrast.group), second.measured(contrast.group)
-        a, b = _common_seeds(first, second, a, b, "predicted")
+        a, b = _of_common_seeds(first, second, a, b, "predicted")
         found = compare.compare_bmd(
             a["truth"], a["predicted"], b["predicted"], a["patients"], resamples
         )
     else:
         a = first.cases(contrast.unit, contrast.group)
         b = second.cases(contrast.unit, contrast.group)
-        a, b = _common_seeds(first, second, a, b, "probabilities")
+        a, b = _of_common_seeds(first, second, a, b, "probabilities")
         found = compare.compare(
             a["labels"], a["probabilities"], b["probabilities"], a["patients"],
             (a["thresholds"], b["thresholds"]), resamples,
         )  # fmt: skip
     unknown = {"difference": None, "interval": None, "p": None, "note": "no validation threshold"}
     entry = found["difference"].get(contrast.metric, unknown)
+    return {"seeds": common_seeds(first, second), "n": found["n"], **difference_line(entry)}
+
+
+def difference_line(entry: dict[str, Any]) -> dict[str, Any]:
+    """difference, low, high, p and note, from one metric's entry of `compare`'s differences."""
     low, high = entry["interval"] or (None, None)
     return {
-        "seeds": _seeds(first, second),
-        "n": found["n"],
         "difference": entry["difference"],
         "low": low,
         "high": high,
@@ -191,7 +194,7 @@ def _difference(
     }
 
 
-def _common_seeds(
+def _of_common_seeds(
     first: Answers, second: Answers, a: dict[str, Any], b: dict[str, Any], name: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both rows, restricted to the seeds that both have."""
@@ -200,7 +203,7 @@ def _common_seeds(
             raise UserError(f"rows {first.name!r} and {second.name!r} predict different cases.")
     cut = []
     for answers, values in ((first, a), (second, b)):
-        common = _seeds(first, second)
+        common = common_seeds(first, second)
         places = [0 if answers.fixed else answers.seeds.index(seed) for seed in common]
         values = {**values, name: values[name][places]}
         if values.get("thresholds") is not None:
@@ -209,7 +212,22 @@ def _common_seeds(
     return cut[0], cut[1]
 
 
-def _seeds(first: Answers, second: Answers) -> list[int]:
+class Seeded(Protocol):
+    """Predictions of a row.
+
+    Attributes:
+      seeds: finished seeds.
+      fixed: whether the row is not random, so that its one seed stands for all.
+    """
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+
+    @property
+    def fixed(self) -> bool: ...
+
+
+def common_seeds(first: Seeded, second: Seeded) -> list[int]:
     """The seeds that two rows have in common."""
     if first.fixed or second.fixed:
         return list((second if first.fixed else first).seeds)

@@ -32,6 +32,7 @@ SWAP_FIELDS = (
     "error_of_no_change", "note",
 )  # fmt: skip
 FAILURE_FIELDS = ("row", "seed", "reason")
+_SIGNS = {1: "+", -1: "-", 0: "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,22 +148,18 @@ def _grid(
     rows = []
     for row in study.rows:
         if row.name in seeds:
-            cells = [_cell(found.get((row.name, *column[:3]))) for column in columns]
+            cells = [score_cell(found.get((row.name, *column[:3]))) for column in columns]
             cohort = study.trained(row).cohort
             rows.append((row.name, cohort, str(len(seeds[row.name])), *cells))
     return Grid(title, ("row", "cohort", "seeds", *(column[3] for column in columns)), tuple(rows))
 
 
 def _contrast_grid(contrasts: Sequence[dict[str, Any]]) -> Grid:
-    signs = {1: "+", -1: "-", 0: "none"}
     rows = []
     for line in contrasts:
-        interval = "" if line["low"] is None else f" [{line['low']:+.3f}, {line['high']:+.3f}]"
-        difference = "-" if line["difference"] is None else f"{line['difference']:+.3f}{interval}"
+        name, expected, difference = contrast_cells(line)
         p = "-" if line["p_holm"] is None else f"{line['p_holm']:.3f}"
         where = f"{line['metric']}, {line['unit']}, {_group_name(line['group'])}"
-        name = f"{line['first']} - {line['second']}"
-        expected = f"{signs[line['expected']]} ({line['matters']:g})"
         rows.append((name, where, expected, difference, p, line["verdict"]))
     header = ("contrast", "of", "expected (matters)", "difference", "p (Holm)", "verdict")
     return Grid("Contrasts that were fixed before the run", header, tuple(rows))
@@ -186,7 +183,16 @@ def _swap_grid(swaps: Sequence[dict[str, Any]]) -> Grid:
     return Grid("Device swapped at test: change of BMD, g/cm^2", header, tuple(rows))
 
 
-def _cell(line: dict[str, Any] | None) -> str:
+def contrast_cells(line: dict[str, Any]) -> tuple[str, str, str]:
+    """A contrast's rows, what was expected, and the difference with its interval."""
+    interval = "" if line["low"] is None else f" [{line['low']:+.3f}, {line['high']:+.3f}]"
+    difference = "-" if line["difference"] is None else f"{line['difference']:+.3f}{interval}"
+    expected = f"{_SIGNS[line['expected']]} ({line['matters']:g})"
+    return f"{line['first']} - {line['second']}", expected, difference
+
+
+def score_cell(line: dict[str, Any] | None) -> str:
+    """An estimate with its interval; "-" where there is none."""
     if line is None or line["estimate"] is None:
         return "-"
     interval = "" if line["low"] is None else f" [{line['low']:.3f}, {line['high']:.3f}]"

@@ -66,6 +66,13 @@ def augment(codes_BVDHW: Array, index_B: Array, key: Array, config: ConfigDict) 
     return jax.vmap(over_views, in_axes=(0, 0, None))(codes_BVDHW, index_B, views)
 
 
+def flips_alone(config: ConfigDict) -> ConfigDict:
+    """The settings for crops whose places are drawn already: only the flips of `config`."""
+    flips = config.copy_and_resolve_references().unlock()
+    flips.update({"max_shift_voxels": 0, "affine": False, "crop_min_volume": 1.0})
+    return flips.lock()
+
+
 def _affine(codes_DHW: Array, key: Array) -> Array:
     """Rotation about the centre by up to 10 degrees an axis, scale within 5%; f32[D, H, W]."""
     angle_key, scale_key = jax.random.split(key)

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from osteojax.data import vertebrae
+from osteojax.data.vertebra_columns import CROP_MM
 from osteojax.data.view_settings import ViewSettings
 from osteojax.errors import UserError
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from osteojax.data.cohort import PreparedCohort
 
 BODY_PLANE = vertebrae.PLANES.index("body")
-TABLE_COLUMN, TABLE_EDGE_MM = "body_places", 18.0
-"""The column that counts the places of crops of this edge that lie wholly in the body."""
+TABLE_COLUMN = "body_places"
+"""The column that counts the places of crops of `CROP_MM` that lie wholly in the body."""
 READ_THREADS = 8
 
 
@@ -172,7 +173,7 @@ class Places:
                 f"{cohort.directory} has no masks of vertebral bodies. Prepare the cohort again "
                 "with this version, or see the whole vertebra (data.views.region=box)."
             )
-        self._table_edge = edge_voxels(TABLE_EDGE_MM, about.spacing_mm)
+        self._table_edge = edge_voxels(CROP_MM, about.spacing_mm)
         self._window = about.window
         if edge > min(about.shown):
             raise UserError(

@@ -14,13 +14,19 @@ UNKNOWN_DEVICE = "unknown"
 
 LARGEST_BMD_G_CM2 = 5.0
 
+BODY_LAGS = (1, 2, 3)
+"""Distances of the voxels that `BODY_NUMBERS` compare, in voxels."""
+
 BODY_NUMBERS = (
     "body_mean_hu",
     "body_sd_hu",
-    *(f"body_msd_{axis}{lag}" for axis in ("si", "ap", "rl") for lag in (1, 2, 3)),
+    *(f"body_msd_{axis}{lag}" for axis in ("si", "ap", "rl") for lag in BODY_LAGS),
 )
 """The plain numbers of a body: mean and SD of its HU, and the mean square HU difference of its
 voxels 1, 2 and 3 apart along each axis (docs/data.md)."""
+
+CROP_MM = 18.0
+"""Edge of the crops that `body_places` and `body_share` count."""
 
 
 def columns(devices: Sequence[str]) -> tuple[Column, ...]:

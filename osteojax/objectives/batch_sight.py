@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from osteojax.data.augment import augment
+from osteojax.data.augment import augment, flips_alone
 from osteojax.data.places import Places
 from osteojax.data.vertebra_columns import BODY_NUMBERS
 from osteojax.data.views import GivenDevice, Supervised
@@ -62,9 +62,7 @@ class BatchSight:
                 "data.augment: affine and crop_min_volume are for boxes, and data.sees=body has "
                 "none. Leave them at false and 1."
             )
-        flips = asked.copy_and_resolve_references().unlock()
-        flips.update({"max_shift_voxels": 0, "affine": False, "crop_min_volume": 1.0})
-        return flips.lock()
+        return flips_alone(asked)
 
     def view(self, given_device: np.ndarray | None = None) -> Supervised:
         """The view that draws what is seen; given_device: as for `GivenDevice`."""

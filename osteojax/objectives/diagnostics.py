@@ -126,10 +126,7 @@ def probe_metrics(
       hu_probe_r2 (mean HU inside the mask) and volume_probe_r2 (mask volume), by ridge regression.
     """
     metrics: dict[str, float] = {}
-    # One scale for all channels. A channel that hardly varies in training, divided by its own
-    # deviation, would put an unusual vertebra hundreds of deviations away.
-    scale = float(train_NF.std(axis=0).mean()) if len(train_NF) else 1.0
-    train_NF, valid_NF = train_NF / (scale + 1e-12), valid_NF / (scale + 1e-12)
+    train_NF, valid_NF = on_one_scale(train_NF, valid_NF)
     if len(train_rows) == 0 or len(valid_rows) == 0:
         return metrics
     label = cohort.labels.osteoporosis
@@ -150,11 +147,23 @@ def probe_metrics(
         metrics["label_probe_auroc"] = float(roc_auc_score(valid_label, predicted))
     for name, column in (("hu", "mean_hu"), ("volume", "mask_volume_mm3")):
         values = cohort.table[column].to_numpy(np.float64)
-        ridge = RidgeCV(alphas=np.logspace(-1, 4, 11))
-        ridge.fit(train_NF, values[train_rows])
-        score = r2_score(values[valid_rows], ridge.predict(valid_NF))
+        score = r2_score(values[valid_rows], ridge_readout(train_NF, values[train_rows], valid_NF))
         metrics[f"{name}_probe_r2"] = float(score)
     return metrics
+
+
+def on_one_scale(train_NF: np.ndarray, valid_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, divided by the mean SD of the channels in training. A channel that hardly varies in
+    training, divided by its own deviation, would put an unusual vertebra hundreds of deviations
+    away."""
+    scale = (float(train_NF.std(axis=0).mean()) if len(train_NF) else 1.0) + 1e-12
+    return train_NF / scale, valid_NF / scale
+
+
+def ridge_readout(train_NF: np.ndarray, train_N: np.ndarray, valid_NF: np.ndarray) -> np.ndarray:
+    """f[M]: ridge regression of a number on embeddings of one scale, its strength chosen by
+    leave-one-out errors in training."""
+    return RidgeCV(alphas=np.logspace(-1, 4, 11)).fit(train_NF, train_N).predict(valid_NF)
 
 
 def warn(

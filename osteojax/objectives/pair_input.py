@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from osteojax.data import vertebrae
-from osteojax.data.augment import augment, network_input
+from osteojax.data.augment import augment, flips_alone, network_input
 from osteojax.data.online import online_texture
 from osteojax.data.pair_views import PoolPair, pair_view
 from osteojax.data.places import Places
@@ -59,8 +59,7 @@ class PairInput:
                 "data.augment: affine and crop_min_volume are for whole boxes. Leave them at false "
                 "and 1, or use data.views.region=box."
             )
-        only_flips = {"max_shift_voxels": 0, "affine": False, "crop_min_volume": 1.0}
-        return type(asked)({**only_flips, "flip_probability": asked.flip_probability})
+        return flips_alone(asked)
 
     def training_rows(self) -> np.ndarray:
         """i64[N] vertebrae of training patients; those with a label only where

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
 
 from osteojax.data.cohort import PreparedCohort
 from osteojax.objectives import diagnostics
@@ -95,10 +94,8 @@ def texture_probe(
     Returns:
       r in -1 to 1; 0 where the readout or the number does not vary.
     """
-    scale = float(train_NF.std(axis=0).mean()) + 1e-12
-    ridge = RidgeCV(alphas=np.logspace(-1, 4, 11))
-    ridge.fit(train_NF / scale, train_N)
-    read_N = ridge.predict(valid_NF / scale).astype(np.float64)
+    train_NF, valid_NF = diagnostics.on_one_scale(train_NF, valid_NF)
+    read_N = diagnostics.ridge_readout(train_NF, train_N, valid_NF).astype(np.float64)
     if min(np.ptp(read_N), np.ptp(valid_N)) < 1e-9:
         return 0.0
     return float(np.corrcoef(read_N, valid_N)[0, 1])

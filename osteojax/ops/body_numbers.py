@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-LAGS = (1, 2, 3)
-"""Distances in voxels."""
-COUNT = 2 + 3 * len(LAGS)
+from osteojax.data.vertebra_columns import BODY_LAGS
+
 LEAST_SQUARE_HU2 = 1.0
 """Smallest mean square whose logarithm is taken: far below the noise of any CT."""
 
@@ -43,7 +42,7 @@ def body_numbers(hu_BDHW: Array, body_BDHW: Array) -> Array:
     numbers = [mean_B, jnp.sqrt(jnp.sum(jnp.square(centred), axis=space) / count_B)]
     for axis in space:
         size = body_BDHW.shape[axis]
-        for lag in LAGS:
+        for lag in BODY_LAGS:
             low, high = (0, max(size - lag, 0)), (min(lag, size), size)
             both = _part(body_BDHW, axis, low) & _part(body_BDHW, axis, high)
             step = jnp.where(both, _part(centred, axis, high) - _part(centred, axis, low), 0.0)
@@ -56,11 +55,11 @@ def _part(volumes: Array, axis: int, limits: tuple[int, int]) -> Array:
     return lax.slice_in_dim(volumes, *limits, axis=axis)
 
 
-def log_squares(numbers: AnyArray) -> AnyArray:
+def log_squares(numbers: AnyArray, least: float = LEAST_SQUARE_HU2) -> AnyArray:
     """Takes the natural logarithm of the mean squares of f[..., 11], which spread over decades;
-    mean and SD stay as they are. NaN stays NaN."""
+    mean and SD stay as they are. NaN stays NaN. least: smaller squares count as this one, HU^2."""
     xp = jnp if isinstance(numbers, jax.Array) else np
-    logs = xp.log(xp.maximum(numbers[..., 2:], LEAST_SQUARE_HU2))
+    logs = xp.log(xp.maximum(numbers[..., 2:], least))
     return xp.concatenate([numbers[..., :2], logs], axis=-1)
 
 

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from data_prep.vertebrae.body_numbers import CROP_MM, body_row
-from osteojax.data.vertebra_columns import BODY_NUMBERS
+from data_prep.vertebrae.body_numbers import body_row
+from osteojax.data.vertebra_columns import BODY_NUMBERS, CROP_MM
 
 SHAPE = (9, 8, 10)
 SPACING_MM = 4.5
