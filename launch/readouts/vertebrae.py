@@ -14,9 +14,6 @@ from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 from osteojax.ops.body_numbers import log_squares
 
-LEAST_SQUARE_HU2 = 0.1
-"""Smallest mean square of HU differences of which a logarithm is taken."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
@@ -59,8 +56,8 @@ def truth_of(cohort: PreparedCohort, truth: pd.DataFrame) -> Truth:
 
 
 def plain_numbers(cohort: PreparedCohort) -> np.ndarray:
-    """f64[N, 11]: `BODY_NUMBERS`, mean squares as natural logarithms, since they spread over
-    decades; NaN where a body has none.
+    """f64[N, 11]: `BODY_NUMBERS`, mean squares as natural logarithms as models take them
+    (`osteojax.ops.body_numbers.log_squares`); NaN where a body has none.
 
     Raises:
       UserError: a folder without them.
@@ -71,7 +68,7 @@ def plain_numbers(cohort: PreparedCohort) -> np.ndarray:
             f"{cohort.directory}: has no numbers of bodies. Prepare the cohort again with this "
             "version."
         )
-    return log_squares(values, LEAST_SQUARE_HU2)
+    return log_squares(values)
 
 
 def map_means(cohort: PreparedCohort) -> np.ndarray:

@@ -55,11 +55,11 @@ def _part(volumes: Array, axis: int, limits: tuple[int, int]) -> Array:
     return lax.slice_in_dim(volumes, *limits, axis=axis)
 
 
-def log_squares(numbers: AnyArray, least: float = LEAST_SQUARE_HU2) -> AnyArray:
-    """Takes the natural logarithm of the mean squares of f[..., 11], which spread over decades;
-    mean and SD stay as they are. NaN stays NaN. least: smaller squares count as this one, HU^2."""
+def log_squares(numbers: AnyArray) -> AnyArray:
+    """Takes the natural logarithm of the mean squares of f[..., 11], which spread over decades, at
+    least of `LEAST_SQUARE_HU2`; mean and SD stay as they are. NaN stays NaN."""
     xp = jnp if isinstance(numbers, jax.Array) else np
-    logs = xp.log(xp.maximum(numbers[..., 2:], least))
+    logs = xp.log(xp.maximum(numbers[..., 2:], LEAST_SQUARE_HU2))
     return xp.concatenate([numbers[..., :2], logs], axis=-1)
 
 

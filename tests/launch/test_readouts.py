@@ -74,6 +74,9 @@ def test_the_body_is_summarised_by_its_numbers_and_by_means_of_the_maps(tiny_poo
     spec = cohort.about.maps[3]
     contrast = cohort.array(row, "Contrast")[body].astype(np.float64)
     assert means[row, 2] == pytest.approx(np.mean(spec.offset + spec.step * contrast))
+    flat = copy.copy(cohort)
+    flat.table = cohort.table.assign(**{BODY_NUMBERS[2]: 0.5})
+    assert plain_numbers(flat)[row, 2] == 0.0  # the models' floor of 1 HU^2
     lacking = copy.copy(cohort)
     lacking.table = cohort.table.assign(**dict.fromkeys(BODY_NUMBERS, np.nan))
     with pytest.raises(UserError, match="has no numbers of bodies"):
