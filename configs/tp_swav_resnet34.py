@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "sinkhorn_epsilon": 0.02,  # R: 0.1 had 0.05, with which assignments are flat
             "sinkhorn_iterations": 3,  # R
             "queue_size": 1024,  # R, per view; unused where batch_size >= 8 num_prototypes
+            "queue_start_steps": 0,  # the queue waits so many steps, and until it is full
             "freeze_prototypes_steps": 945,  # R: one epoch of the paper's cohort
             "diversity_weight": 0.1,  # R
         }

@@ -56,6 +56,8 @@ ASSIGNMENT: dict[str, Any] = {
     "objective.freeze_prototypes_steps": 10,
 }
 QUEUE: dict[str, Any] = {"objective.queue_size": 256}
+LATE_QUEUE: dict[str, Any] = {**QUEUE, "objective.queue_start_steps": 100}
+"""Caron et al. let the queue begin late, when embeddings move slowly."""
 FLAT: dict[str, Any] = {"objective.sinkhorn_epsilon": 0.05, "objective.unit_prototypes": False}
 """Assignment as in 0.1."""
 
@@ -130,6 +132,8 @@ def encoders() -> dict[str, Encoder]:
         "small_simclr": _without_maps(SIMCLR, SMALL),
         "queue": Encoder(SWAV, {**base, **QUEUE}),
         "small_queue": Encoder(SWAV, {**R, **SMALL, **QUEUE}),
+        "late_queue": Encoder(SWAV, {**base, **LATE_QUEUE}),
+        "small_late_queue": Encoder(SWAV, {**R, **SMALL, **LATE_QUEUE}),
         "flat": Encoder(SWAV, {**base, **FLAT}),
         **both("box_statistics", {**base, "data.statistics": "box"}),
         **both("strided", {**base, "model.shortcut": "strided"}),

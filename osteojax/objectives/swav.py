@@ -89,6 +89,8 @@ class SwAV:
 
     Attributes:
       queue_size: entries of the queue; 0 for no queue.
+      queue_waits: embeddings that must have passed before the queue's entries take part in
+        assignments: a full queue, and `queue_start_steps` batches.
     """
 
     def __init__(self, settings: ConfigDict, batch_size: int, num_views: int = 2) -> None:
@@ -102,6 +104,8 @@ class SwAV:
                 f"objective.queue_size {self.queue_size} is below batch_size {batch_size}. "
                 "Raise it, or set it to 0 for no queue."
             )
+        # Absent in a config of 0.2, whose queue took part as soon as it was full.
+        self.queue_waits = max(self.queue_size, settings.get("queue_start_steps", 0) * batch_size)
 
     def model(self, backbone: nn.Module, axis_name: str | None) -> nn.Module:
         sizes = self._settings.projector_dim, self._settings.prototype_dim
@@ -140,8 +144,9 @@ class SwAV:
         return loss, self.push(carried, outputs["projection"]), metrics
 
     def _assign(self, params: Params, carried: Outputs, scores_BVK: Array) -> Array:
-        """Q of eq. 1 for every view, f32[B, V, K]. Entries of the queue take part once it is full.
-        Because older encoders embedded them, they affect the assignment but are never predicted."""
+        """Q of eq. 1 for every view, f32[B, V, K]. Entries of the queue take part after
+        `queue_waits`. Because older encoders embedded them, they affect the assignment but are
+        never predicted."""
         settings = self._settings
         epsilon, iterations = settings.sinkhorn_epsilon, settings.sinkhorn_iterations
         assign = partial(sinkhorn, epsilon=epsilon, num_iterations=iterations, axis_name=AXIS)
@@ -156,7 +161,7 @@ class SwAV:
         queue_scores_QVK: Any = self._prototypes().apply(variables, queue_QVD)
         both = jnp.concatenate([scores_BVK, queue_scores_QVK], axis=0)
         queued = jnp.stack([assign(both[:, v])[:local] for v in views], axis=1)
-        return jnp.where(carried["queue_filled"] >= self.queue_size, queued, plain)
+        return jnp.where(carried["queue_filled"] >= self.queue_waits, queued, plain)
 
     def push(self, carried: Outputs, projection_BVD: Array) -> Outputs:
         """The queue with the global batch's projections first and the oldest dropped."""
@@ -169,7 +174,7 @@ class SwAV:
         place = lax.dynamic_update_slice_in_dim(place, local, start, axis=0)
         newest = lax.psum(place, AXIS)  # other devices add zeros, so this is an exact gather
         queue = jnp.concatenate([newest, carried["queue"][:-total]], axis=0)
-        filled = jnp.minimum(carried["queue_filled"] + total, self.queue_size)
+        filled = jnp.minimum(carried["queue_filled"] + total, self.queue_waits)
         return {"queue": queue, "queue_filled": filled}
 
     def check_devices(self, num_devices: int) -> None:

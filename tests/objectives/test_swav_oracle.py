@@ -44,10 +44,12 @@ def unit(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 @functools.cache
-def compiled(num_views: int, num_devices: int) -> Callable:
+def compiled(num_views: int, num_devices: int, queue_start_steps: int = 0) -> Callable:
     """(projection, vectors, carried) -> loss, gradients, queue and metrics of a batch that is
     spread over some devices."""
-    swav = SwAV(SETTINGS, BATCH, num_views)
+    settings = SETTINGS.copy_and_resolve_references()
+    settings.queue_start_steps = queue_start_steps
+    swav = SwAV(settings, BATCH, num_views)
     prototypes = swav.model(None, None).prototypes
 
     def loss(projection_BVD, vectors_KD, carried):
@@ -70,11 +72,13 @@ def compiled(num_views: int, num_devices: int) -> Callable:
     )
 
 
-def ours(num_devices: int, projection, vectors, carried) -> dict[str, np.ndarray]:
+def ours(
+    num_devices: int, projection, vectors, carried, queue_start_steps: int = 0
+) -> dict[str, np.ndarray]:
     arrays = jnp.asarray(projection, jnp.float32), jnp.asarray(vectors, jnp.float32)
-    (by_projection, by_vectors), found = compiled(projection.shape[1], num_devices)(
-        *arrays, carried
-    )
+    (by_projection, by_vectors), found = compiled(
+        projection.shape[1], num_devices, queue_start_steps
+    )(*arrays, carried)
     return {"by_projection": by_projection, "by_vectors": by_vectors, **found}
 
 
@@ -113,6 +117,20 @@ def test_loss_gradients_and_metrics(num_views: int, filled: int, num_devices: in
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-4, err_msg=name)
+
+
+def test_a_queue_that_begins_late() -> None:
+    """`queue_start_steps` batches pass before the queue counts, and nothing else differs."""
+    projection, vectors = unit((BATCH, 2, 3), 0), 3.0 * unit((5, 3), 1)
+    queue = unit((QUEUE, 2, 3), 2)
+    for seen, entries in ((QUEUE, queue[:0]), (19, queue[:0]), (20, queue)):
+        targets = oracle.targets(projection, vectors, entries, SETTINGS)
+        carried = {"queue": jnp.asarray(queue, jnp.float32), "queue_filled": jnp.int32(seen)}
+        found = ours(1, projection, vectors, carried, queue_start_steps=5)
+        expected = oracle.loss(projection, vectors, targets, SETTINGS)["loss"]
+        np.testing.assert_allclose(found["loss"], expected, rtol=2e-4, err_msg=str(seen))
+        np.testing.assert_allclose(found["queue"], np.concatenate([projection, queue[:-BATCH]]))
+        assert found["queue_filled"] == min(seen + BATCH, 5 * BATCH)
 
 
 def test_used_prototypes_are_counted_over_all_devices() -> None:
