@@ -8,6 +8,7 @@ from typing import Any
 from launch.readouts.plan import Encoder
 
 SWAV, SIMCLR, VICREG = (f"configs/{n}_resnet34.py" for n in ("tp_swav", "simclr", "vicreg"))
+OF_MAPS, OF_SPACING = (f"configs/studies/regression.py:{n}" for n in ("maps", "spacing"))
 
 RESNET34: dict[str, Any] = {
     "model.stage_sizes": (3, 4, 6, 3),
@@ -108,7 +109,7 @@ def block(prefix: str, network: Mapping[str, Any]) -> dict[str, Encoder]:
 
 
 def _without_maps(config: str, network: Mapping[str, Any]) -> Encoder:
-    """A method without prototypes, on pairs of image crops at two places."""
+    """A method without prototypes, on image crops at two places."""
     return Encoder(config, {**RUN, **BODY, **network, **IMAGES})
 
 
@@ -130,6 +131,10 @@ def encoders() -> dict[str, Encoder]:
         "simclr": _without_maps(SIMCLR, RESNET34),
         "vicreg": _without_maps(VICREG, RESNET34),
         "small_simclr": _without_maps(SIMCLR, SMALL),
+        "regression": _without_maps(OF_MAPS, RESNET34),
+        "small_regression": _without_maps(OF_MAPS, SMALL),
+        "supervised": _without_maps(OF_SPACING, RESNET34),
+        "small_supervised": _without_maps(OF_SPACING, SMALL),
         "queue": Encoder(SWAV, {**base, **QUEUE}),
         "small_queue": Encoder(SWAV, {**R, **SMALL, **QUEUE}),
         "late_queue": Encoder(SWAV, {**base, **LATE_QUEUE}),

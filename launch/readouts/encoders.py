@@ -120,8 +120,11 @@ class Encoders:
         shutil.rmtree(folder / "best", ignore_errors=True)  # the last step is what is read
 
     def _config(self, name: str, encoder: Encoder, chosen: Settings, seed: int) -> ConfigDict:
-        settings = {**encoder.settings, **chosen, "seed": seed}
-        return with_settings(load_config(encoder.config, []), settings, f"encoder {name!r}")
+        settings, config = {**encoder.settings, **chosen, "seed": seed}, load_config(encoder.config)
+        if "truth" in config.objective:  # configs/studies/regression.py:spacing
+            simulated = self._cohorts.simulated(encoder.cohort)
+            settings["objective.truth"] = str(simulated / "truth.csv")
+        return with_settings(config, settings, f"encoder {name!r}")
 
     def _people(self, name: str) -> dict[str, Any]:
         """Options of a cohort, and of the cohort from which its splits are taken."""

@@ -71,9 +71,16 @@ def plain_numbers(cohort: PreparedCohort) -> np.ndarray:
     return log_squares(values)
 
 
-def map_means(cohort: PreparedCohort) -> np.ndarray:
-    """f64[N, 4]: mean over the body of each texture map, in the scale that networks see (of grey
-    levels, or log(1 + x) of them); NaN where a box shows no body.
+def map_statistics(cohort: PreparedCohort, rows: np.ndarray) -> np.ndarray:
+    """Means and SDs of the texture maps over the body, in the scale that networks see (of grey
+    levels, or log(1 + x) of them).
+
+    Args:
+      rows: i64[R] of the cohort.
+
+    Returns:
+      f64[R, 8]: the mean of each map, then the SD of each (divided by the number of voxels); NaN
+      where a box shows no body.
 
     Raises:
       UserError: a folder without bodies, or without maps.
@@ -81,14 +88,21 @@ def map_means(cohort: PreparedCohort) -> np.ndarray:
     about = cohort.about
     if not about.has_body:
         raise UserError(f"{cohort.directory}: has no bodies. Prepare the cohort again.")
-    means = np.full((len(cohort), len(POOL) - 1), np.nan)
-    for row in range(len(cohort)):
+    scales = [(spec.offset, spec.step) for spec in about.maps[1:]]
+    found = np.full((len(rows), 2 * len(scales)), np.nan)
+    for place, row in enumerate(rows.tolist()):
         body = cohort.array(row, "mask")[BODY_PLANE][about.window]
         if body.any():
             codes = cohort.members(row, list(POOL[1:]))[(..., *about.window)][:, body]
-            scales = [(spec.offset, spec.step) for spec in about.maps[1:]]
-            means[row] = [o + s * c.mean() for (o, s), c in zip(scales, codes, strict=True)]
-    return means
+            means = [o + s * c.mean() for (o, s), c in zip(scales, codes, strict=True)]
+            deviations = [s * c.std() for (_, s), c in zip(scales, codes, strict=True)]
+            found[place] = [*means, *deviations]
+    return found
+
+
+def map_means(cohort: PreparedCohort) -> np.ndarray:
+    """f64[N, 4]: the means of `map_statistics` of every row. Raises UserError."""
+    return map_statistics(cohort, np.arange(len(cohort)))[:, : len(POOL) - 1]
 
 
 def ceiling_features(ceiling: str, cohort: PreparedCohort, truth: Truth) -> np.ndarray:

@@ -52,7 +52,8 @@ class Method:
       model: (backbone, axis name) -> module, whose call (x f32[N, *space, 1], map_ids i32[N], *,
         train) gives `Outputs` [N, ...].
       loss: (params, carried, outputs [B, V, ...]) -> (loss f32[], carried, metrics), of one
-        device's share of the batch and equal on all devices (`Objective.loss`).
+        device's share of the batch and equal on all devices (`Objective.loss`). Beside the model's
+        outputs it is given "index" i32[B], the vertebrae's rows of the table.
       exchanged_bytes: as of `Objective`.
       carried: initial value of state that the method keeps between steps, beside the model.
       optimizer: wraps the update direction, which all parameters follow by default.
@@ -127,6 +128,7 @@ class PairObjective:
         members = self._input.augmented(batch, key)
         variables = {"params": params, "batch_stats": model_state["batch_stats"]}
         outputs, batch_stats = self._forward(variables, members, batch["map_ids"], train=True)
+        outputs = {**outputs, "index": batch["index"]}
         value, carried, metrics = self.method.loss(params, model_state, outputs)
         return value, ({**model_state, "batch_stats": batch_stats, **carried}, metrics)
 
