@@ -83,6 +83,7 @@ def _references() -> tuple[Readout, ...]:
         Readout("11 numbers of the body", part, ceiling="numbers", few=True),
         Readout("means of the maps in the body", part, ceiling="maps", few=True),
         Readout("mean HU", part, ceiling="hu", few=True),
+        Readout("PyRadiomics' GLCM of the body", part, ceiling="glcm", few=True),
         Readout("supervised network", part, "supervised"),
         Readout("small: supervised network", part, "small_supervised"),
         Readout("start, truths shuffled", "Controls", "start", shuffled=True, seeds=5),
@@ -191,6 +192,8 @@ def _others() -> tuple[Contrast, ...]:
         # Is a cheap fixed input worth more than pre-training?
         r(numbers, tp, +1),
         r("start + numbers", tp, +1),
+        # Four means of GLCM maps tied with TP-SwAV in the trial; there are 23 features here.
+        r("PyRadiomics' GLCM of the body", tp, +1),
         r("TP-SwAV + numbers", "start + numbers", 0),
         r("small: TP-SwAV + numbers", "small: start + numbers", 0),
         auroc("TP-SwAV + numbers", "start + numbers", 0),

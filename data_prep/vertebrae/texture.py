@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -229,23 +229,57 @@ def pyradiomics_maps(
     """
     import SimpleITK as sitk
 
-    feature_class = _level_glcm_class()
-    extractor = feature_class(
-        sitk.GetImageFromArray(levels.astype(np.int32)),
-        sitk.GetImageFromArray(mask.astype(np.uint8)),
+    images = _executed(
+        levels,
+        mask,
+        MAPS,
         voxelBased=True,
         maskedKernel=True,
         kernelRadius=int(kernel_radius),
         voxelBatch=voxel_batch,
-        distances=[1],
         initValue=math.nan,
     )
-    for name in MAPS:
+    return {name: sitk.GetArrayFromImage(images[name]) for name in MAPS}
+
+
+def pyradiomics_features(
+    levels: np.ndarray, mask: np.ndarray, features: Sequence[str]
+) -> dict[str, float]:
+    """PyRadiomics' own GLCM features of a segment: one number of all its pairs of neighbours.
+
+    Grey levels are given, and two methods replaced, as for `pyradiomics_maps`.
+
+    Args:
+      levels: integer[D, H, W], 1 and up inside the mask.
+      mask: bool[D, H, W] with at least two neighbours.
+      features: names of `RadiomicsGLCM`.
+
+    Returns:
+      feature by name.
+
+    Raises:
+      UserError: PyRadiomics is not installed.
+    """
+    found = _executed(levels, mask, features)
+    return {name: float(np.squeeze(found[name])) for name in features}
+
+
+def _executed(
+    levels: np.ndarray, mask: np.ndarray, features: Sequence[str], **settings: Any
+) -> dict[str, Any]:
+    import SimpleITK as sitk
+
+    extractor = _level_glcm_class()(
+        sitk.GetImageFromArray(levels.astype(np.int32)),
+        sitk.GetImageFromArray(mask.astype(np.uint8)),
+        distances=[1],
+        **settings,
+    )
+    for name in features:
         extractor.enableFeatureByName(name)
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # means of windows without a pair
-        images = extractor.execute()
-    return {name: sitk.GetArrayFromImage(images[name]) for name in MAPS}
+        return extractor.execute()
 
 
 def require_pyradiomics() -> None:
@@ -254,8 +288,8 @@ def require_pyradiomics() -> None:
         import radiomics
     except ImportError as error:
         raise UserError(
-            "texture engine 'pyradiomics' is not installed. Use the engine 'jax', which gives the "
-            "same maps; or, on Python 3.11: pip install -U setuptools numpy && pip install "
+            "PyRadiomics is not installed. For maps use the texture engine 'jax', which gives the "
+            "same ones; or, on Python 3.11: pip install -U setuptools numpy && pip install "
             "--no-build-isolation 'osteojax[reference]' (`make` in a clone does it)."
         ) from error
     radiomics.setVerbosity(logging.ERROR)

@@ -78,7 +78,10 @@ def scaled(embedding: np.ndarray | None, numbers: np.ndarray, training: np.ndarr
       f64[N, F + P].
     """
     known = numbers[training]
-    scores = (numbers - np.nanmean(known, axis=0)) / (np.nanstd(known, axis=0) + 1e-12)
+    mean, deviation = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
+    # A number that is the same in all of training, but for rounding, tells nothing elsewhere.
+    varies = deviation > 1e-9 * np.abs(mean)
+    scores = np.where(varies, (numbers - mean) / (deviation + 1e-12), 0.0)
     parts = [np.nan_to_num(scores, nan=0.0)]
     if embedding is not None:
         values = embedding.astype(np.float64)

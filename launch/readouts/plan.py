@@ -20,7 +20,7 @@ METRICS = ("r", "AUROC", "MAE")
 """Pearson's r of log trabecular spacing; AUROC of the label; mean absolute error of BMD."""
 
 GROUPS = ("held", "new")
-CEILINGS = ("truth", "numbers", "maps", "hu")
+CEILINGS = ("truth", "numbers", "maps", "glcm", "hu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Readout:
       encoder: of `ReadoutStudy.encoders`; empty for a ceiling.
       numbers: whether the 11 plain numbers of the body join the embedding.
       ceiling: a reference without a network: the true spacing and anisotropy (truth), the plain
-        numbers of the body (numbers), means of the texture maps in the body (maps), mean HU (hu).
+        numbers of the body (numbers), means of the texture maps in the body (maps), PyRadiomics'
+        GLCM features of the body (glcm), mean HU (hu).
       cohort: its training patients fit the readout, its test patients are "held".
       new: the second cohort, all of whose vertebrae are scored; empty for none.
       few: whether the readout is also fitted on few patients (`ReadoutStudy.few`).

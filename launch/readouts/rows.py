@@ -2,6 +2,7 @@
 
 W/rows/<row>-seed<k>/   predictions.csv; done.json last
 W/cases/<cohort>.csv    the vertebrae that are scored
+W/cohorts/<cohort>/glcm.csv   PyRadiomics' features, where a row asks for them
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from launch.readouts import fits, predictions
+from launch.readouts import fits, glcm, predictions
 from launch.readouts.encoders import Encoders
+from launch.readouts.locks import alone
 from launch.readouts.plan import Readout, ReadoutStudy
 from launch.readouts.vertebrae import Truth, ceiling_features, plain_numbers
 from launch.studies.folders import finished, slug
-from osteojax.data.cohort import PreparedCohort
 from osteojax.files import write_json
 
 
@@ -68,12 +69,19 @@ class Rows:
         if row.encoder:
             embedding = np.concatenate(self.encoders.embeddings(row.encoder, seed, names))
         cohorts = [self.encoders.cohort(name) for name in names]
-        numbers = [
-            _numbers(row, cohort, self.encoders.truth(name))
-            for name, cohort in zip(names, cohorts, strict=True)
-        ]
+        numbers = [self._numbers(row, name) for name in names]
         x = fits.scaled(embedding, np.concatenate(numbers), cohorts[0].rows("train"))
         return np.split(x, np.cumsum([len(cohort) for cohort in cohorts])[:-1])
+
+    def _numbers(self, row: Readout, name: str) -> np.ndarray:
+        """f64[N, P]: the features of a row beside its embedding, of a cohort; P may be 0."""
+        cohort = self.encoders.cohort(name)
+        if row.ceiling == "glcm":
+            with alone(self.workdir / "locks" / f"glcm-{slug(name)}", wait=True):
+                return glcm.features(cohort, self.workdir / "cohorts" / name / "glcm.csv")
+        if row.ceiling:
+            return ceiling_features(row.ceiling, cohort, self.encoders.truth(name))
+        return plain_numbers(cohort) if row.numbers else np.empty((len(cohort), 0))
 
     def predicted(self, row: Readout, seed: int) -> pd.DataFrame:
         """A finished row's cohort, case, and a column for every readout."""
@@ -91,13 +99,6 @@ class Rows:
         encoder = self.encoders.made_with(row.encoder, seed) if row.encoder else None
         few = list(self.study.few) if row.few else []
         return {**own, "encoder": encoder, "cohorts": people, "few": few, "seed": seed}
-
-
-def _numbers(row: Readout, cohort: PreparedCohort, truth: Truth) -> np.ndarray:
-    """f64[N, P]: the features of a row beside its embedding; P may be 0."""
-    if row.ceiling:
-        return ceiling_features(row.ceiling, cohort, truth)
-    return plain_numbers(cohort) if row.numbers else np.empty((len(cohort), 0))
 
 
 def _answers(

@@ -106,7 +106,7 @@ def map_means(cohort: PreparedCohort) -> np.ndarray:
 
 
 def ceiling_features(ceiling: str, cohort: PreparedCohort, truth: Truth) -> np.ndarray:
-    """f64[N, P] of one of `plan.CEILINGS`."""
+    """f64[N, P] of one of `plan.CEILINGS` but "glcm", which `launch.readouts.glcm` makes."""
     if ceiling == "truth":
         return np.stack([truth.log_spacing, truth.anisotropy], axis=1)
     if ceiling == "numbers":

@@ -88,6 +88,9 @@ def test_an_embedding_has_one_scale_and_numbers_have_their_own() -> None:
     x = fits.scaled(None, missing, training)
     assert x[3, 1] == x[35, 1] == 0.0
     np.testing.assert_allclose(np.delete(x[training], 3, axis=0).std(axis=0)[1], 1.0)
+    constant = numbers.copy()
+    constant[:30, 0], constant[30:, 0] = 0.1, 0.2  # one that varies among other patients alone
+    assert not fits.scaled(None, constant, training)[:, 0].any()
 
 
 def test_few_patients_have_both_classes_and_grow() -> None:
