@@ -59,9 +59,7 @@ def pair_data(variants: frozenset[str]) -> ConfigDict:
         statistics of bodies, in pairs of members from both groups (docs/method.md, "Views inside
         the body"); with "paper" whole boxes, as the paper describes; with neither `REGION`.
     """
-    region = REGION
-    if variants & {"body", "paper"}:
-        region = "body" if "body" in variants else "box"
+    region = _region(variants)
     body = region == "body"
     return data(
         # R: uniform, cross_group, image_plus_one; controls: image_image, other_patient
@@ -71,6 +69,12 @@ def pair_data(variants: frozenset[str]) -> ConfigDict:
         views=views(region),
         statistics=region,  # R: z-scores of the voxels of box, vertebra or body
     )
+
+
+def _region(variants: frozenset[str]) -> str:
+    if variants & {"body", "paper"}:
+        return "body" if "body" in variants else "box"
+    return REGION
 
 
 def views(region: str) -> ConfigDict:
@@ -149,11 +153,17 @@ def checkpoint(best_metric: str, best_mode: str, **own: Any) -> ConfigDict:
     return ConfigDict({"keep": 2, "best_metric": best_metric, "best_mode": best_mode, **own})
 
 
-def probed_checkpoint() -> ConfigDict:
-    """`checkpoint` of a self-supervised method: the best by a frozen probe of the label."""
+def probed_checkpoint(variants: frozenset[str]) -> ConfigDict:
+    """`checkpoint` of a self-supervised method: the best by a frozen probe of the body's texture,
+    which needs no label, or of the label where whole boxes are seen.
+
+    Args:
+      variants: as of `pair_data`.
+    """
+    best = "texture_probe_r" if _region(variants) == "body" else "label_probe_auroc"
     # R: ridge, its strength chosen within training; logistic: 0.1's, which hardly sees directions
     # of small variance
-    return checkpoint("label_probe_auroc", "max", label_probe="ridge")
+    return checkpoint(best, "max", label_probe="ridge")
 
 
 def use_smoke_schedule(config: ConfigDict) -> None:

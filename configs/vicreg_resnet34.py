@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optim = shared.optimiser(  # R: theirs is LARS, with batches of 2,048
         learning_rate=1e-4, train_epochs=300.0, warmup_epochs=100.0
     )
-    config.checkpoint = shared.probed_checkpoint()
+    config.checkpoint = shared.probed_checkpoint(variants)
     if "smoke" in variants:
         shared.use_smoke_schedule(config)
         config.data.labelled_too = True

@@ -72,8 +72,10 @@ def write(out: Path, study: ReadoutStudy, results: Results) -> list[Grid]:
 
 
 def tables(study: ReadoutStudy, results: Results) -> list[Grid]:
-    """One table for each part, then contrasts, time and failures."""
-    grids = [_part(study, results.scores, part) for part in study.parts]
+    """Two tables for each part, of all patients and of few, then contrasts, time and failures."""
+    few = tuple(sorted(study.few, reverse=True))
+    parts = [(part, counts) for part in study.parts for counts in ((0,), few)]
+    grids = [_part(study, results.scores, part, counts) for part, counts in parts]
     for primary, title in ((True, "Primary contrasts"), (False, "Other contrasts")):
         lines = [line for line in results.contrasts if line["primary"] == primary]
         grids.append(_contrasts(f"{title}, fixed before the run", lines))
@@ -95,15 +97,18 @@ def _how(study: ReadoutStudy) -> str:
     )
 
 
-def _part(study: ReadoutStudy, scores: Sequence[dict[str, Any]], part: str) -> Grid:
-    """The rows of a part; columns are what any of them has."""
+def _part(
+    study: ReadoutStudy, scores: Sequence[dict[str, Any]], part: str, few: tuple[int, ...]
+) -> Grid:
+    """The rows of a part, with readouts that are fitted on `few` patients (0: all of them); columns
+    are what any of the rows has."""
     found = {(s["row"], s["group"], s["metric"], s["patients_fitted"]): s for s in scores}
     seeds = {s["row"]: len(s["seeds"]) for s in scores}
     rows = [row for row in study.rows if row.part == part and row.name in seeds]
     wanted = [
         (group, metric, count)
         for metric in ("r", "AUROC", "MAE")
-        for count in (0, *sorted(study.few, reverse=True))
+        for count in few
         for group in ("held", "new")
     ]
     columns = [key for key in wanted if any((row.name, *key) in found for row in rows)]
@@ -114,8 +119,10 @@ def _part(study: ReadoutStudy, scores: Sequence[dict[str, Any]], part: str) -> G
             *(score_cell(found.get((row.name, *key))) for key in columns),
         )
         for row in rows
+        if any((row.name, *key) in found for key in columns)
     )
-    return Grid(part, ("row", "seeds", *(_heading(*key) for key in columns)), cells)
+    title = part if few == (0,) else f"{part}: readouts of few patients"
+    return Grid(title, ("row", "seeds", *(_heading(*key) for key in columns)), cells)
 
 
 def _heading(group: str, metric: str, count: int) -> str:
