@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from launch.readouts.plan import Encoder
+from launch.readouts.plan import Encoder, FineTuning
 
 SWAV, SIMCLR, VICREG = (f"configs/{n}_resnet34.py" for n in ("tp_swav", "simclr", "vicreg"))
 OF_MAPS, OF_SPACING = (f"configs/studies/regression.py:{n}" for n in ("maps", "spacing"))
@@ -111,6 +111,25 @@ def block(prefix: str, network: Mapping[str, Any]) -> dict[str, Encoder]:
 def _without_maps(config: str, network: Mapping[str, Any]) -> Encoder:
     """A method without prototypes, on image crops at two places."""
     return Encoder(config, {**RUN, **BODY, **network, **IMAGES})
+
+
+def fine_tunings() -> dict[str, FineTuning]:
+    """From a pre-trained encoder, and from scratch with as many steps as both take together; a step
+    shows as many crops as one of pre-training."""
+
+    def steps(count: int) -> FineTuning:
+        run = {
+            "batch_size": 16,
+            "data.views.readout_crops": 4,
+            "optim.learning_rate": 1e-3,
+            "optim.train_steps": count,
+            "optim.warmup_steps": count // 10,
+            "optim.eval_steps": count,
+            "optim.save_steps": count,
+        }
+        return FineTuning("configs/studies/fine_tuning.py", {**run, **RESNET34})
+
+    return {"fine_tuned": steps(200), "scratch": steps(200 + RUN["optim.train_steps"])}
 
 
 def encoders() -> dict[str, Encoder]:

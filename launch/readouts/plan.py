@@ -44,6 +44,19 @@ class Encoder:
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """How rows are fine-tuned.
+
+    Attributes:
+      config: configs/studies/fine_tuning.py, or one with its fields.
+      settings: changes to it; the network must be the encoder's.
+    """
+
+    config: str
+    settings: Settings = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Readout:
     """One row of the table: what a linear model is given, and whom it is fitted and scored on.
 
@@ -58,6 +71,10 @@ class Readout:
       cohort: its training patients fit the readout, its test patients are "held".
       new: the second cohort, all of whose vertebrae are scored; empty for none.
       few: whether the readout is also fitted on few patients (`ReadoutStudy.few`).
+      fine_tuning: of `ReadoutStudy.fine_tunings`; empty for a frozen readout. The whole network is
+        trained on the patients that a readout would be fitted on, from the encoder, or from scratch
+        if that is untrained. The label and BMD are the model's own answers, spacing is read from
+        its embedding.
       shuffled: a control: truths are shuffled over the training vertebrae.
       seeds: how many of the study's seeds it takes.
     """
@@ -70,6 +87,7 @@ class Readout:
     cohort: str = "main"
     new: str = "new"
     few: bool = False
+    fine_tuning: str = ""
     shuffled: bool = False
     seeds: int = 2
 
@@ -109,6 +127,7 @@ class ReadoutStudy:
       cohorts: by name.
       encoders: by name.
       rows, contrasts: in the order of the tables.
+      fine_tunings: by name.
       seeds: training seeds that are reported; rows take the first of them.
       tuning_seed: training seed for choosing among `Encoder.tune`; not reported.
       few: numbers of training patients for rows with `few`.
@@ -122,6 +141,7 @@ class ReadoutStudy:
     encoders: Mapping[str, Encoder]
     rows: tuple[Readout, ...]
     contrasts: tuple[Contrast, ...]
+    fine_tunings: Mapping[str, FineTuning] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_seed: int = 100
     few: tuple[int, ...] = (12, 36)
@@ -203,6 +223,10 @@ class ReadoutStudy:
         self._known(f"row {row.name!r}: encoder", row.encoder, self.encoders)
         if not 1 <= row.seeds <= len(self.seeds):
             self._refuse(f"row {row.name!r}: {row.seeds} seeds of {len(self.seeds)}")
+        if row.fine_tuning:
+            self._known(f"row {row.name!r}: fine_tuning", row.fine_tuning, self.fine_tunings)
+            if row.numbers or row.shuffled:
+                self._refuse(f"row {row.name!r} is fine-tuned: it has no numbers and no shuffling")
         trained_on = self.encoders[row.encoder].cohort
         if trained_on not in (row.cohort, self.cohorts[row.cohort].splits_of):
             self._refuse(

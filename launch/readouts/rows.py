@@ -1,4 +1,4 @@
-"""One row with one training seed: embed (or share the embedding), fit, predict.
+"""One row with one training seed: embed (or share the embedding), fit, predict; or fine-tune.
 
 W/rows/<row>-seed<k>/   predictions.csv; done.json last
 W/cases/<cohort>.csv    the vertebrae that are scored
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from launch.readouts import fits, glcm, predictions
+from launch.readouts import fine_tuning, fits, glcm, predictions
 from launch.readouts.encoders import Encoders
 from launch.readouts.locks import alone
 from launch.readouts.plan import Readout, ReadoutStudy
@@ -42,16 +42,22 @@ class Rows:
         return finished(self.folder(row, seed), self._made_with(row, seed)) is not None
 
     def do(self, row: Readout, seed: int) -> None:
-        """Makes a row. Raises Busy if another process is at its encoder; UserError, Stopped."""
+        """Makes a row. Raises Busy if another process is at it or its encoder; UserError,
+        Stopped."""
         began, folder = time.perf_counter(), self.folder(row, seed)
         names = [row.cohort, *([row.new] if row.new else [])]
-        features = self._features(row, seed, names)
         cohorts = [self.encoders.cohort(name) for name in names]
         truths = [self.encoders.truth(name) for name in names]
-        training = cohorts[0].rows("train")
         scored = [cohorts[0].rows("test"), *(np.arange(len(cohort)) for cohort in cohorts[1:])]
-        asked = [x[rows] for x, rows in zip(features, scored, strict=True)]
-        answers = _answers(self.study, row, seed, truths[0], training, features[0], asked)
+        if row.fine_tuning:
+            with alone(self.workdir / "locks" / f"row-{folder.name}"):
+                answers = fine_tuning.answers(
+                    self.study, self.encoders, row, seed, self._made_with(row, seed), folder, scored
+                )
+        else:
+            features, training = self._features(row, seed, names), cohorts[0].rows("train")
+            asked = [x[rows] for x, rows in zip(features, scored, strict=True)]
+            answers = _answers(self.study, row, seed, truths[0], training, features[0], asked)
         tables = []
         for place, (name, rows) in enumerate(zip(names, scored, strict=True)):
             cases = predictions.cases_of(cohorts[place], truths[place], rows)
@@ -92,8 +98,10 @@ class Rows:
         own = {
             name: value
             for name, value in dataclasses.asdict(row).items()
-            if name not in ("name", "part", "seeds")
+            if name not in ("name", "part", "seeds", "fine_tuning")
         }
+        if row.fine_tuning:  # absent otherwise: earlier rows were made without this field
+            own["fine_tuning"] = dataclasses.asdict(self.study.fine_tunings[row.fine_tuning])
         cohorts = self.study.cohorts
         people = [dataclasses.asdict(cohorts[name]) for name in (row.cohort, row.new) if name]
         encoder = self.encoders.made_with(row.encoder, seed) if row.encoder else None

@@ -287,6 +287,7 @@ def test_validation_scores_an_alternative(workdir: Path) -> None:
         ({"rows": (Readout("a", "p", ceiling="hue"),)}, "ceiling 'hue'; choose one of truth"),
         ({"rows": (Readout("a", "p", "tp", cohort="mian"),)}, "cohort 'mian'"),
         ({"rows": (Readout("a", "p", "tp", seeds=3),)}, "3 seeds of 2"),
+        ({"rows": (Readout("a", "p", "tp", fine_tuning="b"),)}, "fine_tuning 'b'"),
         ({"rows": (Readout("a", "p", "tp", cohort="new", new=""),)}, "patients could leak"),
         ({"rows": (Readout("a", "p", ceiling="hu", new="main"),)}, "both fits readouts and is new"),
         ({"contrasts": (Contrast("start", "nobody"),)}, "no row 'nobody'"),
@@ -357,6 +358,15 @@ def test_the_shipped_study_is_whole(variant: str) -> None:
         for choice in encoder.tune or ({},):
             config = with_settings(configs[encoder.config], {**encoder.settings, **choice}, name)
             assert config.optim.train_steps % config.optim.eval_steps == 0
+    for name, tuning in shipped.fine_tunings.items():
+        config = with_settings(load_config(tuning.config), tuning.settings, name)
+        assert config.optim.train_steps % config.optim.eval_steps == 0
+    for row in shipped.rows:  # the encoder is read into the same network
+        if row.fine_tuning:
+            network = {
+                k: v for k, v in shipped.encoders[row.encoder].settings.items() if "model." in k
+            }
+            assert network.items() <= shipped.fine_tunings[row.fine_tuning].settings.items()
     used = {row.encoder for row in shipped.rows if row.encoder}
     assert used == set(shipped.encoders)
     assert all(c.primary for c in shipped.contrasts[:4])
