@@ -190,8 +190,8 @@ def warn(
     if metrics.get("nmi_map", 0.0) > NMI_MAP_LIMIT and "map" not in warned:
         warned.add("map")
         log.warning(
-            "prototypes sort maps by type: NMI %.2f > %.2f. Try data.pairs=cross_group or "
-            "model.norm=per_map, and watch valid/nmi_map.",
+            "prototypes sort maps by type: NMI %.2f > %.2f. Try data.pairs=cross_group if "
+            "it is not set, or model.norm=per_map, and watch valid/nmi_map.",
             metrics["nmi_map"],
             NMI_MAP_LIMIT,
         )

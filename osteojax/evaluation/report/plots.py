@@ -129,7 +129,10 @@ def reliability(table: pd.DataFrame, fitted: dict) -> Figure:
                 label=f"{name}: ECE {ece:.3f}",
             )
         below.hist(raw, bins=np.linspace(0, 1, calibration.BINS + 1), color=COLOURS[0], alpha=0.7)
-        axis.legend(fontsize=8, frameon=False, loc="upper left")
+        # Between the two axes: curves may run anywhere in theirs.
+        axis.legend(
+            fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3
+        )
     return figure
 
 
