@@ -43,7 +43,7 @@ def write_study(path: Path, fields: str = "") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["paper_ladder.py", "paper_ladder.py:full", "paper_ladder_texture.py", "leave_one_device_out.py"])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("name", ["paper_ladder.py", "paper_ladder.py:full", "paper_ladder_texture.py", "paper_ladder_body.py", "leave_one_device_out.py"])  # fmt: skip  # noqa: E501
 def test_shipped_studies_are_whole(name: str) -> None:
     shipped = load_study(str(STUDIES / name))
     pretrain = load_config(shipped.pretrain_config, [])
