@@ -22,7 +22,12 @@ from __future__ import annotations
 
 from configs.studies import small, texture_encoders
 from configs.studies.paper_ladder import (
-    AUROC_MATTERS, DIAGNOSIS, MAE_MATTERS, ONE_HEAD, WITH_BMD, WITH_POSITION,
+    AUROC_MATTERS,
+    DIAGNOSIS,
+    MAE_MATTERS,
+    ONE_HEAD,
+    WITH_BMD,
+    WITH_POSITION,
 )  # fmt: skip
 from launch.studies.plan import Cohort, Contrast, Row, Study
 
