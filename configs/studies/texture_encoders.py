@@ -75,7 +75,7 @@ TUNED: tuple[dict[str, Any], ...] = (
     {"objective.num_prototypes": 16},
     {"objective.temperature": 0.2},
 )
-"""Alternatives for image pairs."""
+"""Alternatives for image pairs, and for TP-SwAV."""
 
 AS_0_1: dict[str, Any] = {
     **RUN,
@@ -145,6 +145,7 @@ def encoders() -> dict[str, Encoder]:
     return {
         **block("", RESNET34),
         **block("small_", SMALL),
+        "tp_swav_tuned": Encoder(SWAV, base, tune=TUNED),
         "uniform": Encoder(SWAV, {**base, "data.pairs": "uniform"}),
         "one_place": Encoder(SWAV, {**base, "data.views.same_place": True}),
         "simclr": _without_maps(SIMCLR, RESNET34),
