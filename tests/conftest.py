@@ -23,6 +23,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.made_once import made_once  # noqa: E402
+
 matplotlib.use("Agg")
 
 # Most of the fast suite's time went into compiling programs that run for milliseconds. Without
@@ -60,9 +62,8 @@ def fine_tuned(tiny_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from osteojax.train import loop
     from tests.small_runs import fine_tuning
 
-    workdir = tmp_path_factory.mktemp("tiny") / "fine_tuned"
-    loop.train(fine_tuning("--config.optim.learning_rate=0.01"), workdir, tiny_pool)
-    return workdir
+    config = fine_tuning("--config.optim.learning_rate=0.01")
+    return made_once(tmp_path_factory, "fine_tuned", lambda out: loop.train(config, out, tiny_pool))
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +71,7 @@ def exported_model(fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Exported folder of `fine_tuned`."""
     from osteojax.export.write import export_model
 
-    out = tmp_path_factory.mktemp("tiny") / "model"
-    export_model(fine_tuned, out)
-    return out
+    return made_once(tmp_path_factory, "model", lambda out: export_model(fine_tuned, out))
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +89,11 @@ def fine_tuned_body(body_pool: Path, tmp_path_factory: pytest.TempPathFactory) -
     are random, because a training step with two encoders takes long to compile."""
     from tests.small_runs import random_workdir, seeing
 
-    workdir = tmp_path_factory.mktemp("tiny") / "fine_tuned_body"
-    random_workdir(seeing("both"), workdir, body_pool)
-    return workdir
+    return made_once(
+        tmp_path_factory,
+        "fine_tuned_body",
+        lambda out: random_workdir(seeing("both"), out, body_pool),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +101,4 @@ def exported_body_model(fine_tuned_body: Path, tmp_path_factory: pytest.TempPath
     """Exported folder of `fine_tuned_body`."""
     from osteojax.export.write import export_model
 
-    out = tmp_path_factory.mktemp("tiny") / "body_model"
-    export_model(fine_tuned_body, out)
-    return out
+    return made_once(tmp_path_factory, "body_model", lambda out: export_model(fine_tuned_body, out))

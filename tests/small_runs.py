@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from launch.configs import load_config
+from osteojax.train.parallel import DataParallel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -58,6 +63,14 @@ def seeing(sees: str, *overrides: str) -> ConfigDict:
         config.model.stage_sizes = (1,)
         config.moe.expert_dim = config.moe.gate_dim = 8
     return config
+
+
+@contextlib.contextmanager
+def on_devices(count: int) -> Iterator[None]:
+    """Runs use so many of the eight devices: a program for one compiles and runs fastest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DataParallel, "create", partial(DataParallel.create, num_devices=count))
+        yield
 
 
 def drawn(tree: Any, seed: int = 0) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from osteojax.train import loop
-from tests.small_runs import fine_tuning, pretraining
+from tests.small_runs import fine_tuning, on_devices, pretraining
 from tests.stored import UNFINISHED, UNFINISHED_VERSIONS, unpack
 from tests.stored.write_unfinished import PATIENTS, SIZE, STOPPED, end_of
 from tests.tiny_cohort import write_tiny_cohort
@@ -48,7 +48,8 @@ def test_a_run_with_crops_continues_as_it_would_have(
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(STOPPED)]
     # The validation at the end changes no parameter, and half of the time went into it.
     monkeypatch.setattr(loop._Run, "_validate", lambda self, step: None)
-    loop.train(config, workdir, pool)
+    with on_devices(1):
+        loop.train(config, workdir, pool)
     found = end_of(workdir)
     with np.load(stored / f"{verb}.npz", allow_pickle=False) as arrays:
         expected = dict(arrays)

@@ -17,7 +17,7 @@ from osteojax.export.load import ExportedModel
 from osteojax.export.write import export_model, load_run
 from osteojax.objectives.multitask import build_model
 from osteojax.train import loop
-from tests.small_runs import fine_tuning, pretraining
+from tests.small_runs import fine_tuning, on_devices, pretraining
 from tests.stored import VERSIONS, unpack
 from tests.tiny_cohort import write_tiny_cohort
 
@@ -110,5 +110,6 @@ def test_a_finished_run_is_resumed_and_has_nothing_to_do(
     config = current()
     with config.unlocked():
         config.update(ConfigDict(json.loads((workdir / "config.json").read_text())["config"]))
-    best = loop.train(config, workdir, pool)
+    with on_devices(1):
+        best = loop.train(config, workdir, pool)
     assert best["step"] in (2, 4)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file
 
 from launch.evaluation.run import predictions_table
 from osteojax.evaluation import predictions
-from osteojax.train.parallel import DataParallel
+from tests.small_runs import on_devices
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -78,16 +77,15 @@ def write_rois(workdir: Path, pool: Path, folder: Path) -> tuple[Path, pd.DataFr
 def rois(
     tiny_pool: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, pd.DataFrame]:
-    return write_rois(fine_tuned, tiny_pool, tmp_path_factory.mktemp("rois"))
+    with on_devices(1):
+        return write_rois(fine_tuned, tiny_pool, tmp_path_factory.mktemp("rois"))
 
 
 @pytest.fixture(scope="module")
 def body_rois(
     body_pool: Path, fine_tuned_body: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, pd.DataFrame]:
-    with pytest.MonkeyPatch.context() as patch:  # one device, which compiles fast
-        create = partial(DataParallel.create, num_devices=1)
-        patch.setattr(DataParallel, "create", create)
+    with on_devices(1):
         return write_rois(fine_tuned_body, body_pool, tmp_path_factory.mktemp("rois"))
 
 

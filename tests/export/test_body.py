@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from osteojax.errors import UserError
 from osteojax.evaluation.vertebrae import VertebraEvaluation
 from osteojax.export.load import ExportedModel
 from osteojax.export.write import export_model
-from osteojax.train.parallel import DataParallel
+from tests.small_runs import on_devices
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +25,7 @@ def evaluated(
     body_pool: Path, fine_tuned_body: Path
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """What `evaluate` writes of the test split, and HU and bodies of its vertebrae."""
-    with pytest.MonkeyPatch.context() as patch:  # one device, which compiles fast
-        create = partial(DataParallel.create, num_devices=1)
-        patch.setattr(DataParallel, "create", create)
+    with on_devices(1):
         found = predictions_table(fine_tuned_body, body_pool, ("test",), "best", True)
     table, _, cohort = found
     hu, body = images_of(cohort, cohort.rows("test", labelled=True))

@@ -98,14 +98,15 @@ EARLY = {"shortcut": "average", "stem_stride": 1, "max_pool": False}
 )
 def test_features_equal_plain_flax_layers(rank, size, train, form):
     window = {"stem_window": 5} if form is EARLY else {}
-    model, x = ResNet(rank=rank, **SMALL, **window, **form), _input(rank, size, batch=5)
+    model, x = ResNet(rank=rank, **SMALL, **window, **form), _input(rank, size, 5 if train else 2)
     variables = _variables(model, x)
     features, _ = jax.jit(lambda v, x: model.apply(v, x, train=train, mutable=["batch_stats"]))(
         variables, x
     )
     with jax.enable_x64(True):  # statistics over five voxels magnify the rounding of a float32 one
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (variables, x))
-        expected = _reference(*wide, SMALL["stage_sizes"], train, **form)
+        stages = SMALL["stage_sizes"]
+        expected = jax.jit(lambda v, x: _reference(v, x, stages, train, **form))(*wide)
         expected = {name: np.asarray(value) for name, value in expected.items()}
     assert expected["pooled"].dtype == np.float64
     assert features.keys() == expected.keys()
@@ -178,11 +179,11 @@ def test_a_block_starts_as_its_shortcut():
     """At initialisation a stage of stride-1 blocks passes the stem's features through."""
     x = _input(3, 8)
     one, three = ResNet(stage_sizes=(1,), width=8), ResNet(stage_sizes=(3,), width=8)
-    variables = three.init(jax.random.key(0), x, train=False)
+    variables = jax.jit(lambda x: three.init(jax.random.key(0), x, train=False))(x)
     stem = {c: {k: v for k, v in tree.items() if "stem" in k} for c, tree in variables.items()}
-    expected = _reference(stem, x, (), train=False)["pooled"]
+    expected = jax.jit(lambda x: _reference(stem, x, (), train=False)["pooled"])(x)
     for model in (one, three):
-        features = model.apply(variables, x, train=False)
+        features = jax.jit(lambda x, m=model: m.apply(variables, x, train=False))(x)
         np.testing.assert_allclose(features["pooled"], expected, rtol=1e-5)
 
 
@@ -196,8 +197,8 @@ def test_max_pool_equals_reduce_window_in_value_and_gradient(shape):
     def flax(x):
         return nn.max_pool(x, (3,) * rank, (2,) * rank, padding=((1, 1),) * rank)
 
-    y, transpose = jax.vjp(max_pool, x)
-    expected, expected_transpose = jax.vjp(flax, x)
+    y, transpose = jax.vjp(jax.jit(max_pool), x)
+    expected, expected_transpose = jax.vjp(jax.jit(flax), x)
     np.testing.assert_array_equal(y, expected)
     dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), jnp.float32)
     np.testing.assert_allclose(transpose(dy)[0], expected_transpose(dy)[0], rtol=1e-5, atol=1e-6)
@@ -207,9 +208,9 @@ def test_remat_changes_nothing():
     """In float64, where rounding cannot hide a difference."""
     with jax.enable_x64(True):
         plain, remat = (
-            ResNet((1, 1), 8, remat=r, dtype=jnp.float64, **AVERAGE) for r in (False, True)
+            ResNet((1, 1), 8, rank=2, remat=r, dtype=jnp.float64, **AVERAGE) for r in (False, True)
         )
-        x = jnp.asarray(_input(3, 16), jnp.float64)
+        x = jnp.asarray(_input(2, 16), jnp.float64)
         variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), _variables(plain, x))
 
         def gradient(model):
@@ -228,7 +229,14 @@ def test_remat_changes_nothing():
         )
 
 
-@pytest.mark.parametrize(("norm", "form"), [("batch", AVERAGE), ("per_map", {})])
+@pytest.mark.parametrize(
+    ("norm", "form"),
+    [
+        ("batch", AVERAGE),
+        # Statistics per map on eight devices, in the fast suite: tests/train/test_parallel.py.
+        pytest.param("per_map", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_equal_one(norm, form):
     model = ResNet(stage_sizes=(1, 1), width=12, norm=norm, **form)
     x, ids = _input(3, 16, batch=8), jnp.arange(8) % 3

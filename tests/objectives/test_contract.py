@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,7 +22,7 @@ from osteojax.data.cohort import PreparedCohort
 from osteojax.export.load import ExportedModel
 from osteojax.export.write import export_model
 from osteojax.train import loop
-from tests.small_runs import CONFIGS, small
+from tests.small_runs import CONFIGS, on_devices, small
 from tests.train.test_parallel import check_gradients
 
 
@@ -79,9 +78,7 @@ def train(name: str, workdir: Path, pool: Path, killed_at: int | None = None) ->
             raise Killed
         write(self, step, prefix, metrics)
 
-    create = partial(loop.DataParallel.create, num_devices=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.DataParallel, "create", create)
+    with on_devices(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Writer, "write", die)
         loop.train(flat(name), workdir, pool)
 
@@ -142,19 +139,23 @@ def test_its_step_and_its_exports_need_no_shards(name: str) -> None:
 
 
 @each_and_slowly_on_crops
-def test_it_validates_and_resumes_to_the_bit(name: str, runs, tiny_pool: Path, tmp_path) -> None:
-    """From the checkpoint of step 2, as if the run had ended after it."""
-    straight, workdir = runs(name), tmp_path / "resumed"
-    shutil.copytree(straight, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "4")
-    train(name, workdir, tiny_pool)
-    rows = log_of(straight)
-    assert log_of(workdir) == rows
+def test_it_trains_and_validates(name: str, runs) -> None:
+    rows = log_of(runs(name))
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 4
     assert np.isfinite(losses).all()
     best = f"valid/{flat(name).checkpoint.best_metric}"
     assert [row["step"] for row in rows if best in row] == [2, 4]
+
+
+@first_and_slowly_each  # of pairs, in the fast suite: tests/train/test_loop.py
+def test_it_resumes_to_the_bit(name: str, runs, tiny_pool: Path, tmp_path) -> None:
+    """From the checkpoint of step 2, as if the run had ended after it."""
+    straight, workdir = runs(name), tmp_path / "resumed"
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    train(name, workdir, tiny_pool)
+    assert log_of(workdir) == log_of(straight)
     assert_same(straight, workdir, "last")
 
 

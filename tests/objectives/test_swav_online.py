@@ -15,7 +15,9 @@ from osteojax.checkpoints import load_variables
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import IMAGE_ONLY, POOL
 from osteojax.errors import UserError
+from osteojax.objectives.pair_input import PairInput
 from osteojax.train import loop
+from osteojax.train.parallel import DataParallel
 from tests.small_runs import pretraining
 from tests.tiny_cohort import write_tiny_cohort
 from tests.train.test_parallel import run
@@ -46,6 +48,24 @@ def log_of(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_the_network_sees_the_stored_maps(folders: dict[str, Path]) -> None:
+    """The same members of the same vertebrae, but for a code of rounding in few voxels."""
+    shown = []
+    for name, overrides in (("image", (ONLINE,)), ("pool", ())):
+        cohort = PreparedCohort(folders[name])
+        source = PairInput(pretraining(*overrides), cohort)
+        examples = [source.view(cohort, row, np.random.default_rng(row)) for row in range(4)]
+        batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        devices = DataParallel.create(num_devices=1)
+        see = devices.map_forward(lambda _, batch, source=source: {"seen": source.seen(batch)})
+        shown.append(see({}, devices.put(batch))["seen"].astype(int))
+    made, read = shown
+    assert made.shape == (4, 2, 16, 16, 16)
+    assert np.abs(made - read).max() <= 1
+    assert (made != read).mean() < 1e-3
+
+
+@pytest.mark.slow  # the views of whole boxes: above; maps and crops: test_online, test_body_crops
 def test_a_run_is_that_of_stored_maps(folders: dict[str, Path], online: Path, tmp_path) -> None:
     loop.train(pretraining(), tmp_path, folders["pool"])
     compared: set[str] = set()

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from osteojax import objectives
 from osteojax.checkpoints import load_variables
@@ -21,13 +22,25 @@ from osteojax.data.views import Supervised
 from osteojax.errors import UserError
 from osteojax.train import loop
 from osteojax.train.stop import Stopped
-from tests.small_runs import fine_tuning, pretraining
+from tests import small_runs
+from tests.small_runs import on_devices
 from tests.tiny_cohort import write_tiny_cohort
+
+SLICE = ("--config.model.rank=2", "--config.model.stage_sizes=(1,)")
+"""One block on the mid-sagittal slice: it compiles fast; nothing here needs more."""
+
+
+def pretraining(*overrides: str) -> ConfigDict:
+    return small_runs.pretraining(*SLICE, *overrides)
+
+
+def fine_tuning(*overrides: str) -> ConfigDict:
+    return small_runs.fine_tuning(*SLICE, *overrides)
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory) -> Path:
-    return write_tiny_cohort(tmp_path_factory.mktemp("cohort") / "pool", patients=40)
+def pool(tiny_pool: Path) -> Path:
+    return tiny_pool
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +124,7 @@ def test_a_resumed_run_is_bit_identical(
 @pytest.mark.parametrize(
     ("stop_at", "dispatched", "overrides"),
     [
-        (3, 3, ()),  # with a validation due
+        pytest.param(3, 3, (), marks=pytest.mark.slow),  # with a validation due
         (4, 4, ()),
         # Dispatches end at 2, 3, 5 and 6; what was sent in the third one is heard after it.
         pytest.param(5, 3, (RESIDENT, "--config.steps_per_dispatch=2"), marks=pytest.mark.slow),
@@ -151,7 +164,8 @@ def test_fine_tuning_takes_the_encoder(pretrained: Path, pool: Path, tmp_path, c
         f"--config.init_from={pretrained}", "--config.optim.learning_rate=0.0",
         "--config.optim.ema_decay=0.9",
     )  # fmt: skip
-    best = loop.train(config, tmp_path / "run", pool)
+    with on_devices(1):
+        best = loop.train(config, tmp_path / "run", pool)
     assert 0.0 <= best["auroc"] <= 1.0
     assert "took" in capsys.readouterr().out
     _, source = load_variables(pretrained)
@@ -191,7 +205,8 @@ def test_the_image_signal_is_learnt(pool: Path, tmp_path: Path) -> None:
         "--config.optim.train_steps=60", "--config.optim.eval_steps=60",
         "--config.optim.save_steps=60", "--config.optim.learning_rate=0.01",
     )  # fmt: skip
-    best = loop.train(config, tmp_path / "run", pool)
+    with on_devices(1):
+        best = loop.train(config, tmp_path / "run", pool)
     assert best["auroc"] > 0.9
     assert best["bmd_mae_g_cm2"] < 0.1  # predicting the mean gives 0.17
 
@@ -217,7 +232,8 @@ def test_a_run_of_an_older_version_goes_on(pretrained: Path, pool: Path, tmp_pat
 
 def test_a_loss_that_is_not_finite_stops_the_run(pool: Path, tmp_path: Path) -> None:
     config = fine_tuning("--config.optim.learning_rate=1e30", "--config.optim.save_steps=1")
-    with pytest.raises(UserError, match=r"loss is (nan|inf) at step [23]") as error:
+    message = r"loss is (nan|inf) at step [23]"
+    with on_devices(1), pytest.raises(UserError, match=message) as error:
         loop.train(config, tmp_path, pool)
     last, _ = load_variables(tmp_path, "last")
     assert f"last good checkpoint is step {last}" in str(error.value)

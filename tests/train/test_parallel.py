@@ -54,11 +54,13 @@ def run(config, cohort: PreparedCohort, engine: str, num_devices: int, starts=No
     return found
 
 
+FLAT = "--config.model.rank=2"
+"""Networks of a slice compile fast; volumes on eight devices: tests/models/test_resnet.py."""
 CONFIGS = {
-    "swav": pretraining,
-    "swav_per_map": lambda: pretraining("--config.model.norm=per_map"),
+    "swav": lambda: pretraining(FLAT),
+    "swav_per_map": lambda: pretraining(FLAT, "--config.model.norm=per_map"),
     "multitask": lambda: fine_tuning(
-        "--config.data.unlabelled_too=true", "--config.objective.gate_balance_weight=0.01"
+        FLAT, "--config.data.unlabelled_too=true", "--config.objective.gate_balance_weight=0.01"
     ),
 }
 FEW = [("shard_map", 8), ("pmap", 4)]
