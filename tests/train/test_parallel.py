@@ -110,9 +110,20 @@ def _leaf(tree, path):
     return tree
 
 
-@pytest.mark.parametrize("name", ["swav", pytest.param("multitask", marks=pytest.mark.slow)])
-def test_gradients_agree_to_rounding(name: str, cohort: PreparedCohort) -> None:
-    check_gradients(CONFIGS[name](), cohort, [("shard_map", 2), ("pmap", 8)])
+@pytest.mark.parametrize(
+    ("name", "engine", "num_devices"),
+    [
+        ("swav", "shard_map", 2),
+        # In the fast suite pmap takes four steps above.
+        pytest.param("swav", "pmap", 8, marks=pytest.mark.slow),
+        pytest.param("multitask", "shard_map", 2, marks=pytest.mark.slow),
+        pytest.param("multitask", "pmap", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_agree_to_rounding(
+    name: str, engine: str, num_devices: int, cohort: PreparedCohort
+) -> None:
+    check_gradients(CONFIGS[name](), cohort, [(engine, num_devices)])
 
 
 def check_gradients(config, cohort: PreparedCohort, arrangements: list) -> None:
