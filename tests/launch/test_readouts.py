@@ -34,7 +34,6 @@ from osteojax.data.vertebra_columns import BODY_NUMBERS
 from osteojax.errors import UserError
 from osteojax.objectives import probes
 from tests.launch.stand_in_readouts import CONFIG, SETTINGS, stand_in_cohorts, structure, study
-from tests.small_runs import on_devices
 
 STUDIES = Path(__file__).resolve().parents[2] / "configs" / "studies"
 FILE = """
@@ -46,12 +45,11 @@ def get_study(variant):
 
 @pytest.fixture(scope="module")
 def workdir(tiny_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workdir in which the study has run with one seed, on one device, which compiles fast.
-    `first` keeps the results of that run; tests may run more in it."""
+    """A workdir in which the study has run with one seed. `first` keeps the results of that run;
+    tests may run more in it."""
     place = tmp_path_factory.mktemp("readouts") / "W"
     stand_in_cohorts(place, tiny_pool)
-    with on_devices(1):
-        run_study(study(), place, seeds=1)
+    run_study(study(), place, seeds=1)
     shutil.copytree(place / "results", place / "first")
     return place
 
