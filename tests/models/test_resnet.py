@@ -90,7 +90,10 @@ EARLY = {"shortcut": "average", "stem_stride": 1, "max_pool": False}
 @pytest.mark.parametrize(
     ("rank", "size", "train", "form"),
     [
-        *[(rank, size, train, {}) for rank, size in ((2, 33), (3, 16)) for train in (False, True)],
+        (3, 16, False, {}),
+        (2, 33, True, {}),
+        pytest.param(2, 33, False, {}, marks=pytest.mark.slow),
+        pytest.param(3, 16, True, {}, marks=pytest.mark.slow),
         (2, 70, True, AVERAGE),  # stages of 18, 9, 5 and 3
         (3, 33, False, AVERAGE),  # 9, 5, 3 and 2
         (2, 14, False, EARLY),
@@ -229,14 +232,7 @@ def test_remat_changes_nothing():
         )
 
 
-@pytest.mark.parametrize(
-    ("norm", "form"),
-    [
-        ("batch", AVERAGE),
-        # Statistics per map on eight devices, in the fast suite: tests/train/test_parallel.py.
-        pytest.param("per_map", {}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("norm", "form"), [("batch", AVERAGE), ("per_map", {})])
 def test_eight_devices_equal_one(norm, form):
     model = ResNet(stage_sizes=(1, 1), width=12, norm=norm, **form)
     x, ids = _input(3, 16, batch=8), jnp.arange(8) % 3

@@ -67,7 +67,8 @@ FEW = [("shard_map", 8), ("pmap", 4)]
 MANY = [("shard_map", 2), ("shard_map", 4), ("pmap", 1), ("pmap", 8)]
 
 
-@pytest.mark.parametrize("name", ["swav", "swav_per_map"])
+# Statistics per map on eight devices, in the fast suite: tests/models/test_resnet.py.
+@pytest.mark.parametrize("name", ["swav", pytest.param("swav_per_map", marks=pytest.mark.slow)])
 def test_devices_and_engines_agree(name: str, cohort: PreparedCohort) -> None:
     check_agreement(CONFIGS[name](), cohort, FEW[:1] if name == "swav_per_map" else FEW)
 
