@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Compiled sources are kept also where the environment forbids it: workers and the many processes
+# that tests start would compile JAX and the rest anew, 6 s of processor time each.
+PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/pycache \
+          $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-slow lint lock clean
 
@@ -10,10 +14,10 @@ demo: $(STAMP)            ## the whole main job on a small simulated cohort
 	$(BIN)/osteojax demo --out demo
 
 test: $(STAMP)            ## the fast test suite
-	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+	$(PYTEST)
 
 test-slow: $(STAMP)       ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow -n auto --dist loadscope --no-loadscope-reorder
+	$(PYTEST) -m slow
 
 lint: $(STAMP)            ## lint, format check, type check
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -36,6 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compiles fast in the fast suite; slow tests run what users run. JAX has not started yet."""
     if "not slow" in config.option.markexpr and FAST_COMPILATION not in os.environ["XLA_FLAGS"]:
         os.environ["XLA_FLAGS"] += FAST_COMPILATION
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection no longer walks through what imports have made, which stays anyway:
+    tracing a model makes a million short-lived objects."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,7 @@ def _others() -> tuple[Contrast, ...]:
         r("small: supervised network", "small: TP-SwAV", 0),
         r(tp, "with a queue of 256", +1),
         r("small: TP-SwAV", "small: with a queue of 256", +1),
+        r("small: image pairs", "small: image pairs with a queue of 256", +1),
         r(tp, "with a queue of 256 from step 100", 0),
         r("small: TP-SwAV", "small: with a queue of 256 from step 100", 0),
         r(tp, "0.1's assignment (epsilon 0.05, raw prototypes)", +1),

@@ -157,6 +157,7 @@ def encoders() -> dict[str, Encoder]:
         "small_supervised": _without_maps(OF_SPACING, SMALL),
         "queue": Encoder(SWAV, {**base, **QUEUE}),
         "small_queue": Encoder(SWAV, {**R, **SMALL, **QUEUE}),
+        "small_image_pairs_queue": Encoder(SWAV, {**R, **SMALL, **IMAGES, **QUEUE}),
         "late_queue": Encoder(SWAV, {**base, **LATE_QUEUE}),
         "small_late_queue": Encoder(SWAV, {**R, **SMALL, **LATE_QUEUE}),
         "flat": Encoder(SWAV, {**base, **FLAT}),
