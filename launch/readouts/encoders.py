@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ class Encoders:
     def cohort(self, name: str) -> PreparedCohort:
         """A cohort of the study, simulated and prepared if it is not yet. Raises UserError."""
         if name not in self._opened:
-            with alone(self._lock("cohorts"), wait=True):
+            # Nobody waits for a cohort that is made, while another process makes the next.
+            making = not self._cohorts.made(name)
+            with alone(self._lock("cohorts"), wait=True) if making else nullcontext():
                 self._opened[name] = PreparedCohort(self._cohorts.pool(name))
         return self._opened[name]
 

@@ -41,6 +41,10 @@ class Cohorts:
     ) -> None:
         self._study, self._root, self._progress = study, workdir / "cohorts", progress
 
+    def made(self, name: str) -> bool:
+        """Whether a cohort is simulated and prepared, with whatever options."""
+        return (self._root / name / "made.json").is_file()
+
     def pool(self, name: str) -> Path:
         """The prepared folder of a cohort. Raises UserError."""
         cohort, folder = self._study.cohorts[name], self._root / name

@@ -383,3 +383,15 @@ def test_the_shipped_studys_cohorts_differ_in_one_thing() -> None:
     assert main.simulate.split()[2:] == new.simulate.split()[2:]
     assert shipped.cohorts["with_hu"].simulate + " --hu-signal 0" == main.simulate
     assert len({cohort.prepare for cohort in shipped.cohorts.values()}) == 1
+
+
+def test_nobody_waits_for_a_cohort_that_is_made(tiny_pool, tmp_path, monkeypatch) -> None:
+    """Another process may be at the next cohort for minutes."""
+    stand_in_cohorts(tmp_path, tiny_pool)
+
+    def waiting(*_, **__):
+        raise AssertionError("it waits for the lock")
+
+    monkeypatch.setattr("launch.readouts.encoders.alone", waiting)
+    made = Encoders(study(), tmp_path)
+    assert len(made.cohort("main")) == len(made.cohort("new")) > 0
