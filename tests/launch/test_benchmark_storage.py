@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -172,8 +173,13 @@ def test_the_page_cache_is_told_apart(tmp_path):
     if held is None:
         pytest.skip("the file system does not tell")
     assert held == 1.0
-    assert storage_shards.drop_from_cache(path)
-    after = storage_shards.share_in_cache(path)
+    after = 1.0
+    for _ in range(20):  # the kernel keeps pages that a processor is still adding to its lists
+        assert storage_shards.drop_from_cache(path)
+        after = storage_shards.share_in_cache(path)
+        if after < 0.2:
+            break
+        time.sleep(0.1)
     if after == 1.0:
         pytest.skip("a file system in memory")
     assert after < 0.2
