@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from launch.readouts.locks import alone
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -20,8 +21,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in the session's
         of_session = of_session.parent
     folder, finished = of_session / name, of_session / f"{name}.finished"
-    with (of_session / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+    with alone(of_session / f"{name}.lock", wait=True):
         if not finished.exists():
             shutil.rmtree(folder, ignore_errors=True)
             make(folder)

@@ -38,6 +38,19 @@ PRETRAININGS: dict[str, dict] = {
 }
 
 
+REFERENCES = (
+    Row("oracle: true T-score", ceiling="oracle"),
+    Row("GLCM means, logistic", ceiling="glcm"),
+    Row("HU, logistic", ceiling="hu"),
+    Row("HU + age, logistic", ceiling="hu_age"),
+    Row("no texture: GLCM means, logistic", "no_texture", ceiling="glcm"),
+    Row("no texture: HU, logistic", "no_texture", ceiling="hu"),
+    Row("HU matched: GLCM means, logistic", "hu_matched", ceiling="glcm"),
+    Row("HU matched: HU, logistic", "hu_matched", ceiling="hu"),
+)
+"""Rows without a network, of the ladder's cohorts."""
+
+
 def _rows(tuned_schedules: tuple[dict, ...]) -> tuple[Row, ...]:
     """Names give the losses: class, BMD, position; "unified" is all three."""
     tp = {"pretrain": "tp_swav"}
@@ -66,27 +79,23 @@ def _rows(tuned_schedules: tuple[dict, ...]) -> tuple[Row, ...]:
         Row("same devices: unified + MoE", "same_devices", "tp_swav", "main"),
         Row("HU matched: TP-SwAV, class", "hu_matched", **tp, settings=DIAGNOSIS),
         Row("HU matched: image pairs, class", "hu_matched", "image_image", settings=DIAGNOSIS),
-        Row("oracle: true T-score", ceiling="oracle"),
-        Row("GLCM means, logistic", ceiling="glcm"),
-        Row("HU, logistic", ceiling="hu"),
-        Row("HU + age, logistic", ceiling="hu_age"),
-        Row("no texture: GLCM means, logistic", "no_texture", ceiling="glcm"),
-        Row("no texture: HU, logistic", "no_texture", ceiling="hu"),
-        Row("HU matched: GLCM means, logistic", "hu_matched", ceiling="glcm"),
-        Row("HU matched: HU, logistic", "hu_matched", ceiling="hu"),
+        *REFERENCES,
     )
+
+
+def auroc(first: str, second: str, expected: int, **of: str) -> Contrast:
+    """A contrast of AUROCs; of: unit and group, where they are not vertebrae of internal sites."""
+    return Contrast(first, second, "AUROC", expected, AUROC_MATTERS, **of)
+
+
+def mae(first: str, second: str, expected: int) -> Contrast:
+    """A contrast of errors of BMD."""
+    return Contrast(first, second, "MAE", expected, MAE_MATTERS)
 
 
 def _contrasts() -> tuple[Contrast, ...]:
     """Expected signs: +1 and -1 as the paper claims, or as a control must show if the claims hold;
     0 where there should be no difference."""
-
-    def auroc(first: str, second: str, expected: int, **of: str) -> Contrast:
-        return Contrast(first, second, "AUROC", expected, AUROC_MATTERS, **of)
-
-    def mae(first: str, second: str, expected: int) -> Contrast:
-        return Contrast(first, second, "MAE", expected, MAE_MATTERS)
-
     moe, unified = "TP-SwAV, unified + MoE", "TP-SwAV, unified"
     return (
         # Pre-training (Table 2) and what in it helps

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jax import Array, lax
 
 from launch.readouts.vertebrae import map_statistics, truth_of
+from launch.studies.cohorts import read_truth
 from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 from osteojax.objectives.pairs import Method, Outputs, PairObjective
@@ -69,8 +69,7 @@ def training_targets(settings: ConfigDict, cohort: PreparedCohort) -> np.ndarray
     if settings.targets == "maps":
         values = map_statistics(cohort, rows)
     else:
-        text = dict.fromkeys(("patient_id", "scan_id", "level"), str)
-        truth = truth_of(cohort, pd.read_csv(settings.truth, dtype=text))
+        truth = truth_of(cohort, read_truth(settings.truth))
         values = truth.log_spacing[rows, None]
     targets = np.full((len(cohort), values.shape[1]), np.nan, np.float32)
     targets[rows] = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0)

@@ -23,6 +23,11 @@ from osteojax.errors import UserError
 from osteojax.files import atomic_path, write_json
 
 
+def read_truth(path: str | Path) -> pd.DataFrame:
+    """The simulator's `truth.csv`; ids and levels are text."""
+    return pd.read_csv(path, dtype=dict.fromkeys(("patient_id", "scan_id", "level"), str))
+
+
 class HasCohorts(Protocol):
     """A study of either kind, as far as its cohorts go."""
 
@@ -83,8 +88,7 @@ class Cohorts:
 
     def truth(self, name: str) -> pd.DataFrame:
         """`truth.csv`: BMD of every vertebra on every DXA scanner. Only studies read it."""
-        text = dict.fromkeys(("patient_id", "scan_id", "level"), str)
-        return pd.read_csv(self.simulated(name) / "truth.csv", dtype=text)
+        return read_truth(self.simulated(name) / "truth.csv")
 
     def _table(self, name: str, raw: Path) -> Path:
         """The cohort table to prepare: the simulator's, or one with the study's splits."""
