@@ -41,9 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Garbage collection no longer walks through what imports have made, which stays anyway:
-    tracing a model makes a million short-lived objects. It runs as often as ever, so that a closed
-    event loop is not left for a later test, where its finaliser's traceback would break
-    `ast.parse` (CPython 3.11: "AST constructor recursion depth mismatch")."""
+    tracing a model makes a million short-lived objects.
+
+    Thresholds stay. With rarer collections, one that had more to finalise came inside another
+    test's `ast.parse`, which CPython 3.11 does not bear (python/cpython#106905).
+    """
     gc.freeze()
 
 
