@@ -7,9 +7,10 @@ Hardware: the paper's run, 400 epochs of vertebrae of 96^3, is for GPUs.
 Hours: not run at full size.
 Score: none at full size. At 32^3 on simulated patients: README.md and benchmarks/paper_ladder.md.
 
-`configs/moe_multitask_resnet34.py:smoke` is the same path at 32^3 with a narrow network: minutes on
-two CPU cores. Fields marked R are not fixed by the paper; configs/shared.py has the fields that are
-not about the method.
+It sees crops inside the vertebral body and the box, with an encoder each. `:paper` sees whole
+boxes, as the paper describes; `:smoke` is the same path with a narrow network: minutes on two CPU
+cores. Fields marked R are not fixed by the paper; configs/shared.py has the fields that are not
+about the method.
 """
 
 from ml_collections import ConfigDict
@@ -19,17 +20,19 @@ from configs import shared
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant "smoke" shrinks it."""
-    smoke = shared.is_smoke(variant, "moe_multitask_resnet34")
+    """The experiment; variants as `shared.variants_of` has them."""
+    variants = shared.variants_of(variant, "moe_multitask_resnet34")
+    region = shared.region_of(variants)
     config = shared.run(eval_at_start=False)
     config.init_from = placeholder(str)  # workdir of a pre-training run; empty trains from scratch
     config.data = shared.data(
         unlabelled_too=False,  # R: unlabelled ones for the position head
-        sees="vertebra",  # R: the box; body: crops of the vertebral body; both: an encoder each
+        # R: crops of the vertebral body, the box ("vertebra"), or both with an encoder each
+        sees="both" if region == "body" else "vertebra",
         views=shared.readout(),  # of "body" and "both"
         # R: voxels that z-scores are of, as in pre-training: box, vertebra, body. With "both" they
         # are those of the crops; the box then has its own.
-        statistics="box",
+        statistics=region,
         numbers=False,  # R: joins the 11 numbers of the body to the embedding
     )
     config.model = shared.resnet34()
@@ -54,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.optim = shared.optimiser(learning_rate=1e-5, train_epochs=400.0, warmup_epochs=150.0)
     config.checkpoint = shared.checkpoint("auroc", "max")
-    if smoke:
+    if "smoke" in variants:
         shared.use_smoke_schedule(config)
         config.data.unlabelled_too = True
         config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"

@@ -47,19 +47,15 @@ def data(**own: Any) -> ConfigDict:
     )
 
 
-REGION = "box"
-"""What pre-training sees where the variant does not say: "body" or "box" (`pair_data`)."""
-
-
 def pair_data(variants: frozenset[str]) -> ConfigDict:
     """`data` of a self-supervised method on pairs of the texture pool.
 
     Args:
-      variants: with "body" the network sees crops inside the vertebral body, z-scored by the
-        statistics of bodies, in pairs of members from both groups (docs/method.md, "Views inside
-        the body"); with "paper" whole boxes, as the paper describes; with neither `REGION`.
+      variants: with "paper" the network sees whole boxes, as the paper describes; else crops
+        inside the vertebral body, z-scored by the statistics of bodies, in pairs of members from
+        both groups (docs/method.md, "Views inside the body").
     """
-    region = _region(variants)
+    region = region_of(variants)
     body = region == "body"
     return data(
         # R: uniform, cross_group, image_plus_one; controls: image_image, other_patient
@@ -71,10 +67,9 @@ def pair_data(variants: frozenset[str]) -> ConfigDict:
     )
 
 
-def _region(variants: frozenset[str]) -> str:
-    if variants & {"body", "paper"}:
-        return "body" if "body" in variants else "box"
-    return REGION
+def region_of(variants: frozenset[str]) -> str:
+    """What a variant's encoder sees: "body", or "box" in the paper's."""
+    return "box" if "paper" in variants else "body"
 
 
 def views(region: str) -> ConfigDict:
@@ -160,7 +155,7 @@ def probed_checkpoint(variants: frozenset[str]) -> ConfigDict:
     Args:
       variants: as of `pair_data`.
     """
-    best = "texture_probe_r" if _region(variants) == "body" else "label_probe_auroc"
+    best = "texture_probe_r" if region_of(variants) == "body" else "label_probe_auroc"
     # R: ridge, its strength chosen within training; logistic: 0.1's, which hardly sees directions
     # of small variance
     return checkpoint(best, "max", label_probe="ridge")
@@ -175,11 +170,13 @@ def use_smoke_schedule(config: ConfigDict) -> None:
     config.optim.eval_epochs = config.optim.save_epochs = 10.0
 
 
-def pair_variants(variant: str, name: str) -> frozenset[str]:
-    """The parts of a variant of a pre-training config: "smoke", and "body" or "paper".
+def variants_of(variant: str, name: str) -> frozenset[str]:
+    """The parts of a variant of a shipped config: "smoke", and "paper" or "body".
+
+    "body", crops inside the vertebral body, is what a config does without "paper" too.
 
     Args:
-      variant: parts joined by commas, as "body,smoke", or none.
+      variant: parts joined by commas, as "paper,smoke", or none.
       name: of the config.
 
     Raises:
@@ -189,17 +186,6 @@ def pair_variants(variant: str, name: str) -> frozenset[str]:
     if parts - {"smoke", "body", "paper"} or {"body", "paper"} <= parts:
         raise ValueError(
             f"unknown variant {variant!r} of {name}; choose none, smoke, body or paper, or as "
-            "body,smoke"
+            "paper,smoke"
         )
     return parts
-
-
-def is_smoke(variant: str, name: str) -> bool:
-    """Whether the variant of config `name` is "smoke".
-
-    Raises:
-      ValueError: the variant is neither that nor none.
-    """
-    if variant not in ("", "smoke"):
-        raise ValueError(f"unknown variant {variant!r} of {name}; choose none or smoke")
-    return variant == "smoke"

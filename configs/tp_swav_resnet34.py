@@ -1,4 +1,4 @@
-"""TP-SwAV pre-training of a 3D ResNet34: the paper's settings, and ours where it gives none.
+"""TP-SwAV pre-training of a 3D ResNet34 on crops inside the vertebral body.
 
     osteojax train --config configs/tp_swav_resnet34.py --workdir W --data DIR
 
@@ -6,9 +6,9 @@ Hardware: the paper's run, 300 epochs of 30,256 vertebrae of 96^3, is for GPUs.
 Hours: not run at full size; two CPU cores would need 232 days (docs/benchmarks.md).
 Score: none at full size. At 32^3 on simulated patients: benchmarks/paper_ladder.md.
 
-`configs/tp_swav_resnet34.py:smoke` is the same path at 32^3 with a narrow network: minutes on two
-CPU cores. Fields marked R are not fixed by the paper; configs/shared.py has the fields that are not
-about the method.
+It has the paper's settings, and ours where it gives none (marked R) or where a study found better
+ones. `:paper` sees whole boxes, as the paper describes; `:smoke` is the same path with a narrow
+network: minutes on two CPU cores. configs/shared.py has the fields that are not about the method.
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +17,8 @@ from configs import shared
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variants as `shared.pair_variants` has them."""
-    variants = shared.pair_variants(variant, "tp_swav_resnet34")
+    """The experiment; variants as `shared.variants_of` has them."""
+    variants = shared.variants_of(variant, "tp_swav_resnet34")
     config = shared.run(eval_at_start=True)
     config.data = shared.pair_data(variants)
     config.model = shared.resnet34()
@@ -33,7 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "sinkhorn_epsilon": 0.02,  # R: 0.1 had 0.05, with which assignments are flat
             "sinkhorn_iterations": 3,  # R
             "queue_size": 1024,  # R, per view; unused where batch_size >= 8 num_prototypes
-            "queue_start_steps": 0,  # the queue waits so many steps, and until it is full
+            # R: the queue waits so many steps; 15 epochs of the paper's cohort, as Caron et al.
+            "queue_start_steps": 14_175,
             "freeze_prototypes_steps": 945,  # R: one epoch of the paper's cohort
             "diversity_weight": 0.1,  # R
         }
@@ -45,6 +46,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.labelled_too = True
         # For about 1,000 vertebrae (docs/method.md)
         config.objective.num_prototypes = 64
-        config.objective.queue_size = 256
+        config.objective.queue_size = config.objective.queue_start_steps = 0
         config.objective.freeze_prototypes_steps = 10
     return config.lock()

@@ -6,9 +6,9 @@ Hardware: as configs/tp_swav_resnet34.py, whose schedule and augmentation it has
 Hours: not run at full size.
 Score: none yet.
 
-`configs/vicreg_resnet34.py:smoke` is the same path at 32^3 with a narrow network: minutes on two
-CPU cores. Fields marked R are not fixed by Bardes, Ponce and LeCun, ICLR 2022; configs/shared.py
-has the fields that are not about the method.
+It sees crops inside the vertebral body; `:paper` sees whole boxes, and `:smoke` is the same path
+with a narrow network: minutes on two CPU cores. Fields marked R are not fixed by
+Bardes, Ponce and LeCun, ICLR 2022; configs/shared.py has the fields that are not about the method.
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +17,8 @@ from configs import shared
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variants as `shared.pair_variants` has them."""
-    variants = shared.pair_variants(variant, "vicreg_resnet34")
+    """The experiment; variants as `shared.variants_of` has them."""
+    variants = shared.variants_of(variant, "vicreg_resnet34")
     config = shared.run(eval_at_start=True)
     config.data = shared.pair_data(variants)
     config.model = shared.resnet34()

@@ -38,7 +38,8 @@ def commands(out: Path, patients: int, seed: int) -> list[list[str]]:
          "--workers", str(os.cpu_count() or 1)],
         [
             "prepare", "--cohort", str(cohort / "cohort.csv"), "--dxa", str(cohort / "dxa.csv"),
-            "--out", str(pool), "--size", "32", "--external-sites", EXTERNAL_SITE,
+            "--out", str(pool), "--size", "64", "--box", "vertebra",  # voxels of 1.5 mm
+            "--external-sites", EXTERNAL_SITE,
             "--split-fractions", "0.5,0.2,0.3",  # few patients: a larger share for validation
         ],
         ["inspect", str(pool), "--out", str(out / "contact_sheet.png")],
@@ -86,6 +87,20 @@ def with_files(command: list[str]) -> list[str]:
     ]
 
 
+def texture_probe(workdir: Path) -> list[str]:
+    """What a linear model reads of the body's texture from the frozen encoder, at the start of a
+    pre-training and at the step that fine-tuning starts from."""
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "valid/texture_probe_r" in row]
+    best = max(rows, key=lambda row: row["valid/texture_probe_r"])
+    said = []
+    for when, row in (("start", rows[0]), (f"step {best['step']}", best)):
+        r, *ends = (row.get(f"valid/texture_probe_{name}") for name in ("r", "low", "high"))
+        interval = "" if None in ends else f" (95% interval {ends[0]:.2f}-{ends[1]:.2f})"
+        said.append(f"texture probe, {when}: r {r:.2f}{interval}")
+    return said
+
+
 def _summary(console: Console, out: Path) -> None:
     """Prints the metrics and the paths of all results."""
     from osteojax.evaluation.report import terminal
@@ -94,6 +109,8 @@ def _summary(console: Console, out: Path) -> None:
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     for shown in terminal.main_tables(metrics):
         console.print(terminal.rendered(shown))
+    for line in texture_probe(out / "pretrain"):
+        print(line)
     places = {
         "report": evaluation / "report.html",
         "figures": evaluation / "*.png",

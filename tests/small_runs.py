@@ -32,7 +32,7 @@ SMALL = (
 
 
 def small(name: str, *overrides: str) -> ConfigDict:
-    """The shipped config of a name, as "simclr_resnet34" or "simclr_resnet34:body"."""
+    """The shipped config of a name, as "simclr_resnet34" or "simclr_resnet34:paper"."""
     file, _, variant = name.partition(":")
     path = f"{CONFIGS / file}.py:{','.join(filter(None, (variant, 'smoke')))}"
     backbone = load_config(path, []).model  # another one than ResNet has no stages to shrink
@@ -42,13 +42,15 @@ def small(name: str, *overrides: str) -> ConfigDict:
 
 
 def pretraining(*overrides: str) -> ConfigDict:
+    """TP-SwAV on whole boxes; `tests/objectives` has the runs on crops of the body."""
     own = ("--config.objective.queue_size=16", "--config.objective.num_prototypes=8")
     freeze = "--config.objective.freeze_prototypes_steps=2"
-    return small("tp_swav_resnet34", *own, freeze, *overrides)
+    return small("tp_swav_resnet34:paper", *own, freeze, *overrides)
 
 
 def fine_tuning(*overrides: str) -> ConfigDict:
-    return small("moe_multitask_resnet34", *overrides)
+    """On whole boxes; `seeing` sees the body too."""
+    return small("moe_multitask_resnet34:paper", *overrides)
 
 
 def seeing(sees: str, *overrides: str) -> ConfigDict:

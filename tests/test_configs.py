@@ -1,4 +1,5 @@
-"""Shipped configs: the values of 0.1 but for those named here, and every field can be set."""
+"""Shipped configs: in the variant "paper" the values of 0.1 but for those named here; what the
+default changes of it; and every field can be set."""
 
 from __future__ import annotations
 
@@ -20,11 +21,29 @@ CHANGED: dict[str, dict[str, object]] = {
     "tp_swav_resnet34": {"objective.sinkhorn_epsilon": 0.02},
     "tp_swav_resnet34:smoke": {
         "objective.num_prototypes": 64,
+        "objective.queue_size": 0,
         "objective.sinkhorn_epsilon": 0.02,
     },
 }
 """File -> fields of 0.1 that a later version ships with another value. 0.1's value can still be
 set, and stored configs keep theirs."""
+
+OF_PAIRS: dict[str, object] = {
+    "checkpoint.best_metric": ("label_probe_auroc", "texture_probe_r"),
+    "data.pairs": ("uniform", "cross_group"),
+    "data.statistics": ("box", "body"),
+    "data.views.region": ("box", "body"),
+}
+BEYOND_THE_PAPER: dict[str, dict[str, object]] = {
+    "moe_multitask_resnet34": {
+        "data.sees": ("vertebra", "both"),
+        "data.statistics": ("box", "body"),
+    },
+    "simclr_resnet34": OF_PAIRS,
+    "tp_swav_resnet34": OF_PAIRS,
+    "vicreg_resnet34": OF_PAIRS,
+}
+"""File -> fields in which the default differs from the paper's variant: (paper, default)."""
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*_*.py") if path.stem != "__init__")
 
@@ -40,12 +59,24 @@ def fields(config: dict, prefix: str = "--config") -> dict[str, object]:
 @pytest.mark.parametrize("name", WRITTEN)
 def test_configs_of_0_1_have_its_fields_and_values_but_for_named_changes(name: str) -> None:
     file, _, variant = name.partition(":")
-    config = importlib.import_module(f"configs.{file}").get_config(variant)
+    parts = ",".join(filter(None, ("paper", variant)))
+    config = importlib.import_module(f"configs.{file}").get_config(parts)
     found, written = fields(json.loads(config.to_json()), ""), fields(WRITTEN[name], "")
     assert written.keys() <= found.keys()
     changed = {field[1:]: found[field] for field in written if found[field] != written[field]}
     assert changed == CHANGED.get(name, {})
     assert isinstance(config.model.stage_sizes, tuple)
+
+
+@pytest.mark.parametrize("smoke", ["", "smoke"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_differs_from_the_paper_in_named_fields(name: str, smoke: str) -> None:
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    default, paper = (fields(get_config(f"{v}{smoke}").to_dict(), "") for v in ("", "paper,"))
+    assert default.keys() == paper.keys()
+    changed = {f[1:]: (paper[f], default[f]) for f in paper if paper[f] != default[f]}
+    assert changed == BEYOND_THE_PAPER[name]
+    assert fields(get_config(f"body,{smoke}").to_dict(), "") == default
 
 
 @pytest.mark.parametrize("name", NAMES)

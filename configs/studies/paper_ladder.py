@@ -167,8 +167,8 @@ def _small() -> Study:
             )
         ),
         contrasts=_contrasts(),
-        pretrain_config=small.PRETRAIN_CONFIG,
-        finetune_config=small.FINETUNE_CONFIG,
+        pretrain_config=small.PRETRAIN_ON_BOXES,
+        finetune_config=small.FINETUNE_ON_BOXES,
         pretrain_settings={**small.PRETRAIN_SETTINGS, **small.PRETRAINING_OF_0_1},
         finetune_settings=small.FINETUNE_SETTINGS,
         contrast_resamples=small.RESAMPLES_OF_0_1,
@@ -196,8 +196,8 @@ def _full() -> Study:
             )
         ),
         contrasts=_contrasts(),
-        pretrain_config="configs/tp_swav_resnet34.py",
-        finetune_config="configs/moe_multitask_resnet34.py",
+        pretrain_config="configs/tp_swav_resnet34.py:paper",
+        finetune_config="configs/moe_multitask_resnet34.py:paper",
         pretrainings=PRETRAININGS,
         seeds=(0, 1, 2),
     )

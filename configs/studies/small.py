@@ -6,6 +6,9 @@ from typing import Any
 
 PRETRAIN_CONFIG = "configs/tp_swav_resnet34.py:smoke"
 FINETUNE_CONFIG = "configs/moe_multitask_resnet34.py:smoke"
+PRETRAIN_ON_BOXES = "configs/tp_swav_resnet34.py:paper,smoke"
+FINETUNE_ON_BOXES = "configs/moe_multitask_resnet34.py:paper,smoke"
+"""As the paper describes it: whole boxes, which the first studies saw."""
 NETWORK: dict[str, Any] = {
     "model.stage_sizes": (1, 1, 1, 1),
     "model.width": 8,
@@ -23,6 +26,7 @@ PRETRAIN_SETTINGS: dict[str, Any] = {
 }
 PRETRAINING_OF_0_1: dict[str, Any] = {
     "objective.num_prototypes": 32,
+    "objective.queue_size": 256,
     "objective.sinkhorn_epsilon": 0.05,
     "objective.unit_prototypes": False,
     "data.augment.own_crop_key": False,

@@ -56,7 +56,7 @@ ASSIGNMENT: dict[str, Any] = {
     "objective.unit_prototypes": True,
     "objective.freeze_prototypes_steps": 10,
 }
-QUEUE: dict[str, Any] = {"objective.queue_size": 256}
+QUEUE: dict[str, Any] = {"objective.queue_size": 256, "objective.queue_start_steps": 0}
 LATE_QUEUE: dict[str, Any] = {**QUEUE, "objective.queue_start_steps": 100}
 """Caron et al. let the queue begin late, when embeddings move slowly."""
 FLAT: dict[str, Any] = {"objective.sinkhorn_epsilon": 0.05, "objective.unit_prototypes": False}
@@ -89,7 +89,7 @@ AS_0_1: dict[str, Any] = {
     "data.views.region": "box",
     "data.augment.max_shift_voxels": 2,
     "objective.num_prototypes": 32,
-    "objective.queue_size": 256,
+    **QUEUE,
     "objective.freeze_prototypes_steps": 10,
     "optim.learning_rate": 1e-3,
 }

@@ -252,6 +252,7 @@ def get_study(variant: str = "") -> ReadoutStudy:
             "optim.save_steps": 2_000,
             "objective.num_prototypes": 128,
             "objective.queue_size": 1024,
+            "objective.queue_start_steps": 0,
             "objective.freeze_prototypes_steps": 945,
         }
         size = (

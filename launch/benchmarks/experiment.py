@@ -43,13 +43,12 @@ def check_numbers(args: Any, *names: str) -> None:
 
 def config_of(args: Any) -> Any:
     """The shipped config of `--objective`, with the size of the step set from `args`."""
-    config = shipped_config(args.objective)
+    whole_boxes = getattr(args, "region", REGIONS[0]) == "box"
+    config = shipped_config(args.objective, "paper" if whole_boxes else "")
     config.batch_size, config.engine = args.batch, args.engine
     config.model.width, config.model.dtype = args.width, args.dtype
     if "textures" in config.data:
         config.data.textures = args.textures
-    if "pairs" in config.data:
-        config.data.views.region = config.data.statistics = getattr(args, "region", REGIONS[0])
     for every_vertebra in ("labelled_too", "unlabelled_too"):
         if every_vertebra in config.data:
             config.data[every_vertebra] = True

@@ -19,9 +19,12 @@ import configs
 from osteojax.errors import UserError
 
 
-def shipped_config(objective: str) -> Any:
+def shipped_config(objective: str, variant: str = "") -> Any:
     """The config of configs/ that trains an objective (the first by name, where several do), of a
     real ConfigDict where there is one.
+
+    Args:
+      variant: of the config; one that lacks it is taken as it is.
 
     Raises:
       UserError: no config has this `objective.name`.
@@ -32,6 +35,8 @@ def shipped_config(objective: str) -> Any:
             module = importlib.import_module(f"configs.{file.stem}")
             if hasattr(module, "get_config"):
                 config = module.get_config()
+                with contextlib.suppress(ValueError):
+                    config = module.get_config(variant)
                 found.setdefault(config.objective.name, config)
     if objective not in found:
         raise UserError(f"--objective {objective!r}: choose one of {', '.join(sorted(found))}.")

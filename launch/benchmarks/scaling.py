@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             f"{max(counts)} fake devices share this machine's cores: their times do not show "
             "scaling. Only the work per device and the bytes are valid."
         )
-    config = shipped_config(args.objective)
+    config = shipped_config(args.objective, "paper")
     config.model.width, config.model.dtype = args.width, args.dtype
     rows = []
     for row in measure_scaling(config, args.size, args.batch, counts, args.repeats):

@@ -73,7 +73,7 @@ def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--region", choices=REGIONS, default=REGIONS[0],
-        help="what pre-training sees: boxes, or crops of the body (default: %(default)s)",
+        help="what is seen: boxes, or crops of the body (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--size", type=int, help=f"edge of a volume in voxels (default: {SIZE})")
     parser.add_argument(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from osteojax.data.cohort import PreparedCohort
+from osteojax.evaluation.statistics import bootstrap
 from osteojax.objectives import diagnostics
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def frozen_probes(
       label_probe: as of `diagnostics.probe_metrics`.
 
     Returns:
-      the metrics of `diagnostics.probe_metrics`, on labelled vertebrae, and "texture_probe_r"
-      (`texture_probe`), on all whose body has the number; absent where no body has.
+      the metrics of `diagnostics.probe_metrics`, on labelled vertebrae, and those of
+      `texture_probe`, on all whose body has the number; absent where no body has.
     """
     labelled, textured = [], []
     found: dict[int, np.ndarray] = {}
@@ -53,8 +54,8 @@ def frozen_probes(
     train, valid = textured
     if len(train) >= 2 and len(valid) >= 2:
         numbers = cohort.table[TEXTURE_COLUMN].to_numpy(np.float64)
-        r = texture_probe(of(train), numbers[train], of(valid), numbers[valid])
-        metrics["texture_probe_r"] = r
+        patients = cohort.table["patient_id"].to_numpy()[valid]
+        metrics |= texture_probe(of(train), numbers[train], of(valid), numbers[valid], patients)
     return metrics
 
 
@@ -82,20 +83,31 @@ def rows_with_texture(cohort: PreparedCohort, split: str) -> np.ndarray:
 
 
 def texture_probe(
-    train_NF: np.ndarray, train_N: np.ndarray, valid_NF: np.ndarray, valid_N: np.ndarray
-) -> float:
+    train_NF: np.ndarray,
+    train_N: np.ndarray,
+    valid_NF: np.ndarray,
+    valid_N: np.ndarray,
+    patients_N: np.ndarray,
+) -> dict[str, float]:
     """Pearson's r of a ridge readout with the texture number, fitted on the first two.
 
     Args:
       train_NF, valid_NF: f32 embeddings. All channels are divided by one scale, as for the other
         probes.
       train_N, valid_N: f64 texture numbers, ln(HU^2).
+      patients_N: of validation.
 
     Returns:
-      r in -1 to 1; 0 where the readout or the number does not vary.
+      texture_probe_r, in -1 to 1; 0 where the readout or the number does not vary. And
+      texture_probe_low and texture_probe_high, its 95% interval of a bootstrap over validation
+      patients; absent where they are fewer than 10.
     """
     train_NF, valid_NF = diagnostics.on_one_scale(train_NF, valid_NF)
     read_N = diagnostics.ridge_readout(train_NF, train_N, valid_NF).astype(np.float64)
     if min(np.ptp(read_N), np.ptp(valid_N)) < 1e-9:
-        return 0.0
-    return float(np.corrcoef(read_N, valid_N)[0, 1])
+        return {"texture_probe_r": 0.0}
+    metrics = {"texture_probe_r": float(np.corrcoef(read_N, valid_N)[0, 1])}
+    interval = bootstrap.correlation_interval(valid_N, read_N, patients_N)
+    if interval is not None:
+        metrics["texture_probe_low"], metrics["texture_probe_high"] = interval
+    return metrics

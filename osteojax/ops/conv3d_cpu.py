@@ -175,6 +175,8 @@ def _kernel_gradient_of_planes(
     times slower inside a loop (training dispatches several steps as one loop).
     """
     count = planes.shape[0] * planes.shape[1]
+    if not isinstance(count, int):  # an exported program's batch has no number to divide
+        return _kernel_gradient_2d(planes, dy, window, pads)
     wanted = max(1, POSITIONS_AT_ONCE // (dy.shape[2] * dy.shape[3]))
     at_once = max(size for size in range(1, min(wanted, count) + 1) if count % size == 0)
     parts = [a.reshape(-1, at_once, 1, *a.shape[2:]) for a in (planes, dy)]

@@ -13,7 +13,7 @@ from tests.launch import stand_in_study
 from tests.launch.stand_in_study import COHORT
 from tests.small_runs import CONFIGS
 
-CONFIG = f"{CONFIGS / 'tp_swav_resnet34.py'}:smoke"
+CONFIG = f"{CONFIGS / 'tp_swav_resnet34.py'}:paper,smoke"
 SETTINGS = {
     "model.stage_sizes": (1, 1),
     "model.width": 4,

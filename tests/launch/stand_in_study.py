@@ -46,8 +46,8 @@ def study(**fields: Any) -> Study:
             Contrast("oracle", "HU", "AUROC", +1, 0.02, unit="patient"),
             Contrast("experts", "scratch", "AUROC", +1, 0.02),
         ),
-        "pretrain_config": f"{CONFIGS / 'tp_swav_resnet34.py'}:smoke",
-        "finetune_config": f"{CONFIGS / 'moe_multitask_resnet34.py'}:smoke",
+        "pretrain_config": f"{CONFIGS / 'tp_swav_resnet34.py'}:paper,smoke",
+        "finetune_config": f"{CONFIGS / 'moe_multitask_resnet34.py'}:paper,smoke",
         "pretrain_settings": {
             **SMALL,
             "eval_at_start": False,

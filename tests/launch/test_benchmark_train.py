@@ -65,6 +65,8 @@ def test_settings_without_ml_collections_are_the_shipped_ones(objective, monkeyp
     assert type(real) is not plain_config.ConfigDict
     assert plain.to_dict() == real.to_dict()
     assert plain.objective.name == objective
+    whole = plain_config.shipped_config(objective, "paper")
+    assert (whole.data.statistics, real.data.statistics) == ("box", "body")
     with pytest.raises(AttributeError, match="no 'bath_size' among seed"):
         plain.bath_size
 

@@ -27,8 +27,8 @@ from tests.small_runs import CONFIGS, SMALL, load_config
 
 LAUNCH = Path(distributed.__file__).parent
 TINY = (*SMALL, "--config.model.rank=2", "--config.model.stage_sizes=(1,)")
-FINE_TUNING = f"{CONFIGS / 'moe_multitask_resnet34.py'}:smoke"
-PRETRAINING = f"{CONFIGS / 'tp_swav_resnet34.py'}:smoke"
+FINE_TUNING = f"{CONFIGS / 'moe_multitask_resnet34.py'}:paper,smoke"
+PRETRAINING = f"{CONFIGS / 'tp_swav_resnet34.py'}:paper,smoke"
 SWAV = (*TINY, "--config.objective.queue_size=16", "--config.objective.num_prototypes=8",
         "--config.objective.freeze_prototypes_steps=2")  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""The demo's own commands from simulated CTs to a prediction, on fewer patients and layers."""
+"""The demo's own commands from simulated CTs to a prediction, with fewer patients and layers and
+larger voxels."""
 
 from __future__ import annotations
 
@@ -22,13 +23,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole demo."""
     folder = tmp_path_factory.mktemp("demo")
     for command in demo.commands(folder, patients=14, seed=1):
+        if command[0] == "prepare":
+            command[command.index("--size") + 1] = "32"
         if command[0] == "train":
-            command += SMALL
+            command += [*SMALL, "--config.model.stage_sizes=(1,)"]
             if "moe_multitask" in command[2]:
                 command += CHOICE
-            else:
-                command.append("--config.objective.queue_size=16")
-                command.append("--config.checkpoint.best_metric=hu_probe_r2")
         if command[0] == "predict":
             command = demo.with_files(command)
         assert cli.main(command) == 0, command
@@ -42,6 +42,16 @@ def test_the_cohort_is_prepared_by_patient(out: Path) -> None:
     assert set(cohort.table.loc[cohort.table["site"] == "D", "split"]) == {"external"}
     assert not cohort.table.loc[cohort.table["split"] == "external", "site"].isin(list("ABC")).any()
     assert cohort.members(0, list(POOL)).std(axis=(1, 2, 3)).min() > 0
+
+
+def test_the_texture_probe_is_told_at_start_and_end(out: Path) -> None:
+    lines = (out / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    name = "valid/texture_probe_r"
+    probes = [row[name] for row in map(json.loads, lines) if name in row]
+    start, end = demo.texture_probe(out / "pretrain")
+    assert len(probes) == 3
+    assert start.startswith(f"texture probe, start: r {probes[0]:.2f}")
+    assert f": r {max(probes):.2f}" in end
 
 
 def test_the_evaluation_is_whole(out: Path) -> None:

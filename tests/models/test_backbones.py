@@ -32,7 +32,7 @@ def with_backbone(config: ConfigDict, **fields) -> ConfigDict:
 @pytest.mark.parametrize("name", ["tp_swav_resnet34", "simclr_resnet34", "moe_multitask_resnet34"])
 def test_every_method_takes_it(name: str) -> None:
     """Its step is traced, its exports are built."""
-    experiment = Experiment(with_backbone(small(name)), stand_in_cohort(16, 8), 2)
+    experiment = Experiment(with_backbone(small(f"{name}:paper")), stand_in_cohort(16, 8), 2)
     batch = experiment.synthetic_batch()
     step, state = traceable_step(experiment, batch)
     after, _ = jax.eval_shape(step, state, batch, experiment.key)
@@ -42,7 +42,7 @@ def test_every_method_takes_it(name: str) -> None:
 
 @pytest.mark.slow
 def test_it_pretrains_fine_tunes_and_exports(tiny_pool: Path, tmp_path: Path) -> None:
-    train(with_backbone(small("simclr_resnet34", *SHORT)), tmp_path / "pre", tiny_pool)
+    train(with_backbone(small("simclr_resnet34:paper", *SHORT)), tmp_path / "pre", tiny_pool)
     card = export_model(tmp_path / "pre", tmp_path / "encoder", what="features")
     assert set(card["outputs"]) == {"embedding", "mixed"}
     config = with_backbone(fine_tuning(*SHORT, f"--config.init_from={tmp_path / 'pre'}"))

@@ -6,12 +6,14 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from launch.benchmarks.experiment import Experiment, stand_in_cohort
 from launch.benchmarks.scaling import traceable_step
@@ -27,22 +29,30 @@ from tests.train.test_parallel import check_gradients
 
 
 def variants() -> dict[str, str]:
-    """Name of each file in configs/ that trains -> its objective, with "FILE:body" for those that
-    can see crops of the body."""
+    """Name of each file in configs/ that trains -> its objective: "FILE:paper" and "FILE:body" of
+    those that can see whole boxes and crops of the body."""
     found = {}
     for path in sorted(CONFIGS.glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         if hasattr(module, "get_config"):
-            config = module.get_config()
-            found[path.stem] = config.objective.name
-            if "pairs" in config.data:
-                found[f"{path.stem}:body"] = config.objective.name
+            for variant in regions(module.get_config):
+                name = ":".join(filter(None, (path.stem, variant)))
+                found[name] = module.get_config(variant).objective.name
     return found
 
 
+def regions(get_config: Callable[[str], ConfigDict]) -> tuple[str, ...]:
+    """Variants of a config by what they see; one without a name where it has none."""
+    try:
+        get_config("paper")
+    except ValueError:
+        return ("",)
+    return ("paper", "body")
+
+
 VARIANTS = variants()
-SHIPPED = {name: objective for name, objective in VARIANTS.items() if ":" not in name}
-ON_CROPS = [name for name in VARIANTS if ":" in name]
+ON_CROPS = [name for name in VARIANTS if name.endswith(":body")]
+SHIPPED = {name: objective for name, objective in VARIANTS.items() if name not in ON_CROPS}
 each = pytest.mark.parametrize("name", SHIPPED)
 first_and_slowly_each = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != min(SHIPPED))) for n in VARIANTS]
@@ -52,7 +62,7 @@ each_and_slowly_on_crops = pytest.mark.parametrize(
 )
 
 
-def flat(name: str) -> loop.ConfigDict:
+def flat(name: str) -> ConfigDict:
     """What compiles fastest: four steps of one block on the mid-sagittal slice."""
     config = small(
         name, "--config.optim.train_steps=4", "--config.optim.eval_steps=2",

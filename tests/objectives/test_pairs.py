@@ -31,7 +31,7 @@ def loss(params, carried, outputs):
 @pytest.fixture(scope="module")
 def objective(tiny_pool) -> PairObjective:
     config = small(
-        "tp_swav_resnet34", "--config.data.augment.max_shift_voxels=0",
+        "tp_swav_resnet34:paper", "--config.data.augment.max_shift_voxels=0",
         "--config.data.augment.flip_probability=0.0",
     )  # fmt: skip
     diagnose = lambda cohort, pairs: {"loss_over_flat": 0.99}  # noqa: E731

@@ -41,15 +41,38 @@ def test_r_is_that_of_ridge_regression(noise: float) -> None:
     embedding = rng.normal(size=(90, 12)) * noise + np.outer(number, rng.normal(size=12))
     parts = [embedding[:60].astype(np.float32), number[:60]]
     parts += [embedding[60:].astype(np.float32), number[60:]]
-    found = probes.texture_probe(*parts)
+    found = probes.texture_probe(*parts, np.arange(30))["texture_probe_r"]
     assert found == pytest.approx(written_out(*parts), abs=2e-4)
     assert found > (0.9 if noise < 1 else 0.3)
+
+
+def test_the_interval_draws_patients() -> None:
+    """As `np.corrcoef` of the vertebrae of drawn patients; wider than of single vertebrae."""
+    rng = np.random.default_rng(1)
+    patient = np.repeat(np.arange(12), 5)
+    own = rng.normal(size=12)[patient]  # what is read shares a patient's error
+    number = own + 0.3 * rng.normal(size=60)
+    error = rng.normal(size=12)[patient] + 0.1 * rng.normal(size=60)
+    embedding = (number + error)[:, None].astype(np.float32)
+    found = probes.texture_probe(embedding, number, embedding, number, patient)
+    rows = [np.flatnonzero(patient == one) for one in range(12)]
+    drawn = [np.concatenate([rows[i] for i in rng.integers(0, 12, 12)]) for _ in range(4000)]
+    rs = [np.corrcoef(embedding[d, 0], number[d])[0, 1] for d in drawn]
+    ends = found["texture_probe_low"], found["texture_probe_high"]
+    np.testing.assert_allclose(ends, np.percentile(rs, [2.5, 97.5]), atol=0.05)
+    single = probes.texture_probe(embedding, number, embedding, number, np.arange(60))
+    assert ends[1] - ends[0] > 1.5 * (single["texture_probe_high"] - single["texture_probe_low"])
+    few = probes.texture_probe(
+        embedding[:45], number[:45], embedding[:45], number[:45], patient[:45]
+    )
+    assert set(few) == {"texture_probe_r"}
 
 
 def test_what_does_not_vary_has_r_of_nothing() -> None:
     train, valid = np.ones((6, 3), np.float32), np.ones((4, 3), np.float32)
     numbers = np.arange(6.0)
-    assert probes.texture_probe(train, numbers, valid, numbers[:4]) == 0.0
+    found = probes.texture_probe(train, numbers, valid, numbers[:4], np.arange(4))
+    assert found == {"texture_probe_r": 0.0}
 
 
 def test_every_vertebra_with_the_number_takes_part(cohort, monkeypatch) -> None:

@@ -311,6 +311,18 @@ def test_one_export_holds_the_lowering_of_each_platform():
     assert "stablehlo.while" in export.export(forward, platforms=("cpu",))(x, kernel).mlir_module()
 
 
+@pytest.mark.parametrize("case", [CASES[0], CASES[2]])
+def test_gradients_export_with_any_batch(case):
+    """Grad-CAM of an exported model differentiates; its batch has no number."""
+    x, kernel, stride, padding = _arrays(case, dtype=np.float32)
+    gradients = jax.jit(jax.grad(lambda x, k: _loss(x, k, stride, padding), (0, 1)))
+    (batch,) = export.symbolic_shape("batch")
+    symbolic = jax.ShapeDtypeStruct((batch, *x.shape[1:]), jnp.float32)
+    exported = export.export(gradients, platforms=("cpu", "cuda"))(symbolic, kernel)
+    for found, expected in zip(exported.call(x, kernel), gradients(x, kernel), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_stem_takes_its_strides_as_channels_on_accelerators():
     """7^3, stride 2, 1 channel becomes 4^3, stride 1, 8 channels, as the export shows."""
     x, kernel = jnp.zeros((2, 16, 16, 16, 1)), jnp.zeros((7, 7, 7, 1, 4))
