@@ -171,7 +171,8 @@ class Places:
         if not about.has_body:
             raise UserError(
                 f"{cohort.directory} has no masks of vertebral bodies. Prepare the cohort again "
-                "with this version, or see the whole vertebra (data.views.region=box)."
+                "with this version, or see whole boxes: the variant paper of a shipped config "
+                "(FILE.py:paper)."
             )
         self._table_edge = edge_voxels(CROP_MM, about.spacing_mm)
         self._window = about.window

@@ -182,7 +182,8 @@ class About:
             raise UserError(
                 f"data.statistics={region}: the prepared folder has statistics of "
                 f"{', '.join(self.statistics)} only, because an earlier version wrote it. Prepare "
-                "the cohort again, or train with --config.data.statistics=box."
+                "the cohort again, or see whole boxes: the variant paper of a shipped config "
+                "(FILE.py:paper)."
             )
         affines = [
             dataclasses.replace(spec, mean=mean, std=std).affine()

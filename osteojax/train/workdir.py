@@ -105,10 +105,11 @@ def _check_start(config: ConfigDict) -> None:
         return  # a folder that cannot be read is refused where its checkpoint is read
     own_region = config.data.get("statistics", "box")
     if region != own_region:
+        paper = ", as the variant paper has it that sees whole boxes (FILE.py:paper)"
         raise UserError(
             f"{source} was trained with data.statistics={region}, and this run has {own_region}: "
-            f"its encoder would see other z-scores. Add --config.data.statistics={region}, or "
-            "pre-train again."
+            f"its encoder would see other z-scores. Add --config.data.statistics={region}"
+            f"{paper if region == 'box' else ''}, or pre-train again."
         )
     if theirs.get("name") != config.model.name:
         return  # another backbone has other parameters, which the warm start refuses

@@ -231,6 +231,6 @@ def test_folders_without_what_is_asked_are_refused(tmp_path: Path) -> None:
     old = PreparedCohort(write_tiny_cohort(tmp_path / "old", 2, body=False))
     with pytest.raises(UserError, match="no masks of vertebral bodies"):
         objectives.load(config(), old)
-    with pytest.raises(UserError, match=r"data\.statistics=body: .*data\.statistics=box"):
+    with pytest.raises(UserError, match=r"data\.statistics=body: .*FILE\.py:paper"):
         objectives.load(config("--config.data.views.region=box"), old)
     PairInput(config("--config.data.views.region=box", "--config.data.statistics=box"), old)
