@@ -4,8 +4,8 @@ A file of configs/studies/ defines the study: its cohorts, rows, and the contras
 before the first run. Rows with the same pre-training share it. Rerunning resumes: finished rows are
 kept, failed ones are tried again. Exit status 1 if a row failed.
 
-A study of frozen readouts may be run by several processes in one workdir: each takes what no other
-is at. Its page is made from small tables of predictions, also without a workdir (--predictions).
+The page is made from small tables of predictions, also without a workdir (--predictions). A study
+of frozen readouts may be run by several processes in one workdir: each takes what no other is at.
 
 Examples:
   osteojax study configs/studies/paper_ladder.py --workdir ladder --seeds 1
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--predictions",
         metavar="DIR",
-        help="of a study of readouts: train nothing, write the page into --workdir from the tables "
-        "in this folder (WORKDIR/results/predictions, or one of benchmarks/)",
+        help="train nothing, write the page into --workdir from the tables in this folder "
+        "(WORKDIR/results/predictions, or one of benchmarks/)",
     )
 
 
@@ -77,12 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _page_again(study: Any, predictions: str, out: Path) -> Outcome:
     from launch.readouts.plan import ReadoutStudy
-    from launch.readouts.run import page_again
-    from osteojax.errors import UserError
+    from launch.readouts.run import page_again as page_of_readouts
+    from launch.studies.run import page_again
 
-    if not isinstance(study, ReadoutStudy):
-        raise UserError("--predictions: only studies of readouts keep their predictions.")
-    return page_again(study, predictions, out)
+    again = page_of_readouts if isinstance(study, ReadoutStudy) else page_again
+    return again(study, predictions, out)
 
 
 def _print(progress: Progress) -> None:

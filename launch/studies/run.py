@@ -11,8 +11,9 @@ from typing import Any
 from launch.readouts import page
 from launch.readouts.plan import ReadoutStudy
 from launch.studies import plots, scores, study_report
-from launch.studies.folders import of_this_version, reason_of, slug
+from launch.studies.folders import reason_of, slug
 from launch.studies.plan import Row, Study
+from launch.studies.predictions import Stored, keep
 from launch.studies.runs import Runs
 from osteojax.errors import UserError
 from osteojax.evaluation.report.plots import save
@@ -83,8 +84,19 @@ def run_study(
         _train_all(runs, _units(study, wanted, study.seeds[:seeds]), failures, progress)
     except Stopped as signal:
         stopped = signal
-    results = _results(runs, failures)
-    return Outcome(results, _write(runs, results), stopped)
+    out = runs.workdir / RESULTS
+    keep(runs, out / "predictions")
+    results = _results(Stored(study, out / "predictions"), failures)
+    return Outcome(results, _write(study, out, results), stopped)
+
+
+def page_again(study: Study, folder: str | Path, out: str | Path) -> Outcome:
+    """Writes the page from the tables of `launch.studies.predictions` in `folder`, into `out`.
+    Raises UserError where there are none."""
+    results = _results(Stored(study, folder), [])
+    if not results.scores:
+        raise UserError(f"{folder}: no predictions of the rows of study {study.name}.")
+    return Outcome(results, _write(study, Path(out), results))
 
 
 def _units(study: Study, rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]:
@@ -133,40 +145,36 @@ def _train_all(
         )
 
 
-def _results(runs: Runs, failures: list[dict[str, Any]]) -> study_report.Results:
+def _results(stored: Stored, failures: list[dict[str, Any]]) -> study_report.Results:
     """Scores of every row that has a finished seed."""
-    study = runs.study
+    study = stored.study
     answers: dict[str, scores.Answers] = {}
     lines: list[dict[str, Any]] = []
     swaps: list[dict[str, Any]] = []
     hours: dict[str, float] = {}
     for row in study.rows:
-        trained = study.trained(row)
-        if not (
-            seeds := [seed for seed in study.seeds if of_this_version(runs.done, trained, seed)]
-        ):
+        if not (seeds := stored.seeds(row)):
             continue
-        predicted = [runs.predictions(row, seed) for seed in seeds]
+        predicted = [stored.predictions(row, seed) for seed in seeds]
         answers[row.name] = scores.Answers(
             row.name, seeds, predicted, bool(row.ceiling), study.trains_bmd(row)
         )
-        about = {"row": row.name, "cohort": trained.cohort, "seeds": seeds}
+        about = {"row": row.name, "cohort": study.trained(row).cohort, "seeds": seeds}
         found = scores.scores(answers[row.name], study.resamples)
         lines += [{**about, **line} for line in found]
         if not row.like:
-            hours[row.name] = sum(runs.seconds(row, seed) for seed in seeds) / 3600
+            hours[row.name] = sum(stored.seconds(row, seed) for seed in seeds) / 3600
         if row.swap:
-            told = [runs.told(row, seed) for seed in seeds]
-            found = scores.device_swap(told, runs.true_bmd(row), study.resamples)
+            told = [stored.told(row, seed) for seed in seeds]
+            found = scores.device_swap(told, stored.true_bmd(row), study.resamples)
             swaps += [{"row": row.name, **line} for line in found]
     contrasts = scores.contrast_results(study.contrasts, answers, study.contrast_resamples)
     return study_report.Results(lines, contrasts, swaps, failures, hours)
 
 
-def _write(runs: Runs, results: study_report.Results) -> list[study_report.Grid]:
-    """Writes WORKDIR/results; returns the tables for a terminal."""
-    out = runs.workdir / RESULTS
-    grids = study_report.write(out, runs.study, results)
+def _write(study: Study, out: Path, results: study_report.Results) -> list[study_report.Grid]:
+    """Writes the page into `out`; returns the tables for a terminal."""
+    grids = study_report.write(out, study, results)
     if (figure := plots.contrasts(results.contrasts)) is not None:
         save(figure, out / "contrasts.png")
     return grids

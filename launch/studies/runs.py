@@ -28,7 +28,6 @@ from launch.studies.ceilings import ceiling_predictions, true_values
 from launch.studies.cohorts import Cohorts
 from launch.studies.folders import finished, slug
 from launch.studies.plan import Row, Settings, Study, with_settings
-from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.evaluation import predictions
 from osteojax.files import atomic_path, write_json
 
@@ -202,22 +201,10 @@ class Runs:
             tables.append(_known(cohort, rows).assign(told=name, **_answers(cohort, outputs)))
         _write(folder / "told.csv", pd.concat(tables))
 
-    def predictions(self, row: Row, seed: int) -> pd.DataFrame:
-        """A row's predictions for validation, test and external vertebrae: `KNOWN_COLUMNS`,
-        probability, bmd_pred_g_cm2. If the model is given another DXA scanner, this holds for test
-        and external vertebrae; validation, from which thresholds come, has the true one."""
-        folder = self.folder(self.study.trained(row), seed)
-        table = read_table(folder / "predictions.csv")
-        if row.told == "own":
-            return table
-        told = self.told(self.study.trained(row), seed)
-        if row.told == "unknown":
-            told = told[told["told"] == UNKNOWN_DEVICE]
-        else:
-            known = [name for name in told["told"].unique() if name != UNKNOWN_DEVICE]
-            following = dict(zip(known, known[1:] + known[:1], strict=True))
-            told = told[told["told"] == told["device"].map(following)]
-        return pd.concat([table[table["split"] == "valid"], told.drop(columns="told")])
+    def predicted(self, row: Row, seed: int) -> pd.DataFrame:
+        """predictions.csv of a trained row: its answers for validation, test and external
+        vertebrae."""
+        return read_table(self.folder(row, seed) / "predictions.csv")
 
     def told(self, row: Row, seed: int) -> pd.DataFrame:
         """told.csv: predictions for every test and external vertebra with every DXA scanner."""

@@ -143,6 +143,17 @@ def test_a_study_of_ceilings_runs_resumes_and_tells_what_failed(
     markdown = (workdir / "results" / "study.md").read_text()
     assert "the config has no moe.nonsense" in markdown
     assert "they say nothing of patients" in markdown
+    # The page from the tables of predictions alone is the same.
+    kept, again = workdir / "results" / "predictions", tmp_path / "again"
+    arguments = ["study", config, "--workdir", str(again), "--predictions", str(kept)]
+    assert cli.main(arguments) == 0
+    same = json.loads((again / "results" / "study.json").read_text())
+    assert {n: same[n] for n in ("scores", "contrasts")} == {
+        n: results[n] for n in ("scores", "contrasts")
+    }
+    arguments[-1] = str(tmp_path)
+    assert cli.main(arguments) == 1
+    assert "no predictions of the rows" in capsys.readouterr().err
     # Again: nothing that is finished is done again, and a mended study has no failures.
     done = workdir / "rows" / "oracle-seed0" / "done.json"
     written = done.stat().st_mtime_ns

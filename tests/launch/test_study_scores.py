@@ -14,11 +14,13 @@ from statsmodels.stats.multitest import multipletests
 from launch.studies import plots, scores
 from launch.studies.ceilings import ceiling_predictions, mean_features, true_values
 from launch.studies.plan import Contrast, Row
+from launch.studies.predictions import Stored, keep
 from launch.studies.runs import Runs
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import POOL
 from osteojax.errors import UserError
 from osteojax.evaluation.statistics.metrics import youden_threshold
+from osteojax.files import write_json
 from tests.launch.stand_in_study import stand_in_cohort, study, truth
 
 
@@ -252,10 +254,12 @@ def test_truth_is_looked_up_by_vertebra_and_device(tiny_pool: Path) -> None:
 
 
 def test_the_wrong_device_is_the_next_and_thresholds_are_the_own_ones(
-    tiny_pool: Path, tmp_path: Path
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in_cohort(tmp_path, tiny_pool)
     runs = Runs(study(), tmp_path)
+    truth_of = lambda table: table["bmd_g_cm2"].to_numpy() + 0.1  # noqa: E731
+    monkeypatch.setattr(runs, "true_bmd", lambda row: truth_of)
     row = runs.study.row("experts")
     folder = runs.folder(row, 0)
     folder.mkdir(parents=True)
@@ -265,12 +269,21 @@ def test_the_wrong_device_is_the_next_and_thresholds_are_the_own_ones(
     names = ("hologic", "ge_lunar", "medix", "unknown")
     told = [reported.assign(told=n, probability=k / 10) for k, n in enumerate(names)]
     pd.concat(told).to_csv(folder / "told.csv", index=False)
-    wrong = runs.predictions(runs.study.row("experts, wrong"), 0)
+    write_json(folder / "done.json", {"made_with": runs._identity(row, 0), "seconds": 1.5})
+    keep(runs, tmp_path / "kept")
+    stored = Stored(runs.study, tmp_path / "kept")
+    assert stored.seeds(row) == [0]
+    assert stored.seconds(row, 0) == 1.5
+    swapped = stored.told(row, 0)
+    np.testing.assert_allclose(stored.true_bmd(row)(swapped), truth_of(swapped), rtol=1e-5)
+    wrong = stored.predictions(runs.study.row("experts, wrong"), 0)
     by_device = wrong[wrong["split"] == "test"].groupby("device")["probability"].unique()
     assert by_device["hologic"].tolist() == [0.1]  # told ge_lunar
     assert by_device["medix"].tolist() == [0.0]  # told hologic
     valid = wrong[wrong["split"] == "valid"]["probability"].to_numpy()
-    np.testing.assert_allclose(valid, table.loc[table["split"] == "valid", "probability"])
-    unknown = runs.predictions(Row("u", like="experts", told="unknown"), 0)
+    np.testing.assert_allclose(
+        valid, table.loc[table["split"] == "valid", "probability"], rtol=1e-8
+    )
+    unknown = stored.predictions(Row("u", like="experts", told="unknown"), 0)
     assert (unknown.loc[unknown["split"] == "test", "probability"] == 0.3).all()
     assert len(unknown) == len(wrong) == len(table)
