@@ -59,6 +59,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint = shared.checkpoint("auroc", "max")
     if "smoke" in variants:
         shared.use_smoke_schedule(config)
+        config.optim.train_epochs, config.optim.warmup_epochs = 20.0, 2.0
+        config.optim.eval_epochs = config.optim.save_epochs = 5.0
         config.data.unlabelled_too = True
         config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
     return config.lock()

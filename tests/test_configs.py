@@ -18,6 +18,12 @@ from tests.stored import STORED
 WRITTEN = json.loads((STORED / "configs-0.1.0.json").read_text(encoding="utf-8"))
 
 CHANGED: dict[str, dict[str, object]] = {
+    "moe_multitask_resnet34:smoke": {
+        "optim.train_epochs": 20.0,
+        "optim.warmup_epochs": 2.0,
+        "optim.eval_epochs": 5.0,
+        "optim.save_epochs": 5.0,
+    },
     "tp_swav_resnet34": {"objective.sinkhorn_epsilon": 0.02},
     "tp_swav_resnet34:smoke": {
         "objective.num_prototypes": 64,
