@@ -19,6 +19,7 @@ WRITTEN = json.loads((STORED / "configs-0.1.0.json").read_text(encoding="utf-8")
 
 CHANGED: dict[str, dict[str, object]] = {
     "moe_multitask_resnet34:smoke": {
+        "model.stage_sizes": [2, 2, 2, 2],
         "optim.train_epochs": 20.0,
         "optim.warmup_epochs": 2.0,
         "optim.eval_epochs": 5.0,
@@ -26,6 +27,7 @@ CHANGED: dict[str, dict[str, object]] = {
     },
     "tp_swav_resnet34": {"objective.sinkhorn_epsilon": 0.02},
     "tp_swav_resnet34:smoke": {
+        "model.stage_sizes": [2, 2, 2, 2],
         "objective.num_prototypes": 64,
         "objective.queue_size": 0,
         "objective.sinkhorn_epsilon": 0.02,

@@ -144,7 +144,10 @@ class Stored:
     def _table(self, kind: str, row: Row) -> pd.DataFrame:
         key = kind, row.name
         if key not in self._read:
-            self._read[key] = read_table(self._folder / kind / f"{slug(row.name)}.csv")
+            table = read_table(self._folder / kind / f"{slug(row.name)}.csv")
+            for name in table.columns.difference(["told"]):  # an empty cell is no number
+                table[name] = pd.to_numeric(table[name].replace("", np.nan))
+            self._read[key] = table
         return self._read[key]
 
     def _cases(self, cohort: str) -> pd.DataFrame:
