@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from data_prep.vertebrae.verify import load_case
 from launch import cli
 from launch.prediction.batches import frame_of
 from launch.prediction.cases import Case
-from launch.prediction.decision import vertebra_table
+from launch.prediction.decision import _crop_flags, vertebra_table
 from launch.prediction.loading import LoadedCase, load
 from launch.prediction.scan import predict_scan
 from osteojax.export.load import ExportedModel
@@ -65,6 +67,17 @@ def test_the_command_shows_where_the_model_looked(
     answer = json.loads((tmp_path / "prediction.json").read_text())
     assert "body_crop" not in answer["patient"]["flags"]
     assert (tmp_path / "prediction.png").stat().st_size > 10_000
+
+
+def test_a_crop_that_lacks_a_voxel_is_not_all_body() -> None:
+    crops = {"crops": {"edge_voxels": 12, "body_share": 1.0}}
+    model: Any = SimpleNamespace(card={"inputs": crops}, spacing_mm=1.5)
+    body = np.zeros((14, 14, 14), bool)
+    body[1:13, 1:13, 1:13] = True
+    assert _crop_flags(model, body) == []
+    body[1, 1, 1] = False
+    (flag,) = _crop_flags(model, body)
+    assert flag.text == "no 18 mm crop lies inside its body (the best one is 99% body)"
 
 
 def test_a_body_without_a_place_is_answered_with_a_doubt(model: ExportedModel, scan) -> None:
