@@ -175,7 +175,7 @@ def test_a_random_place_is_any_of_them(monkeypatch) -> None:
 
 def test_a_folder_without_bodies_is_told_what_to_do(tmp_path: Path) -> None:
     cohort = PreparedCohort(write_tiny_cohort(tmp_path / "pool", 1, 8, body=False))
-    with pytest.raises(UserError, match=r"no masks of vertebral bodies.*region=box"):
+    with pytest.raises(UserError, match=r"no masks of vertebral bodies.*FILE\.py:paper"):
         Places(cohort, 2, 1.0)
 
 

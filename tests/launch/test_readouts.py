@@ -155,7 +155,7 @@ def test_the_page_is_made_again_from_its_small_tables(workdir: Path, tmp_path: P
     assert cli.main([*command, "--predictions", str(tmp_path)]) == 1
 
 
-def test_predictions_of_another_kind_of_study_are_refused(
+def test_a_folder_without_predictions_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
@@ -167,7 +167,7 @@ def test_predictions_of_another_kind_of_study_are_refused(
         str(tmp_path),
     ]
     assert cli.main(command) == 1
-    assert "only studies of readouts" in capsys.readouterr().err
+    assert "no predictions of the rows of study" in capsys.readouterr().err
 
 
 def test_what_is_finished_is_kept_and_a_failure_costs_its_row_alone(workdir: Path) -> None:
