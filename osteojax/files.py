@@ -8,7 +8,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextlib.contextmanager
@@ -36,6 +39,12 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame, float_format: str | None = None) -> None:
+    """Writes a table without its index, atomically. float_format: as of `DataFrame.to_csv`."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format=float_format)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -34,9 +34,10 @@ def shipped_config(objective: str, variant: str = "") -> Any:
         for file in sorted(Path(str(configs.__file__)).parent.glob("*.py")):
             module = importlib.import_module(f"configs.{file.stem}")
             if hasattr(module, "get_config"):
-                config = module.get_config()
-                with contextlib.suppress(ValueError):
+                try:
                     config = module.get_config(variant)
+                except ValueError:
+                    config = module.get_config()
                 found.setdefault(config.objective.name, config)
     if objective not in found:
         raise UserError(f"--objective {objective!r}: choose one of {', '.join(sorted(found))}.")

@@ -86,8 +86,8 @@ def _crop_flags(model: ExportedModel, body: np.ndarray) -> list[Flag]:
     if round(share * edge**3) >= needed_voxels(edge, needed):
         return []
     size = f"{edge * model.spacing_mm:g} mm"
-    percent = min(share, 0.99)  # never "100%" of one that lacks a voxel
-    text = f"no {size} crop lies inside its body (the best one is {percent:.0%} body)"
+    shown = min(share, 0.99)  # never "100%" of one that lacks a voxel
+    text = f"no {size} crop lies inside its body (the best one is {shown:.0%} body)"
     return [Flag("body_crop", text)]
 
 

@@ -26,7 +26,7 @@ from launch.readouts.vertebrae import Truth
 from launch.studies.folders import slug
 from osteojax.data.cohort import PreparedCohort
 from osteojax.errors import UserError
-from osteojax.files import atomic_path
+from osteojax.files import write_csv
 
 DECIMALS = "%.4f"
 KNOWN = ("case", "patient_id", "level", "log_spacing", "osteoporosis", "bmd_g_cm2")
@@ -51,8 +51,7 @@ def cases_of(cohort: PreparedCohort, truth: Truth, rows: np.ndarray) -> pd.DataF
 
 def write(path: Path, table: pd.DataFrame) -> None:
     """Writes a table with four decimals, atomically."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format=DECIMALS)
+    write_csv(path, table, DECIMALS)
 
 
 def joined(tables: dict[int, pd.DataFrame]) -> pd.DataFrame:

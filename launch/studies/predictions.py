@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from launch.studies.plan import Row, Study
 from launch.studies.runs import KNOWN_COLUMNS, Runs, read_table
 from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.errors import UserError
-from osteojax.files import atomic_path
+from osteojax.files import write_csv
 
 DIGITS = "%.9g"
 ANSWERS = {"probability": "probability", "bmd": "bmd_pred_g_cm2"}
@@ -45,18 +46,20 @@ def keep(runs: Runs, folder: Path) -> None:
         known = tables[seeds[0]][list(KNOWN_COLUMNS)]
         known.insert(0, "case", np.arange(len(known)))
         cases.setdefault(row.cohort, known)
-        _write(folder / "rows" / f"{slug(row.name)}.csv", _joined(cases[row.cohort], tables))
+        rows = _joined(cases[row.cohort], tables)
+        write_csv(folder / "rows" / f"{slug(row.name)}.csv", rows, DIGITS)
         seconds += [(row.name, seed, runs.seconds(row, seed)) for seed in seeds]
         if study.tells_devices(row):
             told = {seed: runs.told(row, seed) for seed in seeds}
             truth = runs.true_bmd(row)(told[seeds[0]])
             table = _joined(cases[row.cohort], told, told=told[seeds[0]]["told"])
             table.insert(2, TRUE_BMD, truth)
-            _write(folder / "told" / f"{slug(row.name)}.csv", table)
+            write_csv(folder / "told" / f"{slug(row.name)}.csv", table, DIGITS)
     for cohort, known in cases.items():
-        _write(folder / "cases" / f"{cohort}.csv", known)
+        write_csv(folder / "cases" / f"{cohort}.csv", known, DIGITS)
     if seconds:
-        _write(folder / "seconds.csv", pd.DataFrame(seconds, columns=["row", "seed", "seconds"]))
+        table = pd.DataFrame(seconds, columns=["row", "seed", "seconds"])
+        write_csv(folder / "seconds.csv", table, DIGITS)
 
 
 def _joined(
@@ -76,9 +79,10 @@ def _joined(
     return pd.DataFrame(parts)
 
 
-def _write(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format=DIGITS)
+def true_bmd(told: pd.DataFrame) -> np.ndarray:
+    """Of rows of `Stored.told`: true BMD on the scanner in "told", f64[N] g/cm^2; NaN for the
+    unknown one."""
+    return told[TRUE_BMD].to_numpy(np.float64)
 
 
 class Stored:
@@ -98,10 +102,12 @@ class Stored:
 
     def seconds(self, row: Row, seed: int) -> float:
         """Wall time of a finished row, measured in the process that finished it."""
+        return self._seconds[row.name, seed]
+
+    @cached_property
+    def _seconds(self) -> dict[tuple[str, int], float]:
         table = pd.read_csv(self._folder / "seconds.csv", dtype={"row": str})
-        return float(
-            table.loc[(table["row"] == row.name) & (table["seed"] == seed), "seconds"].sum()
-        )
+        return {(row, int(seed)): float(s) for row, seed, s in table.itertuples(index=False)}
 
     def predictions(self, row: Row, seed: int) -> pd.DataFrame:
         """A row's predictions for validation, test and external vertebrae: `KNOWN_COLUMNS`,
@@ -122,10 +128,6 @@ class Stored:
     def told(self, row: Row, seed: int) -> pd.DataFrame:
         """Predictions for every test and external vertebra with every DXA scanner, in "told"."""
         return self._of_seed("told", row, seed)
-
-    def true_bmd(self, row: Row) -> Callable[[pd.DataFrame], np.ndarray]:
-        """A function: rows of `told` -> true BMD on the scanner in "told", f64[N] g/cm^2."""
-        return lambda table: table[TRUE_BMD].to_numpy(np.float64)
 
     def _of_seed(self, kind: str, row: Row, seed: int) -> pd.DataFrame:
         """Known columns and one seed's answers under the names of a row's predictions."""

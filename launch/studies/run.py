@@ -13,7 +13,7 @@ from launch.readouts.plan import ReadoutStudy
 from launch.studies import plots, scores, study_report
 from launch.studies.folders import reason_of, slug
 from launch.studies.plan import Row, Study
-from launch.studies.predictions import Stored, keep
+from launch.studies.predictions import Stored, keep, true_bmd
 from launch.studies.runs import Runs
 from osteojax.errors import UserError
 from osteojax.evaluation.report.plots import save
@@ -166,7 +166,7 @@ def _results(stored: Stored, failures: list[dict[str, Any]]) -> study_report.Res
             hours[row.name] = sum(stored.seconds(row, seed) for seed in seeds) / 3600
         if row.swap:
             told = [stored.told(row, seed) for seed in seeds]
-            found = scores.device_swap(told, stored.true_bmd(row), study.resamples)
+            found = scores.device_swap(told, true_bmd, study.resamples)
             swaps += [{"row": row.name, **line} for line in found]
     contrasts = scores.contrast_results(study.contrasts, answers, study.contrast_resamples)
     return study_report.Results(lines, contrasts, swaps, failures, hours)

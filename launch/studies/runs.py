@@ -29,7 +29,7 @@ from launch.studies.cohorts import Cohorts
 from launch.studies.folders import finished, slug
 from launch.studies.plan import Row, Settings, Study, with_settings
 from osteojax.evaluation import predictions
-from osteojax.files import atomic_path, write_json
+from osteojax.files import write_csv, write_json
 
 SPLITS = ("valid", "test", "external")
 KNOWN_COLUMNS = (
@@ -71,7 +71,7 @@ class Runs:
             rows = cohort.rows(*SPLITS, labelled=True)
             truth = self.cohorts.truth(row.cohort)
             answers = ceiling_predictions(row.ceiling, cohort, truth, rows)
-            _write(folder / "predictions.csv", _known(cohort, rows).assign(**answers))
+            write_csv(folder / "predictions.csv", _known(cohort, rows).assign(**answers))
             best: dict[str, float] = {}
         else:
             best = self._fine_tune(row, seed, folder, data)
@@ -190,7 +190,7 @@ class Runs:
         state = variables["model_state"]
         rows = cohort.rows(*SPLITS, labelled=True)
         answers = _answers(cohort, objective.predict(params, state, rows, devices))
-        _write(folder / "predictions.csv", _known(cohort, rows).assign(**answers))
+        write_csv(folder / "predictions.csv", _known(cohort, rows).assign(**answers))
         if not self.study.tells_devices(row):
             return
         rows = cohort.rows("test", "external", labelled=True)
@@ -199,7 +199,7 @@ class Runs:
             told = np.full(len(cohort.table), number, np.int32)
             outputs = objective.predict(params, state, rows, devices, told)
             tables.append(_known(cohort, rows).assign(told=name, **_answers(cohort, outputs)))
-        _write(folder / "told.csv", pd.concat(tables))
+        write_csv(folder / "told.csv", pd.concat(tables))
 
     def predicted(self, row: Row, seed: int) -> pd.DataFrame:
         """predictions.csv of a trained row: its answers for validation, test and external
@@ -254,11 +254,6 @@ def _answers(cohort: Any, outputs: dict[str, np.ndarray]) -> pd.DataFrame:
     from osteojax.objectives.diagnosis import in_units
 
     return predictions.from_outputs(in_units(outputs, cohort.manifest))
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def _keep_little(folder: Path) -> None:

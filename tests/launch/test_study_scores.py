@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from launch.studies import plots, scores
 from launch.studies.ceilings import ceiling_predictions, mean_features, true_values
 from launch.studies.plan import Contrast, Row
-from launch.studies.predictions import Stored, keep
+from launch.studies.predictions import Stored, keep, true_bmd
 from launch.studies.runs import Runs
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import POOL
@@ -276,7 +276,7 @@ def test_the_wrong_device_is_the_next_and_thresholds_are_the_own_ones(
     assert stored.seeds(row) == [0]
     assert stored.seconds(row, 0) == 1.5
     swapped = stored.told(row, 0)
-    np.testing.assert_allclose(stored.true_bmd(row)(swapped), truth_of(swapped), rtol=1e-5)
+    np.testing.assert_allclose(true_bmd(swapped), truth_of(swapped), rtol=1e-5)
     wrong = stored.predictions(runs.study.row("experts, wrong"), 0)
     by_device = wrong[wrong["split"] == "test"].groupby("device")["probability"].unique()
     assert by_device["hologic"].tolist() == [0.1]  # told ge_lunar

@@ -147,9 +147,7 @@ def correlation_interval(
     truth: np.ndarray, predicted: np.ndarray, patients: np.ndarray
 ) -> Interval:
     """Interval of Pearson's r of f[N] truth and predicted; None where patients are too few."""
-    if too_few(patients):
-        return None
-    return _intervals({"r": bmd_values(truth, predicted, patients)["r"]})[0]["r"]
+    return bmd_intervals(truth, predicted, patients)[0]["r"]
 
 
 def mean_intervals(
