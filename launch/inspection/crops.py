@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from launch.inspection import drawing
 from launch.inspection.members import shown_planes, title
 from osteojax.data.cohort import PreparedCohort
-from osteojax.data.places import edge_voxels, find_places, fixed_ranks
+from osteojax.data.places import edge_voxels, find_places, fixed_ranks, share_text
 from osteojax.data.vertebra_columns import CROP_MM
 from osteojax.data.vertebrae import LEVELS
 
@@ -54,7 +54,7 @@ def draw_crops(cohort: PreparedCohort, rows: pd.DataFrame, out: Path) -> None:
             for first, cut in squares(crops, edge, name, about.shown, about.centre):
                 _draw_square(axis, first, edge, cut)
             drawing.draw_directions(axis, name)
-        found = f"{len(places)} places" if share == 1 else f"no place; largest share {share:.2f}"
+        found = f"{len(places)} places" if share == 1 else f"no place; {share_text(share)} body"
         axes[0].set_ylabel(f"{title(rows.loc[number])}\n{found}", fontsize=7, labelpad=10)
     for axis, name in zip(grid[0], names, strict=True):
         axis.set_title(f"{name}, crops of {edge * about.spacing_mm:g} mm", fontsize=8, pad=12)

@@ -10,7 +10,7 @@ import pandas as pd
 from launch.prediction.batches import Outputs
 from launch.prediction.flags import Flag, doubts, joined
 from launch.prediction.loading import LoadedCase
-from osteojax.data.places import find_places, needed_voxels
+from osteojax.data.places import find_places, needed_voxels, share_text
 from osteojax.data.vertebrae import LEVELS, UNKNOWN_DEVICE
 from osteojax.evaluation.predictions import from_outputs
 from osteojax.evaluation.statistics import ood
@@ -86,8 +86,7 @@ def _crop_flags(model: ExportedModel, body: np.ndarray) -> list[Flag]:
     if round(share * edge**3) >= needed_voxels(edge, needed):
         return []
     size = f"{edge * model.spacing_mm:g} mm"
-    shown = min(share, 0.99)  # never "100%" of one that lacks a voxel
-    text = f"no {size} crop lies inside its body (the best one is {shown:.0%} body)"
+    text = f"no {size} crop lies inside its body (the best one is {share_text(share)} body)"
     return [Flag("body_crop", text)]
 
 

@@ -154,6 +154,12 @@ def cut(volumes_BVDHW: Array, corners_BN3: Array, edge: int) -> Array:
     return jax.vmap(jax.vmap(one))(volumes_BVDHW, corners_BN3)
 
 
+def share_text(share: float) -> str:
+    """Share of a crop that does not lie in a body, as "67%"; at most "99%", also where the crop
+    lacks a single voxel."""
+    return f"{min(share, 0.99):.0%}"
+
+
 class Places:
     """Places in the bodies of a cohort, found when a row is first asked for and then kept.
 
