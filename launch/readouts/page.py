@@ -24,7 +24,7 @@ CONTRAST_FIELDS = (
     "first", "second", "metric", "group", "patients", "primary", "expected", "matters", "seeds",
     "n", "difference", "low", "high", "p", "p_holm", "verdict", "note",
 )  # fmt: skip
-UNITS = {"r": "r", "AUROC": "AUROC", "MAE": "BMD error, g/cm²"}
+UNITS = {"r": "r", "AUROC": "AUROC", "MAE": "BMD error, g/cm²", "r_number": "r of texture number"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,8 @@ def _how(study: ReadoutStudy) -> str:
     return (
         "r is Pearson's of log trabecular spacing, predicted by ridge regression from the frozen "
         "embedding; AUROC is of the label, by logistic regression; the BMD error is the mean "
-        "absolute one, by ridge regression. Readouts are fitted on the patients that pre-train. "
+        "absolute one, by ridge regression; r of the texture number is that of what the probe "
+        "without truth reads. Readouts are fitted on the patients that pre-train. "
         '"held" are test patients of that cohort, "new" all patients of a second cohort, drawn '
         "with another seed, which no choice ever saw. Mean over training seeds and 95% interval of "
         f"a bootstrap over patients and seeds ({study.resamples} resamples; "
@@ -106,10 +107,7 @@ def _part(
     seeds = {s["row"]: len(s["seeds"]) for s in scores}
     rows = [row for row in study.rows if row.part == part and row.name in seeds]
     wanted = [
-        (group, metric, count)
-        for metric in ("r", "AUROC", "MAE")
-        for count in few
-        for group in ("held", "new")
+        (group, metric, count) for metric in UNITS for count in few for group in ("held", "new")
     ]
     columns = [key for key in wanted if any((row.name, *key) in found for row in rows)]
     cells = tuple(

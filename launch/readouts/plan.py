@@ -16,8 +16,9 @@ from launch.studies.folders import slug
 from launch.studies.plan import Cohort, Settings
 from osteojax.errors import UserError
 
-METRICS = ("r", "AUROC", "MAE")
-"""Pearson's r of log trabecular spacing; AUROC of the label; mean absolute error of BMD."""
+METRICS = ("r", "AUROC", "MAE", "r_number")
+"""Pearson's r of log trabecular spacing; AUROC of the label; mean absolute error of BMD; and
+Pearson's r of the texture number, the target of the probe that needs no truth (docs/data.md)."""
 
 GROUPS = ("held", "new")
 CEILINGS = ("truth", "numbers", "maps", "glcm", "hu")

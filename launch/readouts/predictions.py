@@ -5,8 +5,9 @@ DIR/rows/<row>.csv        cohort, case, and a column <readout>_s<seed> for every
 DIR/encoders.csv          encoder, seed, steps, minutes
 DIR/environment.json      versions and hardware of the last process that wrote here
 
-A readout is "spacing" (log mm), "label" (probability) or "bmd" (g/cm^2), followed by the number of
-patients that it was fitted on, where they are few ("spacing12"). Pages are always made from these
+A readout is "spacing" (log mm), "label" (probability), "bmd" (g/cm^2) or "number" (the texture
+number, ln HU^2), followed by the number of patients that it was fitted on, where they are few
+("spacing12"). Pages are always made from these
 tables, so that rounding cannot make a page differ.
 """
 
@@ -29,8 +30,10 @@ from osteojax.errors import UserError
 from osteojax.files import write_csv
 
 DECIMALS = "%.4f"
-KNOWN = ("case", "patient_id", "level", "log_spacing", "osteoporosis", "bmd_g_cm2")
-_READOUT = re.compile(r"(spacing|label|bmd)(\d*)_s(\d+)")
+KNOWN = (
+    "case", "patient_id", "level", "log_spacing", "osteoporosis", "bmd_g_cm2", "texture_number",
+)  # fmt: skip
+_READOUT = re.compile(r"(spacing|label|bmd|number)(\d*)_s(\d+)")
 
 
 def cases_of(cohort: PreparedCohort, truth: Truth, rows: np.ndarray) -> pd.DataFrame:
@@ -45,6 +48,7 @@ def cases_of(cohort: PreparedCohort, truth: Truth, rows: np.ndarray) -> pd.DataF
             "log_spacing": truth.log_spacing[rows],
             "osteoporosis": label,
             "bmd_g_cm2": truth.bmd_g_cm2[rows],
+            "texture_number": truth.texture_number[rows],
         }
     )
 

@@ -127,8 +127,9 @@ def _answers(
     x, patients, targets = features[training], truth.patients[training], training
     if row.shuffled:
         targets = np.random.default_rng([seed, 1]).permutation(training)
-    spacing, label, bmd = (
-        values[targets] for values in (truth.log_spacing, truth.label, truth.bmd_g_cm2)
+    spacing, label, bmd, number = (
+        values[targets]
+        for values in (truth.log_spacing, truth.label, truth.bmd_g_cm2, truth.texture_number)
     )
     found: list[dict[str, np.ndarray]] = [{} for _ in asked]
     for count in (0, *(study.few if row.few else ())):
@@ -140,6 +141,9 @@ def _answers(
         models = {"spacing": fits.ridge(x[among], spacing[among], patients[among])}
         if not count:
             models["bmd"] = fits.ridge(x[measured], bmd[measured], patients[measured])
+            textured = ~np.isnan(number)
+            if textured.any():
+                models["number"] = fits.ridge(x[textured], number[textured], patients[textured])
         classifier = None
         if len(set(label[known])) == 2:
             classifier = fits.logistic(x[known], label[known], patients[known])

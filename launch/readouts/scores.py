@@ -8,17 +8,30 @@ and seeds. Rows of one cohort are resampled alike, so that differences are paire
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.readouts.plan import GROUPS, Contrast, ReadoutStudy
+from launch.readouts.plan import GROUPS, METRICS, Contrast, ReadoutStudy
 from launch.readouts.predictions import Answers
 from launch.studies.scores import common_seeds, difference_line, score_lines, verdict
 from osteojax.evaluation import compare
 
-READOUTS = {"r": "spacing", "AUROC": "label", "MAE": "bmd"}
-"""Metric -> the readout that it is of."""
+
+class Scored(NamedTuple):
+    """What a metric is of: the readout, the column of its truth, and the name of the statistic."""
+
+    readout: str
+    column: str
+    statistic: str
+
+
+READOUTS = {
+    "r": Scored("spacing", "log_spacing", "r"),
+    "AUROC": Scored("label", "osteoporosis", "AUROC"),
+    "MAE": Scored("bmd", "bmd_g_cm2", "MAE"),
+    "r_number": Scored("number", "texture_number", "r"),
+}
 
 
 def scores(answers: Answers, study: ReadoutStudy) -> list[dict[str, Any]]:
@@ -37,15 +50,16 @@ def scores(answers: Answers, study: ReadoutStudy) -> list[dict[str, Any]]:
             if not about["n"]:
                 continue
             measure = _measure(metric)
-            [line] = score_lines(about, (metric,), cases, measure, study.resamples)
-            found.append({**line, "sd": _deviation(metric, cases)})
+            names = (READOUTS[metric].statistic,)
+            [line] = score_lines(about, names, cases, measure, study.resamples)
+            found.append({**line, "metric": metric, "sd": _deviation(metric, cases)})
     return found
 
 
 def _asked(answers: Answers, study: ReadoutStudy) -> list[tuple[str, int]]:
     """The metrics of a row, each with the number of patients that fit it."""
     few = study.few if answers.row.few else ()
-    return [("r", 0), ("AUROC", 0), ("MAE", 0), *((m, n) for m in ("r", "AUROC") for n in few)]
+    return [*((m, 0) for m in METRICS), *((m, n) for m in ("r", "AUROC") for n in few)]
 
 
 def _measure(metric: str) -> Any:
@@ -56,10 +70,10 @@ def _cases(
     answers: Answers, group: str, metric: str, count: int, seeds: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Arguments of `_measure(metric)`: the cases of a group for which every seed has an answer."""
-    readout = f"{READOUTS[metric]}{count or ''}"
+    readout, column, _ = READOUTS[metric]
     table = answers.group(group)
-    predicted = answers.predicted(table, readout, seeds)
-    truth = table[{"r": "log_spacing", "AUROC": "osteoporosis", "MAE": "bmd_g_cm2"}[metric]]
+    predicted = answers.predicted(table, f"{readout}{count or ''}", seeds)
+    truth = table.reindex(columns=[column])[column]  # tables of 0.3.0 lack the texture number
     known = np.isfinite(predicted).all(axis=0) & truth.notna().to_numpy()
     patients, predicted = table["patient_id"].to_numpy()[known], predicted[:, known]
     if metric == "AUROC":
@@ -71,11 +85,12 @@ def _cases(
 
 def _deviation(metric: str, cases: dict[str, np.ndarray]) -> float | None:
     """SD of the score over seeds; None for fewer than two."""
+    statistic = READOUTS[metric].statistic
     name = "probabilities" if metric == "AUROC" else "predicted"
     if len(cases[name]) < 2:
         return None
     each = [
-        _measure(metric)(**{**cases, name: one[None]}, resamples=1)[0].get(metric)
+        _measure(metric)(**{**cases, name: one[None]}, resamples=1)[0].get(statistic)
         for one in cases[name]
     ]
     return None if None in each else float(np.std(each, ddof=1))
@@ -121,4 +136,4 @@ def _difference(
         found = compare.compare_bmd(
             a["truth"], a["predicted"], b["predicted"], a["patients"], resamples
         )
-    return {"n": found["n"], **difference_line(found["difference"][metric])}
+    return {"n": found["n"], **difference_line(found["difference"][READOUTS[metric].statistic])}

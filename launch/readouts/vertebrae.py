@@ -24,6 +24,7 @@ class Truth:
       anisotropy: f64[N], true.
       label: i64[N], osteoporosis by the DXA result, -1 where there is none.
       bmd_g_cm2: f64[N] as measured, NaN where it was not.
+      texture_number: f64[N] as `prepare` measured it, NaN where the body has none.
       patients: str[N].
     """
 
@@ -31,6 +32,7 @@ class Truth:
     anisotropy: np.ndarray
     label: np.ndarray
     bmd_g_cm2: np.ndarray
+    texture_number: np.ndarray
     patients: np.ndarray
 
 
@@ -51,6 +53,7 @@ def truth_of(cohort: PreparedCohort, truth: pd.DataFrame) -> Truth:
         anisotropy=found["anisotropy"].to_numpy(np.float64),
         label=cohort.labels.osteoporosis.astype(np.int64),
         bmd_g_cm2=cohort.labels.bmd_g_cm2.astype(np.float64),
+        texture_number=table["texture_number"].to_numpy(np.float64),
         patients=table["patient_id"].to_numpy(str),
     )
 

@@ -46,6 +46,7 @@ def cases(patients: int = 60) -> pd.DataFrame:
             "log_spacing": log_spacing,
             "osteoporosis": label,
             "bmd_g_cm2": np.where(measured, 0.9 - 0.5 * log_spacing, np.nan),
+            "texture_number": np.where(measured, 7 + rng.normal(size=3 * patients), np.nan),
         }
     )
 
@@ -63,6 +64,7 @@ def answers(row: Readout, noise: float, seeds: tuple[int, ...] = (0, 1)) -> Answ
                 table["osteoporosis"].isna(), np.nan, 1 / (1 + np.exp(-8 * read))
             )
             table[f"bmd_s{seed}"] = np.where(table["bmd_g_cm2"].isna(), np.nan, 0.9 - 0.5 * read)
+            table[f"number_s{seed}"] = 7 + 0.5 * (table["texture_number"].fillna(0) - 7) + read
         tables[name] = table
     return Answers(row, seeds, tables)
 
@@ -92,6 +94,26 @@ def test_a_score_is_the_mean_over_seeds_of_the_plain_metric() -> None:
     assert line(found, group="new", metric="MAE")["estimate"] == pytest.approx(error, abs=1e-12)
     few = line(found, group="held", metric="r", patients_fitted=12)
     assert few["estimate"] < line(found, group="held", metric="r", patients_fitted=0)["estimate"]
+
+
+def test_the_texture_number_is_scored_apart_from_spacing() -> None:
+    table = answers(ROWS[0], 0.1).tables["new"]
+    found = scores.scores(answers(ROWS[0], 0.1), plan())
+    known = table[table["texture_number"].notna()]
+    each = [np.corrcoef(known[f"number_s{s}"], known["texture_number"])[0, 1] for s in (0, 1)]
+    r = line(found, group="new", metric="r_number")
+    assert r["estimate"] == pytest.approx(np.mean(each), abs=1e-9)
+    assert r["n"] == 120
+
+
+def test_tables_without_the_texture_number_have_no_such_score() -> None:
+    good = answers(ROWS[0], 0.1)
+    earlier = {
+        name: table.drop(columns=["texture_number", "number_s0", "number_s1"])
+        for name, table in good.tables.items()
+    }
+    found = scores.scores(Answers(ROWS[0], (0, 1), earlier), plan())
+    assert {score["metric"] for score in found} == {"r", "AUROC", "MAE"}
 
 
 def test_intervals_know_that_vertebrae_of_a_patient_are_alike() -> None:

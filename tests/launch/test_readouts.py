@@ -105,30 +105,33 @@ def test_every_row_is_scored_on_held_out_and_on_new_patients(workdir: Path) -> N
         assert (workdir / "first" / name).stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("readout", "metric"), [("spacing", "r"), ("number", "r_number")])
 def test_a_readout_is_ridge_regression_on_the_stored_embedding(
-    workdir: Path, tiny_pool: Path
+    workdir: Path, tiny_pool: Path, readout: str, metric: str
 ) -> None:
     embedded = np.load(workdir / "encoders" / "tp-seed0" / "embedding-main.npy")
     cohort = PreparedCohort(tiny_pool)
     assert embedded.shape[0] == len(cohort)
-    spacing = np.log(structure(tiny_pool)["trabecular_spacing_mm"].to_numpy())
+    number = cohort.table["texture_number"].to_numpy()
+    log_spacing = np.log(structure(tiny_pool)["trabecular_spacing_mm"].to_numpy())
+    truth = log_spacing if readout == "spacing" else number
     train, test = cohort.rows("train"), cohort.rows("test")
     x = fits.scaled(embedded, np.empty((len(cohort), 0)), train)
     patients = cohort.table["patient_id"].to_numpy()[train]
-    alpha = fits.ridge(x[train], spacing[train], patients).alpha
+    alpha = fits.ridge(x[train], truth[train], patients).alpha
     # The features by hand: centred, and divided by one deviation.
     own = embedded.astype(np.float64)
     own = (own - own[train].mean(axis=0)) / own[train].std(axis=0).mean()
-    expected = Ridge(alpha).fit(own[train], spacing[train]).predict(own[test])
+    expected = Ridge(alpha).fit(own[train], truth[train]).predict(own[test])
     predicted = pd.read_csv(workdir / "first" / "predictions" / "rows" / "tp-swav.csv")
     held = predicted[predicted["cohort"] == "main"]
-    np.testing.assert_allclose(held["spacing_s0"], expected, atol=6e-5)
+    np.testing.assert_allclose(held[f"{readout}_s0"], expected, atol=6e-5)
     scores = pd.read_csv(workdir / "first" / "scores.csv")
     [line] = scores[
-        (scores["row"] == "TP-SwAV") & (scores["group"] == "held") & (scores["metric"] == "r")
+        (scores["row"] == "TP-SwAV") & (scores["group"] == "held") & (scores["metric"] == metric)
         & (scores["patients_fitted"] == 0)
     ].to_dict("records")  # fmt: skip
-    assert line["estimate"] == pytest.approx(np.corrcoef(expected, spacing[test])[0, 1], abs=1e-3)
+    assert line["estimate"] == pytest.approx(np.corrcoef(expected, truth[test])[0, 1], abs=1e-3)
 
 
 def test_the_start_is_that_of_the_training(workdir: Path) -> None:
