@@ -149,13 +149,14 @@ def checkpoint(best_metric: str, best_mode: str, **own: Any) -> ConfigDict:
 
 
 def probed_checkpoint(variants: frozenset[str]) -> ConfigDict:
-    """`checkpoint` of a self-supervised method: the best by a frozen probe of the body's texture,
-    which needs no label, or of the label where whole boxes are seen.
+    """`checkpoint` of a self-supervised method: the last step on crops of bodies, the best by a
+    frozen probe of the label where whole boxes are seen.
 
     Args:
       variants: as of `pair_data`.
     """
-    best = "texture_probe_r" if region_of(variants) == "body" else "label_probe_auroc"
+    # Not by the texture probe, which ranks encoders otherwise than true spacing (docs/method.md)
+    best = "step" if region_of(variants) == "body" else "label_probe_auroc"
     # R: ridge, its strength chosen within training; logistic: 0.1's, which hardly sees directions
     # of small variance
     return checkpoint(best, "max", label_probe="ridge")

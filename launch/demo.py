@@ -87,30 +87,17 @@ def with_files(command: list[str]) -> list[str]:
     ]
 
 
-def texture_probe(workdir: Path) -> list[str]:
-    """What a linear model reads of the body's texture from the frozen encoder, at the start of a
-    pre-training and at the step that fine-tuning starts from."""
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if "valid/texture_probe_r" in row]
-    best = max(rows, key=lambda row: row["valid/texture_probe_r"])
-    said = []
-    for when, row in (("start", rows[0]), (f"step {best['step']}", best)):
-        r, *ends = (row.get(f"valid/texture_probe_{name}") for name in ("r", "low", "high"))
-        interval = "" if None in ends else f" (95% interval {ends[0]:.2f}-{ends[1]:.2f})"
-        said.append(f"texture probe, {when}: r {r:.2f}{interval}")
-    return said
-
-
 def _summary(console: Console, out: Path) -> None:
     """Prints the metrics and the paths of all results."""
+    from launch.readouts import rise
     from osteojax.evaluation.report import terminal
 
     evaluation = out / "finetune" / "evaluation"
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     for shown in terminal.main_tables(metrics):
         console.print(terminal.rendered(shown))
-    for line in texture_probe(out / "pretrain"):
-        print(line)
+    found = rise.rises(out / "pretrain", out / "pool", out / "cohort" / "truth.csv")
+    console.print(terminal.rendered(rise.table(found)))
     places = {
         "report": evaluation / "report.html",
         "figures": evaluation / "*.png",

@@ -74,5 +74,6 @@ def _train(args: argparse.Namespace, config: ConfigDict) -> int:
         return stopped.status
     if best and jax.process_index() == 0:
         name = config.checkpoint.best_metric
-        print(f"best {name} {best[name]:.4f} at step {int(best['step'])}, in {args.workdir}/best")
+        at = f"step {int(best['step'])}, in {args.workdir}/best"
+        print(f"last validated {at}" if name == "step" else f"best {name} {best[name]:.4f} at {at}")
     return 0

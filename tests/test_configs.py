@@ -37,7 +37,7 @@ CHANGED: dict[str, dict[str, object]] = {
 set, and stored configs keep theirs."""
 
 OF_PAIRS: dict[str, object] = {
-    "checkpoint.best_metric": ("label_probe_auroc", "texture_probe_r"),
+    "checkpoint.best_metric": ("label_probe_auroc", "step"),
     "data.pairs": ("uniform", "cross_group"),
     "data.statistics": ("box", "body"),
     "data.views.region": ("box", "body"),

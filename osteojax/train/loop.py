@@ -285,6 +285,7 @@ class _Run:
         metrics = _of_first_process(metrics)
         self.state = dataclasses.replace(self.state, model_state=model_state)
         self.writer.write(step, "valid", metrics)
+        metrics = {"step": float(step), **metrics}  # "step" keeps the last
         name, sign = self.config.checkpoint.best_metric, 1.0
         if self.config.checkpoint.best_mode == "min":
             sign = -1.0
@@ -295,7 +296,7 @@ class _Run:
                 f"both classes). Enlarge the split, or choose one of {', '.join(sorted(metrics))}."
             )
         if step > 0 and (self.best is None or sign * metrics[name] > sign * self.best[name]):
-            self.best = {"step": float(step), **metrics}
+            self.best = metrics
             finite = {k: v for k, v in self.best.items() if np.isfinite(v)}
             self.checkpoints.save_best(self.state, finite)
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from launch import cli, demo
+from launch.readouts import rise
 from osteojax.data.cohort import PreparedCohort
 from osteojax.data.vertebrae import POOL
 from tests.small_runs import SMALL
@@ -44,14 +45,21 @@ def test_the_cohort_is_prepared_by_patient(out: Path) -> None:
     assert cohort.members(0, list(POOL)).std(axis=(1, 2, 3)).min() > 0
 
 
-def test_the_texture_probe_is_told_at_start_and_end(out: Path) -> None:
-    lines = (out / "pretrain" / "metrics.jsonl").read_text().splitlines()
-    name = "valid/texture_probe_r"
-    probes = [row[name] for row in map(json.loads, lines) if name in row]
-    start, end = demo.texture_probe(out / "pretrain")
-    assert len(probes) == 3
-    assert start.startswith(f"texture probe, start: r {probes[0]:.2f}")
-    assert f": r {max(probes):.2f}" in end
+def test_fine_tuning_starts_from_the_last_step(out: Path) -> None:
+    last = max(int(path.name) for path in (out / "pretrain" / "checkpoints").iterdir())
+    assert [path.name for path in (out / "pretrain" / "best").iterdir()] == [str(last)]
+
+
+def test_the_readout_of_texture_is_told_before_and_after(out: Path) -> None:
+    """The start is rebuilt from the seed: its embeddings give the probe that the run logged."""
+    found = rise.rises(out / "pretrain", out / "pool", out / "cohort" / "truth.csv")
+    assert [one.number for one in found] == ["texture number", "true spacing"]
+    table = PreparedCohort(out / "pool").table
+    trained = set(table.loc[table["split"] == "train", "patient_id"])
+    assert {one.patients for one in found} == {len(set(table["patient_id"]) - trained)}
+    shown = rise.table(found)
+    assert [row[0] for row in shown.rows] == ["texture number", "true spacing"]
+    assert shown.rows[1][1].startswith(f"{found[1].start[0]:.2f}")
 
 
 def test_the_evaluation_is_whole(out: Path) -> None:

@@ -154,8 +154,7 @@ def test_it_trains_and_validates(name: str, runs) -> None:
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 4
     assert np.isfinite(losses).all()
-    best = f"valid/{flat(name).checkpoint.best_metric}"
-    assert [row["step"] for row in rows if best in row] == [2, 4]
+    assert [row["step"] for row in rows if any(k.startswith("valid/") for k in row)] == [2, 4]
 
 
 @first_and_slowly_each  # of pairs, in the fast suite: tests/train/test_loop.py
