@@ -144,7 +144,8 @@ def optimiser(
 
 
 def checkpoint(best_metric: str, best_mode: str, **own: Any) -> ConfigDict:
-    """How many checkpoints are kept, and the validation metric ("max" or "min") of the best."""
+    """How many checkpoints are kept, and the validation metric ("max" or "min") of the best; the
+    metric "step" keeps the last that was validated."""
     return ConfigDict({"keep": 2, "best_metric": best_metric, "best_mode": best_mode, **own})
 
 
