@@ -96,7 +96,7 @@ def _summary(console: Console, out: Path) -> None:
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     for shown in terminal.main_tables(metrics):
         console.print(terminal.rendered(shown))
-    found = rise.rises(out / "pretrain", out / "pool", out / "cohort" / "truth.csv")
+    found = rise.rises(out / "pretrain", out / "pool", out / "cohort")
     console.print(terminal.rendered(rise.table(found)))
     places = {
         "report": evaluation / "report.html",

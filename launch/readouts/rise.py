@@ -42,13 +42,14 @@ class Rise:
     patients: int
 
 
-def rises(workdir: Path, pool: Path, truth: Path) -> list[Rise]:
+def rises(workdir: Path, pool: Path, simulated: Path) -> list[Rise]:
     """Embeds a cohort with the network that `osteojax train` began with, and with its last step.
 
     Args:
       workdir: of a pre-training.
       pool: the prepared folder that it was trained on.
-      truth: the simulator's `truth.csv` of that cohort.
+      simulated: the folder that `osteojax simulate` wrote of that cohort. Only the readout is told
+        its truth.
 
     Returns:
       the texture number, then the logarithm of the true spacing.
@@ -62,7 +63,8 @@ def rises(workdir: Path, pool: Path, truth: Path) -> list[Rise]:
     cohort = PreparedCohort(pool)
     objective: Any = objectives.load(config, cohort)
     devices = DataParallel.create(config.engine)
-    known, rows, embedded = truth_of(cohort, pd.read_csv(truth)), np.arange(len(cohort)), []
+    known = truth_of(cohort, pd.read_csv(simulated / "truth.csv"))
+    rows, embedded = np.arange(len(cohort)), []
     for folder in (None, workdir):
         params, state = variables(objective, config, devices, folder)
         stats = image_statistics(state)

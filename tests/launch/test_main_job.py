@@ -52,7 +52,7 @@ def test_fine_tuning_starts_from_the_last_step(out: Path) -> None:
 
 def test_the_readout_of_texture_is_told_before_and_after(out: Path) -> None:
     """The start is rebuilt from the seed: its embeddings give the probe that the run logged."""
-    found = rise.rises(out / "pretrain", out / "pool", out / "cohort" / "truth.csv")
+    found = rise.rises(out / "pretrain", out / "pool", out / "cohort")
     assert [one.number for one in found] == ["texture number", "true spacing"]
     table = PreparedCohort(out / "pool").table
     trained = set(table.loc[table["split"] == "train", "patient_id"])
