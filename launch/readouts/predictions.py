@@ -7,8 +7,7 @@ DIR/environment.json      versions and hardware of the last process that wrote h
 
 A readout is "spacing" (log mm), "label" (probability), "bmd" (g/cm^2) or "number" (the texture
 number, ln HU^2), followed by the number of patients that it was fitted on, where they are few
-("spacing12"). Pages are always made from these
-tables, so that rounding cannot make a page differ.
+("spacing12"). Pages are always made from these tables, so that rounding cannot make a page differ.
 """
 
 from __future__ import annotations

@@ -67,8 +67,7 @@ def rises(workdir: Path, pool: Path, simulated: Path) -> list[Rise]:
     rows, embedded = np.arange(len(cohort)), []
     for folder in (None, workdir):
         params, state = variables(objective, config, devices, folder)
-        stats = image_statistics(state)
-        embedded.append(objective.embeddings(params, stats, rows, devices, cohort))
+        embedded.append(objective.embeddings(params, image_statistics(state), rows, devices))
     training = (cohort.table["split"] == "train").to_numpy()
     named = {"texture number": known.texture_number, "true spacing": known.log_spacing}
     return [
@@ -95,13 +94,13 @@ def rise_of(
         x = fits.scaled(embedding, np.empty((len(embedding), 0)), fitted)
         model = fits.ridge(x[fitted], target_N[fitted], patients_N[fitted])
         read.append(model.predict(x[scored]))
-    both = [
+    start, end = (
         (float(np.corrcoef(one, truth)[0, 1]), bootstrap.correlation_interval(truth, one, patients))
         for one in read
-    ]
+    )
     paired = compare.compare_bmd(truth, read[1], read[0], patients)["difference"]["r"]
-    difference = (both[1][0] - both[0][0], paired["interval"])
-    return Rise(name, both[0], both[1], difference, len(np.unique(patients)))
+    rise = end[0] - start[0], paired["interval"]
+    return Rise(name, start, end, rise, len(np.unique(patients)))
 
 
 def table(rises: Sequence[Rise]) -> Shown:

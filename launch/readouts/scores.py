@@ -73,7 +73,7 @@ def _cases(
     readout, column, _ = READOUTS[metric]
     table = answers.group(group)
     predicted = answers.predicted(table, f"{readout}{count or ''}", seeds)
-    truth = table.reindex(columns=[column])[column]  # tables of 0.3.0 lack the texture number
+    truth = table.reindex(columns=[column])[column]  # early tables lack the texture number
     known = np.isfinite(predicted).all(axis=0) & truth.notna().to_numpy()
     patients, predicted = table["patient_id"].to_numpy()[known], predicted[:, known]
     if metric == "AUROC":
