@@ -8,7 +8,12 @@ STAMP  := $(VENV)/.installed
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/pycache \
           $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-slow lint lock clean
+# The compilers for GPUs and TPUs: an environment that takes all else from VENV. JAX starts an
+# installed plugin in every program, so they are not in VENV itself.
+COMPILE       := .venv-compile
+COMPILE_STAMP := $(COMPILE)/.installed
+
+.PHONY: demo test test-slow lint lock compile-env clean
 
 demo: $(STAMP)            ## the whole main job on a small simulated cohort
 	$(BIN)/osteojax demo --out demo
@@ -32,8 +37,18 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --quiet -r requirements.lock -e .
 	touch $(STAMP)
 
+compile-env: $(COMPILE_STAMP)  ## what `osteojax compile` runs in: 1.1 GB
+
+$(COMPILE_STAMP): requirements-compile.lock $(STAMP)
+	$(BIN)/python -m venv --without-pip $(COMPILE)
+	$(BIN)/uv pip install --python $(COMPILE)/bin/python --quiet --no-deps -r requirements-compile.lock
+	$(BIN)/python -c 'import sysconfig; ours = sysconfig.get_path("purelib"); print(f"import site; site.addsitedir({ours!r})")' \
+	    > "$$($(COMPILE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/osteojax.pth"
+	touch $(COMPILE_STAMP)
+
 lock:                     ## write requirements.lock anew from pyproject.toml
 	uv pip compile pyproject.toml --universal --extra dev --extra reference --generate-hashes --no-emit-index-url -o requirements.lock
+	uv pip compile requirements-compile.in --no-deps --universal --generate-hashes --no-emit-index-url -o requirements-compile.lock
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(COMPILE) demo

@@ -10,6 +10,7 @@ import argparse
 import ast
 import importlib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -27,8 +28,12 @@ VERBS = (
     "predict",
     "study",
     "benchmark",
+    "compile",
     "demo",
 )
+
+CONFIGURED = ("train", "compile")
+"""Verbs that take --config.FIELD=VALUE."""
 
 
 def _verb_help(verb: str) -> tuple[str, str]:
@@ -67,10 +72,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     """Parses the verb's arguments; this imports the verb, which Ctrl-C may interrupt."""
     parser = _build_parser(argv)
     args, rest = parser.parse_known_args(argv)
-    if rest and args.verb != "train":
+    if rest and args.verb not in CONFIGURED:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    if args.verb == "train":
+    if args.verb in CONFIGURED:
         args.overrides = rest  # --config.key=value, parsed with the config
+    args.command = argv
     return args
 
 
@@ -88,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"osteojax {argv[0]}: interrupted; rerun the same command to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno is None:
             raise

@@ -109,6 +109,13 @@ def random_codes(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, image_spec().codes, shape, np.uint8)
 
 
+def _attached(engine: str, num_devices: int | None) -> DataParallel:
+    available = jax.device_count()
+    if num_devices is not None and num_devices > available:
+        raise UserError(f"--devices {num_devices}: this machine shows {available}.")
+    return DataParallel.create(engine, num_devices)
+
+
 class Experiment:
     """The training step of a config on some devices.
 
@@ -118,13 +125,17 @@ class Experiment:
       optimizer: of the config, at a fixed learning rate.
     """
 
-    def __init__(self, config: Any, cohort: Any, num_devices: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Any,
+        cohort: Any,
+        num_devices: int | None = None,
+        devices: DataParallel | None = None,
+    ) -> None:
+        """`devices` may be absent ones; None takes the first `num_devices` of this machine."""
         self.config, self.cohort = config, cohort
-        available = jax.device_count()
-        if num_devices is not None and num_devices > available:
-            raise UserError(f"--devices {num_devices}: this machine shows {available}.")
         self.objective = objectives.load(config, cohort)
-        self.devices = DataParallel.create(config.engine, num_devices)
+        self.devices = devices or _attached(config.engine, num_devices)
         self.devices.check_batch(config.batch_size)
         self.objective.check_devices(self.devices.num_devices)
         self.optimizer = self.objective.optimizer(
@@ -139,21 +150,36 @@ class Experiment:
 
     def synthetic_batch(self) -> dict[str, np.ndarray]:
         """A global batch of noise, in the form that the step takes."""
-        count, shape = self.config.batch_size, self.cohort.about.shape
+        count = self.config.batch_size
         rows = np.arange(count) % len(self.cohort.labels.level)
         draws = self.draws(rows, np.random.default_rng(0))
-        views = draws["map_ids"].shape[1:] if self.objective.view.key == "codes" else ()
-        codes = random_codes(count, *views, *shape)
-        return {**draws, self.objective.view.key: codes}
+        shape = self.batch_shapes()[self.objective.view.key].shape
+        return {**draws, self.objective.view.key: random_codes(*shape)}
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a global batch, in the form that the step takes."""
+        count, view = self.config.batch_size, self.objective.view
+        drawn = self.draws(np.array([0]), np.random.default_rng(0))
+        shapes = {
+            key: jax.ShapeDtypeStruct((count, *value.shape[1:]), value.dtype)
+            for key, value in drawn.items()
+        }
+        views = drawn["map_ids"].shape[1:] if view.key == "codes" else ()
+        volumes = (count, *views, *self.cohort.about.shape)
+        return {**shapes, view.key: jax.ShapeDtypeStruct(volumes, np.uint8)}
+
+    def initial_state(self, batch: dict[str, Any]) -> TrainState:
+        """A new training state. batch: a global batch, or its shapes and dtypes."""
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+        params, model_state = self.objective.init(jax.random.key(0), blank)
+        ema = params if self.config.optim.ema_decay is not None else None
+        return TrainState(jnp.int32(0), params, model_state, self.optimizer.init(params), ema)
 
     def new_state(self, batch: dict[str, Any]) -> TrainState:
         """A new training state on all devices."""
-        params, model_state = self.objective.init(jax.random.key(0), batch)
-        ema = params if self.config.optim.ema_decay is not None else None
-        state = TrainState(jnp.int32(0), params, model_state, self.optimizer.init(params), ema)
-        return self.devices.replicate(state)
+        return self.devices.replicate(self.initial_state(batch))
 
-    def program(self, gather: Callable) -> Callable:
+    def program(self, gather: Callable) -> Any:
         """The program that training dispatches: (state, data, batches or draws of some steps, run
         key) -> (state, metrics); `gather` as for `make_steps`."""
         loss, ema_decay = self.objective.loss, self.config.optim.ema_decay

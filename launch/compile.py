@@ -1,0 +1,76 @@
+"""Compile a training step for chips that are not here: memory, bytes, bounds, collectives.
+
+Any config of pre-training or fine-tuning; its fields can be set as --config.FIELD=VALUE. Nothing is
+measured: bytes and memory are the compiler's, times are bounds or its estimates. The compilers live
+in an environment of their own, which `make compile-env` makes once.
+
+Examples:
+  osteojax compile --topology h200:1x1x1 --size 96 --batch 32 --config.model.dtype=bfloat16 \\
+      --config configs/tp_swav_resnet34.py:paper --json before.json
+  osteojax compile --topology v5e:2x2 --devices 1 --size 96 --batch 32 --fits \\
+      --config configs/moe_multitask_resnet34.py
+  osteojax compile --compare before.json after.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from launch.compiled import environment
+from launch.compiled.chips import EXAMPLES, chip_of
+from osteojax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--topology", help=f"chips: {EXAMPLES}")
+    parser.add_argument("--config", help="a file of configs/, FILE.py or FILE.py:paper")
+    parser.add_argument(
+        "--size", type=int, default=96, help="edge of a box in voxels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=32, help="vertebrae a step, global (default: %(default)s)"
+    )
+    parser.add_argument("--devices", type=int, help="the first so many (default: all)")
+    parser.add_argument(
+        "--fits", action="store_true", help="find the largest batch that fits, and compile that"
+    )
+    parser.add_argument("--text", metavar="FILE", help="writes the compiled program")
+    parser.add_argument("--json", metavar="FILE", help="writes the figures")
+    parser.add_argument(
+        "--compare", nargs=2, metavar="JSON", help="prints two files of --json, beside one another"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.compare:
+        from launch.compiled.tables import compare
+
+        compare(*(_read(path) for path in args.compare))
+        return 0
+    if not args.topology or not args.config:
+        raise UserError("--topology and --config are needed, or --compare with two files.")
+    for name in ("size", "batch", "devices"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: a number from 1 is needed.")
+    platform = chip_of(args.topology).platform
+    if not environment.has_compiler(platform):
+        return environment.run_elsewhere(args.command, platform)
+    environment.set_variables()
+    # Imported here, because they import jax, which reads these variables then.
+    from launch.compiled.run import compile_step
+
+    compile_step(args)
+    return 0
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--compare {path}: not readable ({error}).") from error
+    if "figures" not in found:
+        raise UserError(f"--compare {path}: not written by `osteojax compile --json`.")
+    return found

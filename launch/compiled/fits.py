@@ -1,0 +1,68 @@
+"""The largest batch that fits on a chip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from launch.compiled.figures import Figures, OutOfMemory
+from osteojax.errors import UserError
+
+MOST = 2**20
+
+
+def largest_batch(
+    compile_one: Callable[[int], tuple[Figures, str]],
+    start: int,
+    devices: int,
+    say: Callable[[str], None],
+) -> tuple[int, Figures, str]:
+    """The largest batch whose step the compiler finds room for, to a multiple of the devices.
+
+    Memory grows about linearly, so each trial is where the line through the two nearest says that
+    the room ends; trials that fit and that do not close in on it.
+
+    Args:
+      compile_one: batch -> figures and text; raises `OutOfMemory`.
+      start: first batch to try.
+      say: prints the outcome of each trial.
+
+    Returns:
+      the batch, its figures and text.
+
+    Raises:
+      UserError: not even one vertebra a device fits.
+    """
+    fitting: list[tuple[int, Figures, str]] = []
+    too_large = MOST
+    trial = max(devices, start - start % devices)
+    while True:
+        try:
+            figures, text = compile_one(trial)
+            fitting.append((trial, figures, text))
+            fitting.sort(key=lambda found: found[0])
+            say(f"batch {trial}: {figures['peak_bytes'] / 1e9:.1f} GB")
+        except OutOfMemory:
+            too_large = min(too_large, trial)
+            say(f"batch {trial}: does not fit")
+            if trial == devices:
+                raise UserError(f"not even a batch of {devices} fits.") from None
+        largest = fitting[-1][0] if fitting else 0
+        if too_large - largest <= devices:
+            return fitting[-1]
+        trial = _next(fitting, too_large, devices)
+
+
+def _next(fitting: list[tuple[int, Figures, str]], too_large: int, devices: int) -> int:
+    """The next batch to try: strictly between the largest that fits and the smallest that does not,
+    where neither is known to be twice or half the last."""
+    if not fitting:
+        guess = too_large // 2
+    elif len(fitting) == 1:
+        guess = 2 * fitting[0][0]
+    else:
+        (few, less, _), (many, more, _) = fitting[-2:]
+        each = max((more["peak_bytes"] - less["peak_bytes"]) / (many - few), 1.0)
+        guess = many + int((more["room_bytes"] - more["peak_bytes"]) / each)
+    low = fitting[-1][0] + devices if fitting else devices
+    guess -= guess % devices
+    return min(max(guess, low), too_large - devices)

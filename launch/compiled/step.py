@@ -1,0 +1,60 @@
+"""The training step of a config, lowered for devices that are not attached."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from launch.benchmarks.experiment import Experiment
+from osteojax.errors import UserError
+from osteojax.train.costs import StepCost, step_cost
+from osteojax.train.parallel import DataParallel
+from osteojax.types import AXIS
+
+
+def lowered_step(config: Any, cohort: Any, found: list[jax.Device]) -> Any:
+    """The program that training dispatches for one step, for some devices.
+
+    Args:
+      config: of configs/*.py; its `batch_size` is global.
+      cohort: a stand-in (`launch.benchmarks.experiment.stand_in_cohort`).
+      found: the devices of the step, all of them.
+
+    Returns:
+      a `jax.stages.Lowered`.
+
+    Raises:
+      UserError: the batch does not divide over the devices, or JAX does not map the config's
+        engine over devices that are absent.
+    """
+    mesh = Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
+    if config.engine != "shard_map":
+        raise UserError(
+            f"config.engine={config.engine}: JAX compiles it only for devices that are attached. "
+            "Leave it at shard_map; the step is the same."
+        )
+    experiment = Experiment(config, cohort, devices=DataParallel(mesh, config.engine))
+    batch = experiment.batch_shapes()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    draws = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in batch.items()}
+    step = experiment.program(lambda data, draws: draws)
+    state = jax.eval_shape(lambda: experiment.initial_state(batch))
+    return step.lower(_at(mesh, state), None, _at(mesh, draws, None, AXIS), _at(mesh, key))
+
+
+def cost_of_one_device(config: Any, cohort: Any, devices: int) -> StepCost:
+    """Our own count of the step on one of some devices, that share the batch."""
+    share = copy.deepcopy(config)
+    with share.unlocked():
+        share.batch_size = config.batch_size // devices
+    return step_cost(share, cohort, Experiment(share, cohort, 1).batch_shapes())
+
+
+def _at(mesh: Mesh, tree: Any, *spec: str | None) -> Any:
+    """Shapes and dtypes -> the same, spread over the mesh by the spec."""
+    where = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
