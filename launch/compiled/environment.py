@@ -31,7 +31,11 @@ VARIABLES = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
 
-NOISE = (b"cudart_stub.cc", b"before absl::InitializeLog", b"unexpected worker hostname")
+NOISE = (
+    *(b"cudart_stub.cc", b"before absl::InitializeLog", b"unexpected worker hostname"),
+    *(b"could not determine TPU accelerator type", b"before InitGoogle"),
+    *(b"=== Source Location Trace", b"libtpu_init_utils.cc"),
+)
 """What the compilers say on stderr because no accelerator is attached."""
 
 

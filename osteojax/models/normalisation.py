@@ -11,10 +11,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from osteojax.data.vertebrae import POOL
+from osteojax.ops.pools import max_pool, normalised, normalised_max_pool
 
 MOMENTUM = 0.9
 EPSILON = 1e-5
 NORMS = ("batch", "group", "per_map")
+
+Affine = tuple[Array, Array, Array]
+"""Mean, factor and bias, f32, which broadcast to what they normalise (`normalised`)."""
 
 
 class Norm(nn.Module):
@@ -32,7 +36,7 @@ class Norm(nn.Module):
         and 0.92 with "batch" (simulated bone, a small network). With few channels it is instance
         normalisation (8 or 16 channels: one channel a group), and at a space of one voxel a group
         of two channels becomes +-1, whatever the image shows, and a group of one becomes 0.
-        "per_map": as "batch", separately for each texture map; see `PerMapNorm`.
+        "per_map": as "batch", separately for each texture map; see `PerMapAffine`.
       axis_name: mapped axis that the batch is spread over; None on one device.
       dtype: of the result; None keeps the promoted dtype of input and parameters.
       scale_init: initialiser of the scale; zeros where a residual branch should start at zero.
@@ -44,35 +48,70 @@ class Norm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: Array, map_id: Array | None = None, *, train: bool) -> Array:
-        """f[B, *space, C] -> f[B, *space, C]. Only "per_map" uses `map_id` i32[B]."""
-        if self.kind == "batch":
-            return nn.BatchNorm(
-                use_running_average=not train,
-                momentum=MOMENTUM,
-                epsilon=EPSILON,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                scale_init=self.scale_init,
-                name="norm",
-            )(x)
+    def __call__(
+        self, x: Array, map_id: Array | None = None, *, train: bool, then: str = ""
+    ) -> Array:
+        """f[B, *space, C] -> f[B, *space, C]. Only "per_map" uses `map_id` i32[B].
+
+        then: what follows: "relu", or "max_pool", which is ReLU and the max-pool and halves space;
+          the pool is cheaper together with the norm (`normalised_max_pool`).
+        """
         if self.kind == "group":
-            return nn.GroupNorm(
-                num_groups=math.gcd(32, x.shape[-1]),
-                epsilon=EPSILON,
-                dtype=self.dtype,
-                scale_init=self.scale_init,
-                name="norm",
-            )(x)
-        if self.kind == "per_map":
-            return PerMapNorm(self.axis_name, self.dtype, self.scale_init, name="norm")(
+            groups = math.gcd(32, x.shape[-1])
+            own = {"epsilon": EPSILON, "dtype": self.dtype, "scale_init": self.scale_init}
+            y = nn.GroupNorm(num_groups=groups, **own, name="norm")(x)
+            y = nn.relu(y) if then else y
+            return max_pool(y) if then == "max_pool" else y
+        if self.kind == "batch":
+            affine = BatchAffine(self.axis_name, self.scale_init, name="norm")(x, train=train)
+        elif self.kind == "per_map":
+            affine = PerMapAffine(self.axis_name, self.scale_init, name="norm")(
                 x, map_id, train=train
             )
-        raise ValueError(f"norm is {self.kind!r}; choose from {', '.join(NORMS)}")
+        else:
+            raise ValueError(f"norm is {self.kind!r}; choose from {', '.join(NORMS)}")
+        dtype = nn.dtypes.canonicalize_dtype(x, *affine, dtype=self.dtype)
+        if then == "max_pool":
+            return normalised_max_pool(x, *affine, dtype)
+        y = normalised(x, *affine, dtype)
+        return nn.relu(y) if then else y
 
 
-class PerMapNorm(nn.Module):
-    """Batch normalisation with separate statistics for each texture map.
+class BatchAffine(nn.Module):
+    """The statistics, parameters and running averages of `nn.BatchNorm`, without applying them.
+
+    They are apart because behind the stem the max-pool comes between them (`normalised_max_pool`).
+    """
+
+    axis_name: str | None = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Affine:
+        """f[B, *space, C] -> what `normalised` takes, each f32[1, ..., C]."""
+        channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+        mean_C = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        var_C = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
+        if train:
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            squares = jnp.square(wide)  # first, as in flax: the gradient's terms keep their order
+            moments = wide.mean(axes), squares.mean(axes)
+            if self.axis_name is not None and not self.is_initializing():
+                moments = tuple(lax.pmean(jnp.stack(moments), self.axis_name))
+            mean, var = moments[0], jnp.maximum(0.0, moments[1] - jnp.square(moments[0]))
+            if not self.is_initializing():
+                for running, batch in ((mean_C, mean), (var_C, var)):
+                    running.value = MOMENTUM * running.value + (1 - MOMENTUM) * batch
+        else:
+            mean, var = mean_C.value, var_C.value
+        mean, var, scale, bias = (jnp.expand_dims(a, axes) for a in (mean, var, scale, bias))
+        return mean, lax.rsqrt(var + EPSILON) * scale, bias
+
+
+class PerMapAffine(nn.Module):
+    """As `BatchAffine`, with separate statistics for each texture map.
 
     In training a sample is normalised by the mean and variance of all samples of its map in the
     global batch; maps that are absent from the batch keep their running averages. Scale and bias
@@ -80,12 +119,12 @@ class PerMapNorm(nn.Module):
     """
 
     axis_name: str | None = None
-    dtype: Any = None
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: Array, map_id: Array | None, *, train: bool) -> Array:
-        """f[B, *space, C], i32[B] in 0..len(POOL)-1; None means the image (0) for every sample."""
+    def __call__(self, x: Array, map_id: Array | None, *, train: bool) -> Affine:
+        """f[B, *space, C], i32[B] in 0..len(POOL)-1 -> what `normalised` takes, of each sample.
+        None means the image (0) for every sample."""
         channels = x.shape[-1]
         shape = (len(POOL), channels)
         mean_MC = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -110,9 +149,7 @@ class PerMapNorm(nn.Module):
         per_channel = (x.shape[0], *(1,) * (x.ndim - 2), channels)
         mul = jnp.matmul(membership_BM, lax.rsqrt(var + EPSILON), precision="highest") * scale
         mean_BC = jnp.matmul(membership_BM, mean, precision="highest")
-        y = (x - mean_BC.reshape(per_channel)) * mul.reshape(per_channel) + bias
-        dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        return y.astype(dtype)
+        return mean_BC.reshape(per_channel), mul.reshape(per_channel), bias
 
 
 def _map_statistics(

@@ -14,13 +14,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from osteojax.errors import UserError
 from osteojax.models import AttentionLayer, from_fields
 from osteojax.models.normalisation import Norm
 from osteojax.ops.conv3d import Conv
+from osteojax.ops.pools import average_pool
 
 SHORTCUTS = ("average", "strided")
 
@@ -112,8 +112,8 @@ class ResNet(nn.Module):
             lowering=self.lowering,
             name="stem",
         )(x)
-        x = Norm(self.norm, self.axis_name, self.dtype, name="stem_norm")(x, map_id, train=train)
-        x = max_pool(nn.relu(x)) if self.max_pool else nn.relu(x)
+        stem_norm = Norm(self.norm, self.axis_name, self.dtype, name="stem_norm")
+        x = stem_norm(x, map_id, train=train, then="max_pool" if self.max_pool else "relu")
         block = nn.remat(BasicBlock, static_argnums=(3,)) if self.remat else BasicBlock
         features = {}
         for stage, blocks in enumerate(self.stage_sizes):
@@ -182,48 +182,6 @@ class BasicBlock(nn.Module):
                 x, stride = average_pool(x), 1
             x = norm(convolution(x, 1, stride, "projection"), "projection_norm")
         return nn.relu(x + y)
-
-
-def average_pool(x: Array) -> Array:
-    """Mean over 2^rank windows, stride 2; at an odd edge, over the voxels that exist.
-
-    f[B, *space, C] -> f[B, *ceil(space / 2), C], in the dtype of `x`; sums are float32 or wider.
-    Axes are pooled one after another, from slices, for the reasons that `max_pool` gives.
-    """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    for axis in range(1, x.ndim - 1):
-        size = x.shape[axis]
-        count = -(-size // 2)
-        config = [(0, 0, 0)] * x.ndim
-        config[axis] = (0, 2 * count - size, 0)
-        padded = lax.pad(wide, jnp.zeros((), wide.dtype), config)
-        first, second = (
-            lax.slice_in_dim(padded, start, start + 2 * count - 1, 2, axis) for start in (0, 1)
-        )
-        weights = np.full(count, 0.5)
-        weights[-1] = 1 / (size - 2 * (count - 1))  # 1 voxel of an odd axis, else 2
-        wide = (first + second) * weights.astype(wide.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis))
-    return wide.astype(x.dtype)
-
-
-def max_pool(x: Array) -> Array:
-    """Maximum over 3^rank windows, stride 2, one voxel of padding at both ends of every axis.
-
-    f[B, *space, C] -> f[B, *ceil(space / 2), C]. Axes are pooled one after another, which takes 9
-    instead of 27 comparisons. The gradient selects from whole arrays, whereas that of
-    `lax.reduce_window` scatters voxel by voxel on CPU. Ties share the gradient.
-    """
-    for axis in range(1, x.ndim - 1):
-        size = x.shape[axis]
-        count = -(-size // 2)
-        config = [(0, 0, 0)] * x.ndim
-        config[axis] = (1, 2 * count - size, 0)
-        padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), config)
-        parts = [
-            lax.slice_in_dim(padded, start, start + 2 * count - 1, 2, axis) for start in range(3)
-        ]
-        x = jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
-    return x
 
 
 def resnet34(**fields: Any) -> ResNet:

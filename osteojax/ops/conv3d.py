@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from osteojax.ops.conv3d_cpu import Pads, conv3d_cpu
+from osteojax.ops.varying import same_varying_axes
 
 Strides = tuple[int, ...]
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -75,7 +76,7 @@ def conv(
     empty = 0 in x.shape or any(size + sum(pad) < taps for size, taps, pad in reach)
     if lowering == "xla" or empty:
         return _conv_xla(x, kernel, strides, pads)
-    x, kernel = _same_varying_axes(x, kernel)
+    x, kernel = same_varying_axes(x, kernel)
     if lowering == "cpu":
         return _conv_cpu(x, kernel, strides, pads)
     if lowering == "accelerator":
@@ -118,7 +119,7 @@ class Conv(nn.Module):
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         # This precedes the cast, so that gradients are summed over the devices in the parameter's
         # dtype.
-        x, kernel = _same_varying_axes(x, kernel)
+        x, kernel = same_varying_axes(x, kernel)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(x, kernel, strides=self.strides, padding=self.padding, lowering=self.lowering)
         return y if bias is None else y + bias
@@ -253,30 +254,6 @@ def _conv_platform_bwd(strides: Strides, pads: Pads, residuals, dy: jax.Array):
 
 
 _conv_platform.defvjp(_conv_platform_fwd, _conv_platform_bwd)
-
-
-def _same_varying_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Marks each array as varying over every mapped axis that any of them varies over.
-
-    Inside `shard_map(check_vma=True)` the kernel is replicated and x is sharded. A custom gradient
-    must return cotangents that vary over the same axes as the primals. Because the cast comes
-    before the custom function, its transpose sums the kernel's cotangent over the devices, as for
-    any other operation.
-    """
-    axes = frozenset().union(*(_varying_axes(array) for array in arrays))
-    return tuple(
-        lax.pcast(array, tuple(sorted(axes - _varying_axes(array))), to="varying")
-        if axes - _varying_axes(array)
-        else array
-        for array in arrays
-    )
-
-
-def _varying_axes(array: jax.Array) -> frozenset[str]:
-    aval = jax.typeof(array)
-    # jax 0.10 keeps the axes in manual_axis_type, other versions in vma.
-    kinds = getattr(aval, "manual_axis_type", None)
-    return kinds.varying if kinds is not None else aval.vma
 
 
 def _explicit_pads(

@@ -65,6 +65,34 @@ def test_batch_norm_uses_statistics_of_all_samples():
     np.testing.assert_allclose(y, _affine(expected, variables), atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_equals_flax(dtype, train):
+    """To the bit, with its gradients and running averages: models trained with flax's keep on."""
+    x = jnp.asarray(_input(), dtype)
+    theirs = nn.BatchNorm(
+        use_running_average=not train, momentum=MOMENTUM, epsilon=EPSILON, dtype=dtype
+    )
+    variables = _variables(Norm("batch"), x)
+    plain = {kind: tree["norm"] for kind, tree in variables.items()}
+    dy = jnp.asarray(np.random.default_rng(2).standard_normal(x.shape), dtype)
+
+    def run(apply, variables):
+        def of(params, x):
+            return apply({**variables, "params": params}, x)
+
+        y, transpose, state = jax.vjp(of, variables["params"], x, has_aux=True)
+        return y, state["batch_stats"], *transpose(dy)
+
+    ours = run(
+        lambda v, x: Norm("batch", dtype=dtype).apply(v, x, train=train, mutable=["batch_stats"]),
+        variables,
+    )
+    expected = run(lambda v, x: theirs.apply(v, x, mutable=["batch_stats"]), plain)
+    ours = [tree["norm"] if isinstance(tree, dict) else tree for tree in ours]
+    jax.tree.map(np.testing.assert_array_equal, ours, list(expected))
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (6, 2), (5, 1)])
 def test_group_norm_uses_statistics_of_each_sample(channels, groups):
     norm, x = Norm("group"), _input(channels)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from osteojax.models import resnet
-from osteojax.models.resnet import ResNet, max_pool, resnet34
+from osteojax.models.resnet import ResNet, resnet34
 
 SMALL = {"stage_sizes": (2, 1, 1, 1), "width": 12}
 
@@ -188,23 +188,6 @@ def test_a_block_starts_as_its_shortcut():
     for model in (one, three):
         features = jax.jit(lambda x, m=model: m.apply(variables, x, train=False))(x)
         np.testing.assert_allclose(features["pooled"], expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 8, 3), (1, 9, 5, 6, 2), (2, 1, 2, 3, 2), (2, 7, 8, 3)])
-def test_max_pool_equals_reduce_window_in_value_and_gradient(shape):
-    x = jnp.asarray(
-        np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape), jnp.float32
-    )
-    rank = len(shape) - 2
-
-    def flax(x):
-        return nn.max_pool(x, (3,) * rank, (2,) * rank, padding=((1, 1),) * rank)
-
-    y, transpose = jax.vjp(jax.jit(max_pool), x)
-    expected, expected_transpose = jax.vjp(jax.jit(flax), x)
-    np.testing.assert_array_equal(y, expected)
-    dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), jnp.float32)
-    np.testing.assert_allclose(transpose(dy)[0], expected_transpose(dy)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_remat_changes_nothing():

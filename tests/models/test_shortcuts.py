@@ -13,7 +13,8 @@ import pytest
 from configs import shared
 from osteojax.errors import UserError
 from osteojax.models import resnet
-from osteojax.models.resnet import BasicBlock, ResNet, average_pool
+from osteojax.models.resnet import BasicBlock, ResNet
+from osteojax.ops.pools import average_pool
 
 SHAPES = [
     (2, 6, 4, 8, 3),

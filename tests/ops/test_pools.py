@@ -1,0 +1,150 @@
+"""Pools against flax and float64 NumPy; the forms of a norm with a pool against one another."""
+
+from __future__ import annotations
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from osteojax.ops import pools
+from osteojax.ops.pools import max_pool, normalised_max_pool
+
+SHAPES = [(2, 8, 8, 8, 3), (1, 9, 5, 6, 2), (2, 1, 2, 3, 2), (2, 7, 8, 3)]
+FORMS = ("_early", "_late", "_late_kept")
+
+
+def _drawn(shape, dtype=jnp.float32, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_max_pool_equals_reduce_window_in_value_and_gradient(shape):
+    x = jnp.asarray(
+        np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape), jnp.float32
+    )
+    rank = len(shape) - 2
+
+    def flax(x):
+        return nn.max_pool(x, (3,) * rank, (2,) * rank, padding=((1, 1),) * rank)
+
+    y, transpose = jax.vjp(jax.jit(max_pool), x)
+    expected, expected_transpose = jax.vjp(jax.jit(flax), x)
+    np.testing.assert_array_equal(y, expected)
+    dy = _drawn(y.shape, seed=1)
+    np.testing.assert_allclose(transpose(dy)[0], expected_transpose(dy)[0], rtol=1e-5, atol=1e-6)
+
+
+def _affine(channels):
+    """Mean, factor and bias; factors of either sign."""
+    mean, mul, bias = (_drawn((channels,), seed=seed) for seed in (2, 3, 4))
+    signs = jnp.where(jnp.arange(channels) % 2, -1.0, 1.0)
+    return mean, signs * (jnp.abs(mul) + 0.1), bias
+
+
+def _run(form, dtype, inputs, dy=None):
+    """(result, gradients) of one form, as `normalised_max_pool` puts them together."""
+
+    @jax.jit
+    def run(dy, *inputs):
+        if form == "_late_kept":
+            y, *kept = pools._late_kept(dtype, *inputs)
+            dy = jnp.ones_like(y) if dy is None else dy
+            return y, pools._late_kept_gradients(dtype, *inputs, *kept, dy)
+        y, transpose = jax.vjp(lambda *a: getattr(pools, form)(dtype, *a)[0], *inputs)
+        return y, transpose(jnp.ones_like(y) if dy is None else dy)
+
+    return run(dy, *inputs)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_norm_with_a_pool_equals_float64_numpy(shape):
+    x, affine = _drawn(shape), _affine(shape[-1])
+    wide = np.asarray(x, float)
+    mean, mul, bias = (np.asarray(a, float) for a in affine)
+    normed = np.maximum((wide - mean) * mul + bias, 0)
+    rank = len(shape) - 2
+    padded = np.pad(normed, [(0, 0), *[(1, 2)] * rank, (0, 0)], constant_values=-np.inf)
+    counts = [-(-size // 2) for size in shape[1:-1]]
+    windows = [
+        padded[(slice(None), *(slice(t, t + 2 * c, 2) for t, c in zip(taps, counts, strict=True)))]
+        for taps in itertools.product(range(3), repeat=rank)
+    ]
+    expected = np.max(windows, axis=0)
+    for form in FORMS:
+        np.testing.assert_allclose(_run(form, jnp.float32, (x, *affine))[0], expected, atol=1e-5)
+    np.testing.assert_allclose(normalised_max_pool(x, *affine, jnp.float32), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_forms_are_equal_to_the_bit(shape, dtype):
+    inputs = (_drawn(shape, dtype), *_affine(shape[-1]))
+    first, *others = (_run(form, dtype, inputs)[0] for form in FORMS)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_their_gradients_are_equal_in_float32(shape, form):
+    inputs = (_drawn(shape), *_affine(shape[-1]))
+    dy = _drawn(pools._early(jnp.float32, *inputs)[0].shape, seed=5)
+    for ours, early in zip(
+        _run(form, jnp.float32, inputs, dy)[1], _run("_early", jnp.float32, inputs, dy)[1],
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(ours, early, rtol=0, atol=1e-6 * float(jnp.abs(early).max()))
+
+
+@pytest.mark.parametrize(("form", "bound"), [("_late_kept", 1.005), ("_late", 1.7)])
+def test_the_gradients_error_in_bfloat16_beside_that_of_the_plain_form(form, bound):
+    """Ties are common: two of them share the gradient in what a GPU runs, as in the plain form; of
+    three it is two. On TPU one has it all."""
+    shape = (8, 16, 16, 16, 4)
+    x, affine = _drawn(shape), _affine(4)
+    dy = _drawn((8, 8, 8, 8, 4), seed=5)
+    exact = _run("_early", jnp.float32, (x, *affine), dy)[1]
+
+    def error(form):
+        inputs = (x.astype(jnp.bfloat16), *affine)
+        found = _run(form, jnp.bfloat16, inputs, dy.astype(jnp.bfloat16))[1]
+        return [
+            float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
+            for a, b in zip(found, exact, strict=True)
+        ]
+
+    ours, plain = error(form), error("_early")
+    print(form, ours, "plain", plain)
+    assert ours[0] <= bound * plain[0]
+    assert max(ours[1:]) <= 0.01  # rounding of sums
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_factor_of_zero(form):
+    """Every voxel ties: no gradient reaches x, and that of the factor is of one voxel of the
+    window, or of several of them."""
+    x, (mean, mul, _) = _drawn((2, 8, 8, 8, 3)), _affine(3)
+    mul, bias = mul.at[1].set(0.0), jnp.array([0.1, 0.5, -0.5])
+    y, (dx, d_mean, d_mul, d_bias) = _run(form, jnp.float32, (x, mean, mul, bias))
+    np.testing.assert_array_equal(y[..., 1], 0.5)
+    assert not dx[..., 1].any()
+    assert d_mean[1] == 0
+    np.testing.assert_allclose(d_bias[1], y[..., 1].size)
+    centred = x[..., 1] - mean[1]
+    assert centred.min() <= d_mul[1] / y[..., 1].size <= centred.max()
+
+
+def test_the_largest_voxel_and_its_places():
+    x = jnp.round(2 * _drawn((2, 5, 6, 3, 2)))  # with many ties
+    largest, first, last = jax.jit(pools._largest_and_places)(x)
+    padded = np.pad(np.asarray(x), [(0, 0), *[(1, 2)] * 3, (0, 0)], constant_values=-np.inf)
+    for n, i, j, k, c in np.ndindex(*largest.shape):
+        window = padded[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, 2 * k : 2 * k + 3, c].ravel()
+        assert largest[n, i, j, k, c] == window.max()
+        assert first[n, i, j, k, c] == window.argmax()
+        assert last[n, i, j, k, c] == 26 - window[::-1].argmax()
+    assert (np.asarray(first) != np.asarray(last)).any()
