@@ -16,12 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from launch.compiled import environment
-from launch.compiled.chips import EXAMPLES, chip_of
+from launch.compiled.chips import EXAMPLES, chip_of, devices_of
+from launch.compiled.tables import compared, tables_of
+from launch.configs import load_config
 from osteojax.errors import UserError
+from osteojax.files import write_json, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.compare:
-        from launch.compiled.tables import compare
-
-        compare(*(_read(path) for path in args.compare))
+        before, after = (_read(path) for path in args.compare)
+        _print(compared(before, after))
         return 0
     if not args.topology or not args.config:
         raise UserError("--topology and --config are needed, or --compare with two files.")
@@ -59,11 +64,48 @@ def run(args: argparse.Namespace) -> int:
     if not environment.has_compiler(platform):
         return environment.run_elsewhere(args.command, platform)
     environment.set_variables()
-    # Imported here, because they import jax, which reads these variables then.
-    from launch.compiled.run import compile_step
-
-    compile_step(args)
+    result, text = _compiled(args)
+    if args.text:
+        write_text(args.text, text)
+    if args.json:
+        write_json(args.json, result)
+    _print(tables_of(result))
+    if args.json:
+        print(f"written to {args.json}")
     return 0
+
+
+def _compiled(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What --json has, and the program's text."""
+    # Imported here, because they import jax, which reads the environment's variables then.
+    from launch.benchmarks.measure import environment as this_environment
+    from launch.compiled.fits import largest_batch
+    from launch.compiled.step import compiler
+
+    config = load_config(args.config, args.overrides)
+    one = compiler(config, args.size, args.topology, args.devices)
+    batch, devices = args.batch, args.devices or len(devices_of(args.topology))
+    if args.fits:
+        batch, figures, text = largest_batch(one, batch, devices, print)
+    else:
+        figures, text = one(batch)
+    program = {
+        "topology": args.topology,
+        "devices": devices,
+        "config": args.config,
+        "overrides": list(args.overrides),
+        "size": args.size,
+        "batch": batch,
+        "dtype": config.model.dtype,
+    }
+    versions = this_environment("flax", "optax", "jax-cuda12-plugin", "libtpu")
+    return {"environment": versions, "program": program, "figures": figures}, text
+
+
+def _print(tables: Iterable[Any]) -> None:
+    console = Console(highlight=False)
+    for table in tables:
+        console.print(table)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from launch.benchmarks.experiment import Experiment
+from launch.benchmarks.experiment import Experiment, stand_in_cohort
+from launch.compiled.chips import chip_of, devices_of
+from launch.compiled.figures import Figures, compiled_figures
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
 from osteojax.train.parallel import DataParallel
 from osteojax.types import AXIS
+
+
+def compiler(
+    config: Any, size: int, topology: str, num_devices: int | None
+) -> Callable[[int], tuple[Figures, str]]:
+    """A function: global batch -> figures and text of the step on one device (`compiled_figures`).
+
+    Args:
+      config: of configs/*.py.
+      size: edge of a box in voxels.
+      topology: of `launch.compiled.chips`.
+      num_devices: the first so many; None takes all.
+
+    Raises:
+      UserError: no such topology, or it has fewer devices.
+    """
+    found = devices_of(topology)
+    if num_devices and num_devices > len(found):
+        raise UserError(f"--devices {num_devices}: {topology} has {len(found)}.")
+    found, chip, cohort = found[:num_devices], chip_of(topology), stand_in_cohort(size)
+
+    def compile_one(batch: int) -> tuple[Figures, str]:
+        own = copy.deepcopy(config)
+        with own.unlocked():
+            own.batch_size = batch
+        cost = cost_of_one_device(own, cohort, len(found))
+        lower = functools.partial(lowered_step, own, cohort, found)
+        return compiled_figures(lower, chip, cost, own.model.dtype)
+
+    return compile_one
 
 
 def lowered_step(config: Any, cohort: Any, found: list[jax.Device]) -> Any:

@@ -1,10 +1,10 @@
-"""The figures of a compiled step in the terminal."""
+"""The figures of a compiled step as tables for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from launch.compiled.chips import chip_of
@@ -12,13 +12,9 @@ from launch.compiled.chips import chip_of
 CUDNN = "peak memory: at least this is needed; cuDNN's workspace is not counted"
 
 
-def say(line: str) -> None:
-    Console().print(line, highlight=False)
-
-
-def show(result: dict[str, Any]) -> None:
-    """Prints one compiled step."""
-    console, figures, program = Console(highlight=False), result["figures"], result["program"]
+def tables_of(result: dict[str, Any]) -> Iterator[Table | str]:
+    """What is printed of one compiled step."""
+    figures, program = result["figures"], result["program"]
     head = (
         f"{program['topology']}, {program['devices']} device(s), {program['config']}, "
         f"{program['size']}^3, batch {program['batch']}, {program['dtype']}"
@@ -26,22 +22,21 @@ def show(result: dict[str, Any]) -> None:
     table = Table(title=head, show_header=False)
     for name, value in summary(figures):
         table.add_row(name, value)
-    console.print(table)
+    yield table
     if chip_of(program["topology"]).platform == "cuda":
-        console.print(CUDNN)
-    console.print(_lines("kernels that move most", figures["largest"]))
-    console.print(_layers(figures["layers"]))
+        yield CUDNN
+    yield _lines("kernels that move most", figures["largest"])
+    yield _layers(figures["layers"])
     for title, lines in (
         ("large copies and transposes", figures["large_copies"]),
         ("without the compiler's estimate: bytes over bandwidth", figures["without_estimate"][:10]),
     ):
         if lines:
-            console.print(_lines(title, lines))
+            yield _lines(title, lines)
 
 
-def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Prints the figures of two steps beside one another."""
-    console = Console(highlight=False)
+def compared(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Table]:
+    """The figures of two steps beside one another."""
     table = Table("", "before", "after")
     for key in ("topology", "config", "overrides", "size", "batch", "dtype"):
         if before["program"][key] != after["program"][key]:
@@ -49,9 +44,9 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
     rows = zip(summary(before["figures"]), summary(after["figures"]), strict=True)
     for (name, old), (_, new) in rows:
         table.add_row(name, old, new)
-    console.print(table)
-    console.print(_layers(before["figures"]["layers"], "before"))
-    console.print(_layers(after["figures"]["layers"], "after"))
+    yield table
+    yield _layers(before["figures"]["layers"], "before")
+    yield _layers(after["figures"]["layers"], "after")
 
 
 def summary(figures: dict[str, Any]) -> list[tuple[str, str]]:
