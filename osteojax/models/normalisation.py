@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from osteojax.data.vertebrae import POOL
-from osteojax.ops.pools import max_pool, normalised, normalised_max_pool
+from osteojax.ops.normalised import normalised
+from osteojax.ops.pools import max_pool, normalised_max_pool
 
 MOMENTUM = 0.9
 EPSILON = 1e-5
@@ -73,8 +74,7 @@ class Norm(nn.Module):
         dtype = nn.dtypes.canonicalize_dtype(x, *affine, dtype=self.dtype)
         if then == "max_pool":
             return normalised_max_pool(x, *affine, dtype)
-        y = normalised(x, *affine, dtype)
-        return nn.relu(y) if then else y
+        return normalised(x, *affine, dtype, relu=then == "relu")
 
 
 class BatchAffine(nn.Module):
@@ -149,6 +149,7 @@ class PerMapAffine(nn.Module):
         per_channel = (x.shape[0], *(1,) * (x.ndim - 2), channels)
         mul = jnp.matmul(membership_BM, lax.rsqrt(var + EPSILON), precision="highest") * scale
         mean_BC = jnp.matmul(membership_BM, mean, precision="highest")
+        bias = bias.reshape(1, *per_channel[1:])
         return mean_BC.reshape(per_channel), mul.reshape(per_channel), bias
 
 

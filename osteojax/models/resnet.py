@@ -20,6 +20,7 @@ from osteojax.errors import UserError
 from osteojax.models import AttentionLayer, from_fields
 from osteojax.models.normalisation import Norm
 from osteojax.ops.conv3d import Conv
+from osteojax.ops.normalised import relu
 from osteojax.ops.pools import average_pool
 
 SHORTCUTS = ("average", "strided")
@@ -168,12 +169,12 @@ class BasicBlock(nn.Module):
                 name=name,
             )(x)
 
-        def norm(x: Array, name: str, **options: Any) -> Array:
+        def norm(x: Array, name: str, then: str = "", **options: Any) -> Array:
             return Norm(self.norm, self.axis_name, self.dtype, name=name, **options)(
-                x, map_id, train=train
+                x, map_id, train=train, then=then
             )
 
-        y = nn.relu(norm(convolution(x, 3, self.stride, "conv1"), "norm1"))
+        y = norm(convolution(x, 3, self.stride, "conv1"), "norm1", then="relu")
         y = convolution(y, 3, 1, "conv2")
         y = norm(y, "norm2", scale_init=nn.initializers.constant(self.scale))
         if x.shape != y.shape:
@@ -181,7 +182,7 @@ class BasicBlock(nn.Module):
             if stride == 2 and self.shortcut == "average":
                 x, stride = average_pool(x), 1
             x = norm(convolution(x, 1, stride, "projection"), "projection_norm")
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 def resnet34(**fields: Any) -> ResNet:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from osteojax.ops.normalised import plain
 from osteojax.ops.varying import same_varying_axes
 
 WINDOW = 3
@@ -67,7 +68,7 @@ def max_pool(x: Array) -> Array:
 
 
 def normalised_max_pool(x: Array, mean: Array, mul: Array, bias: Array, dtype: Any) -> Array:
-    """`max_pool(relu(normalised(x, mean, mul, bias, dtype)))` with fewer passes over memory.
+    """`max_pool(normalised(x, mean, mul, bias, dtype, relu=True))` with fewer passes over memory.
 
     On GPU and TPU the pool comes first: an affine map of a channel is monotone and so is its
     rounding, so that the largest of the normalised voxels is the normalised largest voxel, or the
@@ -86,11 +87,6 @@ def normalised_max_pool(x: Array, mean: Array, mul: Array, bias: Array, dtype: A
       dtype: of the result.
     """
     return _pooled(dtype, *same_varying_axes(x, mean, mul, bias))
-
-
-def normalised(x: Array, mean: Array, mul: Array, bias: Array, dtype: Any) -> Array:
-    """(x - mean) * mul + bias, computed in the widest dtype of these, as `nn.BatchNorm` does."""
-    return ((x - mean) * mul + bias).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -133,7 +129,7 @@ Kept = tuple[Array, ...]
 
 
 def _early(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
-    return (max_pool(jax.nn.relu(normalised(x, mean, mul, bias, dtype))), *_nothing(x))
+    return (max_pool(plain(x, mean, mul, bias, dtype=dtype, relu=True)), *_nothing(x))
 
 
 def _late(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
@@ -146,14 +142,14 @@ def _late(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
         (1, *[2] * rank, 1),
         ((0, 0), *[(1, 1)] * rank, (0, 0)),
     )
-    return (jax.nn.relu(normalised(largest * sign, mean, mul, bias, dtype)), *_nothing(x))
+    return (plain(largest * sign, mean, mul, bias, dtype=dtype, relu=True), *_nothing(x))
 
 
 def _late_kept(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
     sign = _sign(mul, x)
     largest, first, last = _largest_and_places(x * sign)
     largest = largest * sign
-    return jax.nn.relu(normalised(largest, mean, mul, bias, dtype)), largest, first, last
+    return plain(largest, mean, mul, bias, dtype=dtype, relu=True), largest, first, last
 
 
 def _late_kept_gradients(
@@ -168,7 +164,7 @@ def _late_kept_gradients(
     dy: Array,
 ) -> tuple[Array, ...]:
     def after(largest: Array, mean: Array, mul: Array, bias: Array) -> Array:
-        return jax.nn.relu(normalised(largest, mean, mul, bias, dtype))
+        return plain(largest, mean, mul, bias, dtype=dtype, relu=True)
 
     d_largest, *d_affine = jax.vjp(after, largest, mean, mul, bias)[1](dy)
     return _to_places(d_largest, first, last, x.shape), *d_affine
