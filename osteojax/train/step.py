@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from osteojax.train.parallel import DataParallel
 from osteojax.types import Batch, Metrics, TrainState
@@ -80,7 +81,7 @@ def _update(
         (value, (model_state, metrics)), gradients = gradient_of(
             state.params, state.model_state, batch, step_key, state.step
         )
-        gradients = devices.mean_gradients(gradients)
+        gradients = _in_place(devices.mean_gradients(gradients))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = TrainState(
@@ -94,6 +95,22 @@ def _update(
         return new_state, metrics
 
     return step
+
+
+def _in_place(gradients):
+    """The gradients; on an NVIDIA GPU those of convolutions in the layout of their parameters.
+
+    cuDNN gives a kernel's gradient transposed. XLA would transpose it in the optimiser's own pass,
+    which then cannot write in place and copies parameters and moments.
+    """
+
+    def laid_out(*leaves):
+        plain = (with_layout_constraint(x, Layout(tuple(range(x.ndim)))) for x in leaves)
+        return tuple(lax.optimization_barrier(x) for x in plain)
+
+    leaves = jax.tree.leaves(gradients)
+    leaves = lax.platform_dependent(*leaves, cuda=laid_out, default=lambda *leaves: leaves)
+    return jax.tree.unflatten(jax.tree.structure(gradients), leaves)
 
 
 def _averaged(state: TrainState, params, decay: float | None):
