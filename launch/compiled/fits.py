@@ -53,16 +53,17 @@ def largest_batch(
 
 
 def _next(fitting: list[tuple[int, Figures, str]], too_large: int, devices: int) -> int:
-    """The next batch to try: strictly between the largest that fits and the smallest that does not,
-    where neither is known to be twice or half the last."""
+    """The next batch to try: strictly between the largest that fits and the smallest that does
+    not."""
     if not fitting:
-        guess = too_large // 2
-    elif len(fitting) == 1:
-        guess = 2 * fitting[0][0]
+        guess, low = too_large // 2, devices
     else:
-        (few, less, _), (many, more, _) = fitting[-2:]
-        each = max((more["peak_bytes"] - less["peak_bytes"]) / (many - few), 1.0)
-        guess = many + int((more["room_bytes"] - more["peak_bytes"]) / each)
-    low = fitting[-1][0] + devices if fitting else devices
+        largest, figures, _ = fitting[-1]
+        before, least = 0, figures["argument_bytes"]  # the state needs its room without a batch
+        if len(fitting) > 1:
+            before, least = fitting[-2][0], fitting[-2][1]["peak_bytes"]
+        each = max((figures["peak_bytes"] - least) / (largest - before), 1.0)
+        guess = largest + int((figures["room_bytes"] - figures["peak_bytes"]) / each)
+        low = largest + devices
     guess -= guess % devices
     return min(max(guess, low), too_large - devices)

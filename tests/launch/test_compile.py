@@ -113,7 +113,8 @@ def test_the_largest_batch_that_fits(each: float, fixed: float, devices: int) ->
         peak = fixed + each * batch + 3 * (batch % 7)  # about linear
         if peak > 1000:
             raise OutOfMemory("no room")
-        return {"peak_bytes": peak, "room_bytes": 1000}, f"program of {batch}"
+        figures = {"peak_bytes": peak, "room_bytes": 1000, "argument_bytes": fixed}
+        return figures, f"program of {batch}"
 
     batch, figures, text = largest_batch(compile_one, 32, devices, lambda line: None)
     assert figures["peak_bytes"] <= 1000
