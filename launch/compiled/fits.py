@@ -8,6 +8,7 @@ from launch.compiled.figures import Figures, OutOfMemory
 from osteojax.errors import UserError
 
 MOST = 2**20
+FINEST = 64
 
 
 def largest_batch(
@@ -16,10 +17,11 @@ def largest_batch(
     devices: int,
     say: Callable[[str], None],
 ) -> tuple[int, Figures, str]:
-    """The largest batch whose step the compiler finds room for, to a multiple of the devices.
+    """The largest batch whose step the compiler finds room for, to a multiple of the devices and
+    to 1/64 of itself.
 
-    Memory grows about linearly, so each trial is where the line through the two nearest says that
-    the room ends; trials that fit and that do not close in on it.
+    A trial is where the line through the two nearest that fit says that the room ends; where one
+    that far did not fit, it is in the middle, since compilers find room when they must.
 
     Args:
       compile_one: batch -> figures and text; raises `OutOfMemory`.
@@ -47,7 +49,7 @@ def largest_batch(
             if trial == devices:
                 raise UserError(f"not even a batch of {devices} fits.") from None
         largest = fitting[-1][0] if fitting else 0
-        if too_large - largest <= devices:
+        if too_large - largest <= max(devices, largest // FINEST):
             return fitting[-1]
         trial = _next(fitting, too_large, devices)
 
@@ -65,5 +67,6 @@ def _next(fitting: list[tuple[int, Figures, str]], too_large: int, devices: int)
         each = max((figures["peak_bytes"] - least) / (largest - before), 1.0)
         guess = largest + int((figures["room_bytes"] - figures["peak_bytes"]) / each)
         low = largest + devices
-    guess -= guess % devices
-    return min(max(guess, low), too_large - devices)
+    if guess >= too_large:
+        guess = (low + too_large) // 2
+    return max(guess - guess % devices, low)

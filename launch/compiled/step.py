@@ -17,6 +17,7 @@ from launch.compiled.figures import Figures, compiled_figures
 from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
 from osteojax.train.parallel import DataParallel
+from osteojax.train.step import make_step
 from osteojax.types import AXIS
 
 
@@ -62,21 +63,27 @@ def lowered_step(config: Any, cohort: Any, found: list[jax.Device]) -> Any:
       a `jax.stages.Lowered`.
 
     Raises:
-      UserError: the batch does not divide over the devices, or JAX does not map the config's
-        engine over devices that are absent.
+      UserError: the batch does not divide over the devices.
     """
     mesh = Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
-    if config.engine != "shard_map":
-        raise UserError(
-            f"config.engine={config.engine}: JAX compiles it only for devices that are attached. "
-            "Leave it at shard_map; the step is the same."
-        )
     experiment = Experiment(config, cohort, devices=DataParallel(mesh, config.engine))
-    batch = experiment.batch_shapes()
+    batch, count = experiment.batch_shapes(), len(found)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda: experiment.initial_state(batch))
+    if config.engine == "pmap":
+        step: Any = make_step(
+            experiment.objective.loss,
+            experiment.optimizer,
+            experiment.devices,
+            config.optim.ema_decay,
+        )
+        shares = {
+            name: jax.ShapeDtypeStruct((count, x.shape[0] // count, *x.shape[1:]), x.dtype)
+            for name, x in batch.items()
+        }
+        return step.lower(state, shares, key)
     draws = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in batch.items()}
     step = experiment.program(lambda data, draws: draws)
-    state = jax.eval_shape(lambda: experiment.initial_state(batch))
     return step.lower(_at(mesh, state), None, _at(mesh, draws, None, AXIS), _at(mesh, key))
 
 
