@@ -1,9 +1,8 @@
-"""The network as a GPU runs it, run on the CPU, beside the CPU's own form.
-
-`lax.platform_dependent` chooses the form when a program is lowered; here a test chooses the GPU's.
-"""
+"""The network as a GPU runs it, run on the CPU, beside the CPU's own form."""
 
 from __future__ import annotations
+
+import contextlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from osteojax.models.resnet import ResNet
+from tests.gpu_forms import traced_as_on_a_gpu
 
 FORMS = ("cpu", "gpu")
 
@@ -26,13 +26,7 @@ def volumes(seed, size=16):
 
 def run(form, function, *inputs):
     """`function(*inputs)`, jitted, with the forms of a platform."""
-
-    def gpu(*arguments, default, cuda=None, **others):
-        return (cuda or default)(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        if form == "gpu":
-            patch.setattr(jax.lax, "platform_dependent", gpu)
+    with traced_as_on_a_gpu() if form == "gpu" else contextlib.nullcontext():
         return jax.jit(lambda *a: function(*a))(*inputs)
 
 

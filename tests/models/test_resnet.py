@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from osteojax.models import resnet
 from osteojax.models.resnet import ResNet, resnet34
+from tests.gpu_forms import traced_as_on_a_gpu
 
 SMALL = {"stage_sizes": (2, 1, 1, 1), "width": 12}
 
@@ -215,8 +218,9 @@ def test_remat_changes_nothing():
         )
 
 
+@pytest.mark.parametrize("traced", [contextlib.nullcontext, traced_as_on_a_gpu])
 @pytest.mark.parametrize(("norm", "form"), [("batch", AVERAGE), ("per_map", {})])
-def test_eight_devices_equal_one(norm, form):
+def test_eight_devices_equal_one(norm, form, traced):
     model = ResNet(stage_sizes=(1, 1), width=12, norm=norm, **form)
     x, ids = _input(3, 16, batch=8), jnp.arange(8) % 3
     variables = _variables(model, x)
@@ -232,7 +236,8 @@ def test_eight_devices_equal_one(norm, form):
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    one = jax.jit(step, static_argnums=4)(variables["params"], x, ids, target, None)
+    with traced():
+        one = jax.jit(lambda *a: step(*a, None))(variables["params"], x, ids, target)
     many = jax.shard_map(
         lambda *arguments: step(*arguments, "data"),
         mesh=Mesh(np.array(jax.devices()), ("data",)),
@@ -240,7 +245,8 @@ def test_eight_devices_equal_one(norm, form):
         out_specs=P(),
         check_vma=True,
     )
-    eight = jax.jit(many)(variables["params"], x, ids, target)
+    with traced():
+        eight = jax.jit(many)(variables["params"], x, ids, target)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5 * float(jnp.abs(b).max())),
         eight,
