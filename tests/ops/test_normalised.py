@@ -71,7 +71,7 @@ def test_relu_equals_jax_in_value_and_gradient():
 
 
 def test_what_is_differentiated_off_a_gpu_is_plain(monkeypatch):
-    """The few passes are for NVIDIA GPUs: the CPU's numbers stay what they were."""
+    """The few passes are for NVIDIA GPUs: the CPU's operations stay what they were."""
 
     def wrong(dtype, relu, *inputs):
         return tuple(jnp.full_like(a, jnp.nan) for a in inputs[:4])
