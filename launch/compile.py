@@ -7,8 +7,8 @@ in an environment of their own, which `make compile-env` makes once.
 Examples:
   osteojax compile --topology h200:1x1x1 --size 96 --batch 32 --config.model.dtype=bfloat16 \\
       --config configs/tp_swav_resnet34.py:paper --json before.json
-  osteojax compile --topology v5e:2x2 --devices 1 --size 96 --batch 32 --fits \\
-      --config configs/moe_multitask_resnet34.py
+  osteojax compile --topology h100:1x1x1 --size 96 --batch 512 --fits \\
+      --config configs/tp_swav_resnet34.py:paper
   osteojax compile --compare before.json after.json
 """
 
@@ -83,15 +83,16 @@ def _compiled(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from launch.compiled.step import compiler
 
     config = load_config(args.config, args.overrides)
-    one = compiler(config, args.size, args.topology, args.devices)
-    batch, devices = args.batch, args.devices or len(devices_of(args.topology))
+    found = devices_of(args.topology, args.devices)
+    one = compiler(config, args.size, chip_of(args.topology), found)
+    batch = args.batch
     if args.fits:
-        batch, figures, text = largest_batch(one, batch, devices, print)
+        batch, figures, text = largest_batch(one, batch, len(found), print)
     else:
         figures, text = one(batch)
     program = {
         "topology": args.topology,
-        "devices": devices,
+        "devices": len(found),
         "config": args.config,
         "overrides": list(args.overrides),
         "size": args.size,

@@ -179,14 +179,19 @@ class Experiment:
         """A new training state on all devices."""
         return self.devices.replicate(self.initial_state(batch))
 
+    def single_step(self) -> Any:
+        """The jitted step (state, batch, run key) -> (state, metrics), as of `make_step`."""
+        ema_decay = self.config.optim.ema_decay
+        return make_step(self.objective.loss, self.optimizer, self.devices, ema_decay)
+
     def program(self, gather: Callable) -> Any:
         """The program that training dispatches: (state, data, batches or draws of some steps, run
         key) -> (state, metrics); `gather` as for `make_steps`."""
-        loss, ema_decay = self.objective.loss, self.config.optim.ema_decay
         if self.devices.engine == "pmap":  # always one step, without a leading axis
-            step = make_step(loss, self.optimizer, self.devices, ema_decay)
+            step = self.single_step()
             return lambda state, data, batch, key: step(state, batch, key)
-        return make_steps(loss, self.optimizer, self.devices, ema_decay, gather)
+        ema_decay = self.config.optim.ema_decay
+        return make_steps(self.objective.loss, self.optimizer, self.devices, ema_decay, gather)
 
     def on_devices(self, batch: dict[str, np.ndarray]) -> Any:
         """A global batch on the devices, so that a dispatch of one step needs no transfer."""

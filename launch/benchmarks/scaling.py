@@ -34,7 +34,6 @@ from osteojax.errors import UserError
 from osteojax.train.collectives import Collective, compiled_collectives, expected_bytes
 from osteojax.train.costs import step_cost
 from osteojax.train.parallel import DataParallel
-from osteojax.train.step import make_step
 from osteojax.types import AXIS, TrainState
 
 SCALINGS = ("weak", "strong")
@@ -190,18 +189,8 @@ def measure_step(config: Any, size: int, num_devices: int, repeats: int) -> dict
 
 def traceable_step(experiment: Experiment, batch: dict[str, np.ndarray]) -> tuple[Any, TrainState]:
     """(the jitted step, shapes and dtypes of its replicated state). Nothing is computed."""
-    config, objective = experiment.config, experiment.objective
-    step = make_step(
-        objective.loss, experiment.optimizer, experiment.devices, config.optim.ema_decay
-    )
-
-    def new_state() -> TrainState:
-        params, model_state = objective.init(jax.random.key(0), batch)
-        ema = params if config.optim.ema_decay is not None else None
-        opt_state = experiment.optimizer.init(params)
-        return TrainState(jnp.int32(0), params, model_state, opt_state, ema)
-
-    return step, experiment.devices.replicated_like(jax.eval_shape(new_state))
+    state = jax.eval_shape(lambda: experiment.initial_state(batch))
+    return experiment.single_step(), experiment.devices.replicated_like(state)
 
 
 def compiled_step(experiment: Experiment, batch: dict[str, np.ndarray]) -> tuple[TrainState, Any]:

@@ -101,11 +101,14 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[name]
 
 
-def devices_of(topology: str) -> list[jax.Device]:
+def devices_of(topology: str, count: int | None = None) -> list[jax.Device]:
     """The devices of a topology, in the order in which training takes them. None is attached.
 
+    Args:
+      count: the first so many; None takes all.
+
     Raises:
-      UserError: the compiler knows no such topology.
+      UserError: the compiler knows no such topology, or it has fewer devices.
     """
     from jax.experimental import topologies
 
@@ -117,11 +120,13 @@ def devices_of(topology: str) -> list[jax.Device]:
     else:
         named = {"platform": "tpu", "topology_name": topology}
     try:
-        found = topologies.get_topology_desc(**named).devices
+        found: list[Any] = topologies.get_topology_desc(**named).devices
     except Exception as error:  # compilers raise errors of many kinds
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"--topology {topology}: its compiler refuses it ({reason}). NVIDIA topologies are "
             f"slices x hosts x GPUs, those of TPUs whole hosts of 4 chips: {EXAMPLES}."
         ) from error
-    return sorted(found, key=lambda device: (device.process_index, device.id))
+    if count and count > len(found):
+        raise UserError(f"--devices {count}: {topology} has {len(found)}.")
+    return sorted(found, key=lambda device: (device.process_index, device.id))[:count]

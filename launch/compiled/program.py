@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import re
 from collections.abc import Iterator
 
+from osteojax.train.collectives import ARRAY, KINDS, shape_bytes
+
 WIDE = ("f64", "s64", "u64")
-BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 NO_BYTES = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier", "while", "conditional", "call"),
 }
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 ONLY_MOVES = {"copy", "transpose", "reverse", "bitcast", "reshape", "convert"}
 LARGE_BYTES = 10_000_000
 """From here on a copy is worth a line."""
 
 OPERATION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)")
-ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+\w*)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +63,7 @@ class Kernel:
     @property
     def collective(self) -> str:
         """Which collective it is; "" for none."""
-        return next((kind for kind in COLLECTIVES if self.operation.startswith(kind)), "")
-
-
-def array_bytes(shape: str) -> int:
-    """Bytes of all arrays in a shape's text, "(bf16[2,3]{1,0}, f32[])"."""
-    return sum(
-        math.prod(int(edge) for edge in edges.split(",") if edge) * _bits(dtype) // 8
-        for dtype, edges in ARRAY.findall(shape)
-    )
-
-
-def _bits(dtype: str) -> int:
-    return BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])
+        return next((kind for kind in KINDS if self.operation.startswith(kind)), "")
 
 
 def kernels(text: str) -> list[Kernel]:
@@ -137,7 +123,7 @@ def _walk(bodies: dict[str, list[str]], name: str, runs: int) -> Iterator[Kernel
             continue
         fused = bodies.get(_named(line, "calls"), [])
         inside = _opcodes(fused) or {operation}
-        read = sum(array_bytes(shapes.get(operand, "")) for operand in operands)
+        read = sum(shape_bytes(shapes.get(operand, "")) for operand in operands)
         started = operation.endswith("-start")  # its shape has the operands in it, too
         cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
         layer, backward = _layer([line]) if _layer([line])[0] else _layer(fused)
@@ -148,12 +134,12 @@ def _walk(bodies: dict[str, list[str]], name: str, runs: int) -> Iterator[Kernel
             backward=backward,
             convolution="convolution" in inside or '"__cudnn$conv' in line,
             moves_only=bool(inside - {"parameter"}) and inside <= ONLY_MOVES | {"parameter"},
-            bytes=runs * (2 * read if started else read + array_bytes(shape)),
+            bytes=runs * (2 * read if started else read + shape_bytes(shape)),
             read_bytes=runs * read,
             runs=runs,
             cycles=runs * int(cycles[1]) if cycles else None,
             overlapped=started and _works_until_done(lines[place + 1 :], name),
-            wide=any(edges and dtype in WIDE for dtype, edges in ARRAY.findall(shape)),
+            wide=any(edges and dtype in WIDE for dtype, _, edges in ARRAY.findall(shape)),
         )
 
 

@@ -12,33 +12,24 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from launch.benchmarks.experiment import Experiment, stand_in_cohort
-from launch.compiled.chips import chip_of, devices_of
+from launch.compiled.chips import Chip
 from launch.compiled.figures import Figures, compiled_figures
-from osteojax.errors import UserError
 from osteojax.train.costs import StepCost, step_cost
 from osteojax.train.parallel import DataParallel
-from osteojax.train.step import make_step
 from osteojax.types import AXIS
 
 
 def compiler(
-    config: Any, size: int, topology: str, num_devices: int | None
+    config: Any, size: int, chip: Chip, found: list[jax.Device]
 ) -> Callable[[int], tuple[Figures, str]]:
     """A function: global batch -> figures and text of the step on one device (`compiled_figures`).
 
     Args:
       config: of configs/*.py.
       size: edge of a box in voxels.
-      topology: of `launch.compiled.chips`.
-      num_devices: the first so many; None takes all.
-
-    Raises:
-      UserError: no such topology, or it has fewer devices.
+      chip, found: the kind of the devices, and the devices of the step.
     """
-    found = devices_of(topology)
-    if num_devices and num_devices > len(found):
-        raise UserError(f"--devices {num_devices}: {topology} has {len(found)}.")
-    found, chip, cohort = found[:num_devices], chip_of(topology), stand_in_cohort(size)
+    cohort = stand_in_cohort(size)
 
     def compile_one(batch: int) -> tuple[Figures, str]:
         own = copy.deepcopy(config)
@@ -71,17 +62,11 @@ def lowered_step(config: Any, cohort: Any, found: list[jax.Device]) -> Any:
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda: experiment.initial_state(batch))
     if config.engine == "pmap":
-        step: Any = make_step(
-            experiment.objective.loss,
-            experiment.optimizer,
-            experiment.devices,
-            config.optim.ema_decay,
-        )
         shares = {
             name: jax.ShapeDtypeStruct((count, x.shape[0] // count, *x.shape[1:]), x.dtype)
             for name, x in batch.items()
         }
-        return step.lower(state, shares, key)
+        return experiment.single_step().lower(state, shares, key)
     draws = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in batch.items()}
     step = experiment.program(lambda data, draws: draws)
     return step.lower(_at(mesh, state), None, _at(mesh, draws, None, AXIS), _at(mesh, key))

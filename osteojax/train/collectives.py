@@ -16,9 +16,10 @@ import jax
 if TYPE_CHECKING:
     from osteojax.objectives import Objective
 
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_COLLECTIVE = re.compile(rf"= (?P<result>.+?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_COLLECTIVE = re.compile(rf"= (?P<result>.+?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+"""Dtype, its bits ("" for pred), and edges of an array in a program's text."""
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LOOP_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
@@ -97,7 +98,7 @@ def _group_size(line: str, kind: str, num_devices: int) -> int:
 
 def _operand_bytes(match: re.Match[str], group_size: int) -> int:
     """Computed from the shapes of the result, because newer texts do not print the operands'."""
-    result = sum(_array_bytes(*array) for array in _ARRAY.findall(match["result"]))
+    result = shape_bytes(match["result"])
     kind = match["kind"]
     if kind == "all-gather":
         # The result of an asynchronous start includes the operands.
@@ -107,6 +108,11 @@ def _operand_bytes(match: re.Match[str], group_size: int) -> int:
     if kind == "collective-permute" and match["start"]:
         return result // 2
     return result
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of all arrays in a shape's text, "(bf16[2,3]{1,0}, f32[])"."""
+    return sum(_array_bytes(*array) for array in ARRAY.findall(shape))
 
 
 def _array_bytes(dtype: str, bits: str, shape: str) -> int:
