@@ -13,10 +13,13 @@ PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/pycach
 COMPILE       := .venv-compile
 COMPILE_STAMP := $(COMPILE)/.installed
 
-.PHONY: demo test test-slow lint lock compile-env clean
+.PHONY: demo gpu test test-slow lint lock compile-env clean
 
 demo: $(STAMP)            ## the whole main job on a small simulated cohort
 	$(BIN)/osteojax demo --out demo
+
+gpu:                      ## all that is claimed about a GPU, in nine minutes; PYTHON as it is
+	$(PYTHON) -m launch.cli benchmark gpu --out gpu
 
 test: $(STAMP)            ## the fast test suite
 	$(PYTEST)
@@ -51,4 +54,4 @@ lock:                     ## write requirements.lock anew from pyproject.toml
 	uv pip compile requirements-compile.in --no-deps --universal --generate-hashes --no-emit-index-url -o requirements-compile.lock
 
 clean:
-	rm -rf $(VENV) $(COMPILE) demo
+	rm -rf $(VENV) $(COMPILE) demo gpu

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "conv3d": "3D convolution and ResNet34-3D: our lowering against XLA's and PyTorch",
     "storage": "texture pools on disk: bytes, errors, and vertebrae/s that training reads",
     "online": "textures made in the training step: seconds a step, bytes saved, against offline",
+    "gpu": "all that is claimed about a GPU, in nine minutes, beside PyTorch and the compiler",
     "boxes": "prepared folders: bytes a vertebra, and places for crops in bodies by level",
     "texture_survival": "simulated trabecular texture: how much is left at each slice thickness",
 }

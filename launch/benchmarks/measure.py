@@ -35,17 +35,20 @@ def seconds(run: Callable[[], Any], repeats: int, warmup: int = 1) -> dict[str, 
 WINDOW_SECONDS = 1.0
 
 
-def seconds_per_call(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+def seconds_per_call(
+    call: Callable[[], Any], repeats: int, window_seconds: float = WINDOW_SECONDS
+) -> dict[str, float]:
     """Wall seconds per call when calls are dispatched without waiting, as in training.
 
-    Returns {"median", "min", "max"} over `repeats` windows of at least a second (or one call), and
-    "first", the first call with its compilation. Each window ends when its arrays are ready.
+    Returns {"median", "min", "max"} over `repeats` windows of at least `window_seconds` (or one
+    call), and "first", the first call with its compilation. Each window ends when its arrays are
+    ready.
     """
     start = time.perf_counter()
     jax.block_until_ready(call())
     first = time.perf_counter() - start
     once = seconds(call, 1, warmup=0)["median"]
-    count = max(1, round(WINDOW_SECONDS / once))
+    count = max(1, round(window_seconds / once))
 
     def window() -> Any:
         for _ in range(count - 1):

@@ -8,7 +8,7 @@ fastest there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -186,7 +186,7 @@ class _Dispatched:
 def swav_step(
     config: Any, batch: dict[str, np.ndarray], map_affine: np.ndarray, platform: str
 ) -> Callable[[], _Dispatched]:
-    """A call that takes one step of `config` on a batch on the device.
+    """A call that takes one step of `config` on a batch on the device, on a GPU as one CUDA graph.
 
     Args:
       config: of configs/tp_swav_resnet34.py.
@@ -194,63 +194,95 @@ def swav_step(
       map_affine: f32[len(POOL), 2] (`Manifest.map_affine`).
       platform: "cpu" or "gpu", where JAX takes its steps.
     """
-    if (platform == "gpu" and not torch.cuda.is_available()) or platform not in ("cpu", "gpu"):
-        raise UserError(
-            f"--peers pytorch: JAX runs on {platform} and this PyTorch cannot. Install a build of "
-            "PyTorch that can, or leave out --peers."
-        )
-    device = torch.device("cuda" if platform == "gpu" else "cpu")
-    torch.manual_seed(0)
-    model = SwAV(config, map_affine).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.optim.learning_rate,
-        betas=(config.optim.beta1, config.optim.beta2),
-        weight_decay=config.optim.weight_decay,
-        fused=True,
-        capturable=platform == "gpu",
-    )
-    codes = torch.as_tensor(batch["codes"], device=device)
-    map_ids = torch.as_tensor(batch["map_ids"], device=device).long()
+    one = _Step(config, batch, map_affine, platform)
     if platform == "gpu":
-        return _captured(model, optimizer, codes, map_ids)
-
-    def once() -> _Dispatched:
-        optimizer.zero_grad(set_to_none=True)
-        model(codes, map_ids).backward()
-        optimizer.step()
-        model.constrain()
-        return _Dispatched()
-
-    return once
+        return one.captured(torch.compile(one.model, mode="max-autotune-no-cudagraphs"))
+    return one.eager(one.model)
 
 
-def _captured(model: Any, optimizer: Any, codes: Any, map_ids: Any) -> Callable[[], _Dispatched]:
-    """The step compiled, then captured with its optimiser as one CUDA graph."""
-    # JAX multiplies float32 in TF32 on a GPU by default, so PyTorch does too.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    loss = torch.compile(model, mode="max-autotune-no-cudagraphs")
+def swav_steps(
+    config: Any, batch: dict[str, np.ndarray], map_affine: np.ndarray, platform: str
+) -> Iterator[tuple[str, Callable[[], _Dispatched]]]:
+    """(name, call that takes one step) of the forms of a step, the quickest to prepare first.
 
-    def step() -> None:
-        loss(codes, map_ids).backward()
-        optimizer.step()
-        model.constrain()
+    Arguments are those of `swav_step`. On a GPU the second is compiled and the third is also one
+    CUDA graph. They are compiled by inductor's own choice of kernels: timing its candidates for
+    every 3D convolution ("max-autotune") takes minutes.
+    """
+    one = _Step(config, batch, map_affine, platform)
+    yield "eager", one.eager(one.model)
+    if platform == "gpu":
+        compiled = torch.compile(one.model)
+        yield "compiled", one.eager(compiled)
+        yield "compiled, one CUDA graph", one.captured(compiled)
 
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(CAPTURE_WARMUP):
-            optimizer.zero_grad(set_to_none=True)
-            step()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    optimizer.zero_grad(set_to_none=True)  # the graph allocates its gradients and overwrites them
-    with torch.cuda.graph(graph):
-        step()
 
-    def once() -> _Dispatched:
-        graph.replay()
-        return _Dispatched()
+def peak_bytes() -> int | None:
+    """Most memory that PyTorch's tensors had on the GPU in this process; None without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
-    return once
+
+class _Step:
+    """Model, optimiser and batch on a device, from which calls of one step are made."""
+
+    def __init__(
+        self, config: Any, batch: dict[str, np.ndarray], map_affine: np.ndarray, platform: str
+    ) -> None:
+        if (platform == "gpu" and not torch.cuda.is_available()) or platform not in ("cpu", "gpu"):
+            raise UserError(
+                f"--peers pytorch: JAX runs on {platform} and this PyTorch cannot. Install a build "
+                "of PyTorch that can, or leave out --peers."
+            )
+        device = torch.device("cuda" if platform == "gpu" else "cpu")
+        if platform == "gpu":
+            # JAX multiplies float32 in TF32 on a GPU by default, so PyTorch does too.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+        torch.manual_seed(0)
+        self.model = SwAV(config, map_affine).to(device)
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.optim.learning_rate,
+            betas=(config.optim.beta1, config.optim.beta2),
+            weight_decay=config.optim.weight_decay,
+            fused=True,
+            capturable=platform == "gpu",
+        )
+        self._codes = torch.as_tensor(batch["codes"], device=device)
+        self._map_ids = torch.as_tensor(batch["map_ids"], device=device).long()
+
+    def _take(self, loss: Any) -> None:
+        """One step, without clearing the gradients of the step before."""
+        loss(self._codes, self._map_ids).backward()
+        self._optimizer.step()
+        self.model.constrain()
+
+    def eager(self, loss: Any) -> Callable[[], _Dispatched]:
+        """Steps of a model, compiled or not, dispatched operation by operation."""
+
+        def once() -> _Dispatched:
+            self._optimizer.zero_grad(set_to_none=True)
+            self._take(loss)
+            return _Dispatched()
+
+        return once
+
+    def captured(self, loss: Any) -> Callable[[], _Dispatched]:
+        """The step of a model with its optimiser, captured as one CUDA graph."""
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(CAPTURE_WARMUP):
+                self.eager(loss)()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # The graph allocates its gradients and overwrites them.
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self._take(loss)
+
+        def once() -> _Dispatched:
+            graph.replay()
+            return _Dispatched()
+
+        return once

@@ -69,7 +69,13 @@ class ConfigDict(dict):
             for name, value in self.items()
         }
 
+    def copy_and_resolve_references(self) -> ConfigDict:
+        return ConfigDict(self.to_dict())
+
     def lock(self) -> ConfigDict:
+        return self
+
+    def unlock(self) -> ConfigDict:
         return self
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ import configs
 from launch import cli
 from launch.benchmarks import experiment, feeding, floor, measure, peaks, plain_config
 from launch.benchmarks import train as benchmark
+from osteojax.data.augment import flips_alone
 from osteojax.train import costs
 from osteojax.train.parallel import DataParallel
 from tests.small_runs import fine_tuning, pretraining
@@ -67,6 +68,10 @@ def test_settings_without_ml_collections_are_the_shipped_ones(objective, monkeyp
     assert plain.objective.name == objective
     whole = plain_config.shipped_config(objective, "paper")
     assert (whole.data.statistics, real.data.statistics) == ("box", "body")
+    if objective == "swav":
+        flips = [flips_alone(config.data.augment) for config in (plain, real)]
+        assert flips[0].to_dict() == flips[1].to_dict() != plain.data.augment.to_dict()
+    assert plain.to_dict() == real.to_dict()  # the augmentation for crops is another one
     with pytest.raises(AttributeError, match="no 'bath_size' among seed"):
         plain.bath_size
 
@@ -338,6 +343,8 @@ def test_pytorch_takes_the_same_step(form: str) -> None:
     assert float(theirs.detach()) == pytest.approx(float(metrics["loss"][0]), rel=1e-4)
     once = peer_pytorch.swav_step(one.config, batch, affine, "cpu")
     jax.block_until_ready(once())
+    forms = dict(peer_pytorch.swav_steps(one.config, batch, affine, "cpu"))
+    jax.block_until_ready(forms["eager"]())
 
 
 def _give_parameters(torch, peer, params) -> None:
