@@ -80,7 +80,7 @@ def test_what_was_measured_survives_a_part_that_fails(stand_ins, tmp_path, capsy
         {
             "raises": "row(n=1); print('all the rest'); raise ValueError('no room')",
             "killed": "row(n=2); os.kill(os.getpid(), signal.SIGSEGV)",
-            "hangs": "row(n=3); subprocess.Popen(['sleep', '77']); time.sleep(60)",
+            "hangs": "row(n=3); subprocess.Popen(['sleep', '76.31']); time.sleep(60)",
             "lacks": "say('absent', 'torch is not installed')",
             "after": "row(before=json.loads((path.parent.parent / 'gpu.json').read_text())"
             "['parts']); say('measured')",
@@ -101,7 +101,7 @@ def test_what_was_measured_survives_a_part_that_fails(stand_ins, tmp_path, capsy
     assert len(found["rows"][-1]["before"]) == 5  # on disk before the last part began
     assert "| hangs | timed out | 1 | ended after 1 s |" in (tmp_path / "gpu.md").read_text()
     assert "ValueError: no room" in capsys.readouterr().out
-    assert not sleeping("77")
+    assert not sleeping("76.31")
 
 
 def sleeping(seconds: str) -> bool:
