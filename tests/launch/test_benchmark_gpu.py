@@ -442,12 +442,9 @@ def bare(tmp_path: Path, *argv: str) -> tuple[int, dict]:
 
 
 def test_the_command_runs_with_jax_flax_optax_and_orbax_alone(tmp_path) -> None:
-    status, found = bare(tmp_path, "--parts", "assignments,pytorch_64")
+    status, found = bare(tmp_path, "--parts", "assignments")
     assert status == 0
-    assert found["states"] == {
-        "machine": "measured", "pytorch_64": "absent", "assignments": "measured",
-    }  # fmt: skip
-    assert "torch is not installed" in {part["reason"] for part in found["parts"]}
+    assert found["states"] == {"machine": "measured", "assignments": "measured"}
     assert found["environment"]["versions"]["jax"] == jax.__version__
 
 
@@ -455,7 +452,8 @@ def test_the_command_runs_with_jax_flax_optax_and_orbax_alone(tmp_path) -> None:
 def test_all_parts_run_with_jax_flax_optax_and_orbax_alone(tmp_path, monkeypatch) -> None:
     status, found = bare(tmp_path)
     assert status == 0, found["parts"]
-    assert "pandas is not installed" in {part["reason"] for part in found["parts"]}
+    reasons = {part["reason"] for part in found["parts"]}
+    assert reasons >= {"torch is not installed", "pandas is not installed"}
     lacking = {"pytorch_96", "pytorch_64", "pallas", "disk"}
     assert found["states"] == {
         part.name: "absent" if part.name in lacking else "measured" for part in gpu.PARTS
