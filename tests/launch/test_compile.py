@@ -13,6 +13,7 @@ from launch.compiled.environment import PYTHON
 from launch.compiled.figures import OutOfMemory
 from launch.compiled.fits import largest_batch
 from launch.compiled.program import convolution_dtypes, kernels
+from launch.configs import SHIPPED
 from osteojax.errors import UserError
 
 HLO = """HloModule jit_steps, is_scheduled=true
@@ -146,6 +147,8 @@ def test_not_even_one_vertebra_fits() -> None:
         ((), "--topology and --config are needed"),
         (("--topology", "h200:1x1x1", "--size", "0"), "--size 0: a number from 1"),
         (("--topology", "h200:1x1x1"), "Run `make compile-env` in"),
+        (("--topology", "h200:1x1x1", "--textures", "box"), "--textures compiles maps for one"),
+        (("--topology", "h200:1x1x1", "--radius", "0"), "--radius 0: a number from 1"),
         (("--compare", "absent.json", "absent.json"), "--compare absent.json: not readable"),
     ],
 )
@@ -193,6 +196,20 @@ def test_two_files_beside_one_another(tmp_path: Path, capsys: pytest.CaptureFixt
     for expected in ("45.00 GB", "33.00 GB", "batch", "2.00 of 128.0 GiB", "stem", "107 in bf16"):
         assert expected in told
     assert "same" not in told  # what does not differ is not repeated
+
+
+def test_texture_maps_beside_one_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = SHIPPED / "benchmarks" / "compiled"
+    before, after = (str(committed / f"{name}h200_textures_box.json") for name in ("before/", ""))
+    assert main(["compile", "--compare", before, after]) == 0
+    told = capsys.readouterr().out
+    for expected in ("233.3 a voxel", "85.2 a voxel", "17 a voxel", "20.6 Gvoxel/s"):
+        assert expected in told
+    step = str(committed / "h200x8_small.json")
+    assert main(["compile", "--compare", before, step]) == 1
+    assert "one file is of a step" in capsys.readouterr().err
 
 
 def test_the_rates_of_a_chip_are_in_order() -> None:

@@ -8,7 +8,8 @@ step and 2r + 1 - |step| along the others.
 
 Three paths, chosen by the arguments:
 
-  whole_box        every voxel counts, neighbours at distance 1: 13 angles in 13 passes
+  whole_box        every voxel counts, neighbours at distance 1: 13 angles in 13 passes; on an
+                   NVIDIA GPU `shared_sums`, where maps share sums and few passes are written out
   masked_windows   the same inside a mask: an angle at a time, sums packed into uint32 words
   exact_windows    the rest (central moments, other angles, weights, float64 maps): 64-bit sums
 
@@ -32,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from osteojax.ops.texture.box_maps import box_maps, separate_maps
 from osteojax.ops.texture.exact_windows import exact_maps
 from osteojax.ops.texture.masked_windows import masked_maps
 from osteojax.ops.texture.pair_features import (
@@ -41,7 +43,6 @@ from osteojax.ops.texture.pair_features import (
     check_features,
     pair_mean,
 )
-from osteojax.ops.texture.whole_box import whole_box_mean, widest_bound
 from osteojax.ops.texture.windows import Window
 
 _SLAB_VOXELS = {"box": 1_000_000, "masked": 1_000_000, "exact": 500_000}
@@ -117,10 +118,11 @@ def window_maps(
     traced = isinstance(levels, jax.core.Tracer) or isinstance(mask, jax.core.Tracer)
     if not traced and levels.size:
         _check_range(levels, num_levels)
+    in_pieces = not traced and levels.size > 0 and _on_cpu(levels)
     maps: dict[str, jax.Array] = {}
-    for path, names in _paths(features, mask, window, dtype).items():
+    for path, names in _paths(features, mask, window, dtype, in_pieces).items():
         run = partial(_run, path=path, window=window, features=names, num_levels=num_levels)
-        if not traced and levels.size and _on_cpu(levels):
+        if in_pieces:
             maps |= _by_volume(run, levels, mask, path, window)
         else:
             maps |= run(levels, mask)
@@ -161,8 +163,8 @@ def _on_cpu(array: jax.Array) -> bool:
     return next(iter(array.devices())).platform == "cpu"
 
 
-def _paths(features, mask, window: Window, dtype) -> dict[str, tuple[str, ...]]:
-    """Path -> the features that are computed on it."""
+def _paths(features, mask, window: Window, dtype, in_pieces) -> dict[str, tuple[str, ...]]:
+    """Path -> the features that are computed on it, in one program each."""
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"dtype is {dtype}; float32 or float64.")
@@ -172,7 +174,7 @@ def _paths(features, mask, window: Window, dtype) -> dict[str, tuple[str, ...]]:
         if dtype == np.float64 or not fast or (mask is not None and not _is_integer(name)):
             path = "exact64" if dtype == np.float64 else "exact"
         elif mask is None:
-            path = f"box {name}"  # a separate program
+            path = f"box {name}" if in_pieces else "box"
         else:
             path = "masked"
         paths.setdefault(path, []).append(name)
@@ -187,12 +189,9 @@ def _is_integer(name: str) -> bool:
 def _run(levels, mask, *, path, window, features, num_levels) -> dict[str, jax.Array]:
     """Maps of one path, NaN where there is no pair; values outside the mask are arbitrary."""
     if path.startswith("box"):
-        (name,) = features
         radius = max(window.radii(levels.shape))
-        value = PAIR_VALUES[pair_mean(name, symmetrical=True).value]
-        # Real values are at most 1; their integer operands go up to num_levels.
-        bound = widest_bound(value.bound(num_levels) if value.integer else num_levels, radius)
-        return {name: _box_map(levels, num_levels, name=name, radius=radius, bound=bound)}
+        form = box_maps if path == "box" else separate_maps
+        return form(levels, features, num_levels, radius)
     if path == "masked":
         return masked_maps(levels, mask, window, features, num_levels)
     if isinstance(levels, jax.core.Tracer) and not jax.config.read("jax_enable_x64"):
@@ -205,16 +204,6 @@ def _run(levels, mask, *, path, window, features, num_levels) -> dict[str, jax.A
         if path == "exact64":
             return maps
         return {name: image.astype(jnp.float32) for name, image in maps.items()}
-
-
-@partial(jax.jit, static_argnames=("name", "radius", "bound"))
-def _box_map(levels, num_levels, *, name, radius, bound) -> jax.Array:
-    """One map of the whole box, f32[..., D, H, W], as one program."""
-    mean = pair_mean(name, symmetrical=True)
-    value = PAIR_VALUES[mean.value]
-    return mean.scale * whole_box_mean(
-        levels, lambda i, j: value.of(i, j, num_levels), bound, radius
-    )
 
 
 def _outside(image, mask, init_value):
