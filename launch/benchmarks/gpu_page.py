@@ -209,6 +209,7 @@ def _memory(rows: Rows, card: str) -> Iterator[str]:
         lines.append(["committed", f"none for {card} and this step"])
     title = f"Memory: the step on boxes of {one['image_size']}^3, batch {one['batch_size']}"
     yield from _table(title, ["what", "GiB"], lines)
+    yield ""
     yield (
         f"Compiled in {one['compile_seconds']:.0f} s (a few: from JAX's cache). The compiler does "
         "not count cuDNN's workspace."
@@ -292,4 +293,3 @@ def _table(title: str, head: list[str], rows: Iterable[list[str]]) -> Iterator[s
     if lines:
         yield from ("", f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|")
         yield from (f"| {line} |" for line in lines)
-        yield ""
