@@ -59,7 +59,7 @@ PARTS = (
     Part("boxes_96", "gpu_steps", 130),
     Part("memory", "gpu_memory", 90),
     Part("pytorch_96", "gpu_steps", 100, _NO_JAX),
-    Part("textures", "gpu_operations", 60),
+    Part("textures", "gpu_operations", 80),
     Part("body", "gpu_steps", 80),
     Part("boxes_64", "gpu_steps", 80),
     Part("pytorch_64", "gpu_steps", 80, _NO_JAX),

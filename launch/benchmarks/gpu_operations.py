@@ -13,13 +13,17 @@ import numpy as np
 from launch.benchmarks import measure
 from launch.benchmarks.experiment import random_codes, stand_in_cohort
 from launch.benchmarks.gpu_part import Absent, Sizes
+from launch.compiled.textures import FEATURES_OF, texture_program
 from osteojax.data.online import online_texture
 from osteojax.data.pair_views import pair_choices
 from osteojax.ops.sinkhorn import sinkhorn
-from osteojax.ops.texture import glcm
-from osteojax.ops.texture.pair_features import ALL_FEATURES
 
-NUM_LEVELS, RADIUS = 48, 3
+RADIUS = 3
+TEXTURES = {
+    "box": "four maps of whole boxes",
+    "masked": "four maps in an ellipsoid",
+    "all": "all 16 features of whole boxes",
+}
 DISTINCT_BOXES = 4
 """Boxes of a batch that differ; making smooth noise takes the host a second for each."""
 ASSIGNED = ((1056, 128), (8192, 3000))
@@ -38,23 +42,29 @@ def textures(sizes: Sizes) -> Iterator[Row]:
     axes = np.ogrid[tuple(slice(-1, 1, 1j * edge) for _ in range(3))]
     ball = jnp.asarray(np.broadcast_to(sum(axis**2 for axis in axes) <= 1, levels.shape))
 
-    yield _texture_row(sizes, "four maps of whole boxes", levels, None, glcm.FEATURES)
-    yield _texture_row(sizes, "four maps in an ellipsoid", levels, ball, glcm.FEATURES)
+    yield _texture_row(sizes, "box", levels)
     yield _online_row(sizes)
-    yield _texture_row(sizes, "all 16 features of one box", levels[:1], None, ALL_FEATURES)
+    yield _texture_row(sizes, "masked", levels, ball)
+    yield _texture_row(sizes, "all", levels)
 
 
-def _texture_row(
-    sizes: Sizes, name: str, levels: jax.Array, mask: jax.Array | None, features: tuple[str, ...]
-) -> Row:
-    """Maps of uint8[B, D, H, W] levels. For each voxel at least its level and mask are read, and a
-    float32 is written for each map."""
-    maps = functools.partial(glcm.texture_maps, kernel_radius=RADIUS, num_levels=NUM_LEVELS)
-    timing = measure.seconds_per_call(
-        lambda: maps(levels, mask, features=features), sizes.repeats, sizes.window_seconds
-    )
-    voxel_bytes = 1 + (mask is not None) + 4 * len(features)
-    return _row("textures", name, timing) | {"voxels": levels.size, "voxel_bytes": voxel_bytes}
+def _texture_row(sizes: Sizes, maps: str, *volumes: jax.Array) -> Row:
+    """Maps of a batch as the one program that `osteojax compile --textures` compiles.
+
+    volumes: uint8[B, D, H, W] levels, and bool[B, D, H, W] for "masked". For each voxel they are
+    read at least once and a float32 is written for each map.
+    """
+    with jax.enable_x64(maps == "all"):  # central moments are made of 64-bit sums
+        run = functools.partial(jax.jit(texture_program(maps, RADIUS)), *volumes)
+        timing = measure.seconds_per_call(run, sizes.repeats, sizes.window_seconds)
+    return _row("textures", TEXTURES[maps], timing) | {
+        "textures": maps,
+        "image_size": sizes.large,
+        "batch_size": sizes.batch,
+        "kernel_radius": RADIUS,
+        "voxels": volumes[0].size,
+        "voxel_bytes": len(volumes) + 4 * len(FEATURES_OF[maps]),
+    }
 
 
 def _online_row(sizes: Sizes) -> Row:
@@ -69,7 +79,7 @@ def _online_row(sizes: Sizes) -> Row:
         lambda: members(images, ids), sizes.repeats, sizes.window_seconds
     )
     made = int((pairs > 0).sum()) * images[0].size  # the image itself is not computed
-    about = {"voxels": made, "voxel_bytes": 2}  # a code read, a code written
+    about = {"textures": "chosen", "voxels": made, "voxel_bytes": 2}  # codes read and written
     return _row("textures", "maps that a step chooses", timing) | about
 
 

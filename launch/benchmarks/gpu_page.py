@@ -28,16 +28,37 @@ def committed(card: str, step: Row) -> dict[str, Any] | None:
       card: `jax.Device.device_kind`.
       step: a row with image_size, region, batch_size, dtype.
     """
-    for path in sorted(COMPILED.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+    asked = step["image_size"], step["region"], step["batch_size"], step["dtype"], 1
+    for result in _compiled_for(card):
         program = result["program"]
-        name = program["topology"].partition(":")[0].upper()
-        region = "box" if program["config"].endswith(":paper") else "body"
-        same = program["size"], region, program["batch"], program["dtype"], program["devices"]
-        asked = step["image_size"], step["region"], step["batch_size"], step["dtype"], 1
-        if name in card.split() and same == asked and "swav" in program["config"]:
+        if "swav" in program.get("config", ""):
+            region = "box" if program["config"].endswith(":paper") else "body"
+            same = program["size"], region, program["batch"], program["dtype"], program["devices"]
+            if same == asked:
+                return result
+    return None
+
+
+def committed_textures(card: str, maps: Row) -> dict[str, Any] | None:
+    """As `committed`, of texture maps; maps: textures, image_size, batch_size, kernel_radius."""
+    names = {
+        "textures": "textures",
+        "size": "image_size",
+        "batch": "batch_size",
+        "radius": "kernel_radius",
+    }
+    for result in _compiled_for(card):
+        if all(result["program"].get(one) == maps.get(other) for one, other in names.items()):
             return result
     return None
+
+
+def _compiled_for(card: str) -> Iterator[dict[str, Any]]:
+    """The committed results for a card: "h200:1x1x1" for one that has H200 in its name."""
+    for path in sorted(COMPILED.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["program"]["topology"].partition(":")[0].upper() in card.split():
+            yield result
 
 
 # ---------------------------------------------------------------- what ran
@@ -94,7 +115,7 @@ def _sections(rows: Rows) -> Iterator[str]:
     yield from _bounds(rows, rates, card)
     yield from _memory(rows, card)
     yield from _kernels(rows)
-    yield from _textures(rows, rates)
+    yield from _textures(rows, rates, card)
     yield from _assignments(rows, rates)
     yield from _checks(rows)
 
@@ -238,17 +259,30 @@ def _kernels(rows: Rows) -> Iterator[str]:
 # ---------------------------------------------------------------- operations
 
 
-def _textures(rows: Rows, rates: dict[str, float]) -> Iterator[str]:
-    lines = [
-        [
-            row["name"],
-            _ms(row),
-            f"{row['voxels'] / row['seconds'] / 1e9:.3g}",
-            f"{rates['bytes'] / row['voxel_bytes'] / 1e9:.3g}" if "bytes" in rates else "",
-        ]
-        for row in _of(rows, "textures")
+def _textures(rows: Rows, rates: dict[str, float], card: str) -> Iterator[str]:
+    lines = []
+    for row in _of(rows, "textures"):
+        result = committed_textures(card, row)
+        bound = result["figures"]["bound_voxels_per_second"] if result else None
+        least = rates["bytes"] / row["voxel_bytes"] if "bytes" in rates else None
+        lines.append(
+            [
+                row["name"],
+                _ms(row),
+                _giga(row["voxels"] / row["seconds"]),
+                _giga(least),
+                _giga(bound) or "none",
+            ]
+        )
+    head = [
+        *("what", "ms", "Gvoxel/s", "bound by least bytes"),
+        "bound by committed bytes and the data sheet",
     ]
-    yield from _table("Texture maps", ["what", "ms", "Gvoxel/s", "bound, Gvoxel/s"], lines)
+    yield from _table("Texture maps", head, lines)
+
+
+def _giga(rate: float | None) -> str:
+    return f"{rate / 1e9:.3g}" if rate else ""
 
 
 def _assignments(rows: Rows, rates: dict[str, float]) -> Iterator[str]:

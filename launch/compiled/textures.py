@@ -42,7 +42,7 @@ def compiled_textures(
     volumes = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for dtype in dtypes]
     start = time.perf_counter()
     with jax.enable_x64(maps == "all"):  # central moments are made of 64-bit sums
-        compiled: Any = jax.jit(_program(maps, radius)).lower(*volumes).compile()
+        compiled: Any = jax.jit(texture_program(maps, radius)).lower(*volumes).compile()
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
     found = sorted(kernels(text), key=lambda kernel: -kernel.bytes)
@@ -69,7 +69,9 @@ def compiled_textures(
     return figures, text
 
 
-def _program(maps: str, radius: int) -> Callable[..., dict[str, jax.Array]]:
+def texture_program(maps: str, radius: int) -> Callable[..., dict[str, jax.Array]]:
+    """What is compiled: (levels, mask where `maps` is "masked") -> maps; "all" inside
+    `jax.enable_x64(True)`."""
     features = FEATURES_OF[maps]
 
     def program(levels: jax.Array, mask: jax.Array | None = None) -> dict[str, jax.Array]:
