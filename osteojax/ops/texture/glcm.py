@@ -10,7 +10,8 @@ Three paths, chosen by the arguments:
 
   whole_box        every voxel counts, neighbours at distance 1: 13 angles in 13 passes; on an
                    NVIDIA GPU `shared_sums`, where maps share sums and few passes are written out
-  masked_windows   the same inside a mask: an angle at a time, sums packed into uint32 words
+  masked_windows   the same inside a mask: an angle at a time, sums packed into uint32 words; on
+                   an NVIDIA GPU `masked_sums`, all angles in one program of two passes
   exact_windows    the rest (central moments, other angles, weights, float64 maps): 64-bit sums
 
 The least memory traffic is one byte read and 4 written per map and voxel (17 for the paper's four).
@@ -35,6 +36,7 @@ import numpy as np
 
 from osteojax.ops.texture.box_maps import box_maps, separate_maps
 from osteojax.ops.texture.exact_windows import exact_maps
+from osteojax.ops.texture.masked_sums import inside_masks
 from osteojax.ops.texture.masked_windows import masked_maps
 from osteojax.ops.texture.pair_features import (
     FEATURES,
@@ -176,7 +178,7 @@ def _paths(features, mask, window: Window, dtype, in_pieces) -> dict[str, tuple[
         elif mask is None:
             path = f"box {name}" if in_pieces else "box"
         else:
-            path = "masked"
+            path = "masked" if in_pieces else "masked at once"
         paths.setdefault(path, []).append(name)
     return {path: tuple(names) for path, names in paths.items()}
 
@@ -190,10 +192,11 @@ def _run(levels, mask, *, path, window, features, num_levels) -> dict[str, jax.A
     """Maps of one path, NaN where there is no pair; values outside the mask are arbitrary."""
     if path.startswith("box"):
         radius = max(window.radii(levels.shape))
-        form = box_maps if path == "box" else separate_maps
-        return form(levels, features, num_levels, radius)
-    if path == "masked":
-        return masked_maps(levels, mask, window, features, num_levels)
+        of_box = box_maps if path == "box" else separate_maps
+        return of_box(levels, features, num_levels, radius)
+    if path.startswith("masked"):
+        of_mask = inside_masks if path == "masked at once" else masked_maps
+        return of_mask(levels, mask, window, features, num_levels)
     if isinstance(levels, jax.core.Tracer) and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             f"{', '.join(features)} need 64-bit sums, and this jit was traced without 64-bit "

@@ -64,7 +64,7 @@ def shared_means(
     if not classes or not values:
         return {value: jnp.full(levels.shape, jnp.nan, jnp.float32) for value in values}
     around = [(0, 0)] * (levels.ndim - 3) + [(radius, radius)] * 3
-    padded = lax.optimization_barrier(jnp.pad(levels.astype(_narrowest(num_levels)), around))
+    padded = lax.optimization_barrier(jnp.pad(levels.astype(narrowest(num_levels)), around))
     square = num_levels**2
     first_pass: dict[str, Callable[[], dict[Any, jax.Array]]] = {
         "P": lambda: _rows_of_pairs(operator.mul, padded, axes, classes, square),
@@ -151,7 +151,7 @@ def _rows_of_pairs(function, padded, axes, classes, bound: int) -> dict[Any, jax
         pairs = [pair_ends(padded, angle) for angle in diagonals]
         # Sums over the depth first: voxels of a thread, which lie along the width, share them.
         columns = (
-            _sum(
+            add_up(
                 function(*(_wide(depth.cut(width.cut(end, tap), first)) for end in ends))
                 for ends in pairs
                 for first in depth.taps(down)
@@ -159,9 +159,9 @@ def _rows_of_pairs(function, padded, axes, classes, bound: int) -> dict[Any, jax
             for tap in width.taps(across)
         )
         weights = depth.along(depth.weights[down]) * width.along(width.weights[across])
-        weighted = _sum(columns) * weights
+        weighted = add_up(columns) * weights
         rows[moved] = rows[moved] + weighted if moved in rows else weighted
-    dtype = _narrowest(9 * bound * depth.longest**2 * width.longest**2)
+    dtype = narrowest(9 * bound * depth.longest**2 * width.longest**2)
     return {moved: row.astype(dtype) for moved, row in rows.items()}
 
 
@@ -183,8 +183,8 @@ def _rows_of_voxels(function, padded, axes, bound: int) -> dict[Any, jax.Array]:
     longest = depth.longest * width.longest
     moving = _all_classes([_all_classes(column, depth) for column in columns], width)
     return {
-        "all": moving.astype(_narrowest(9 * bound * longest**2)),
-        "still": _sum(map(_sum, columns)).astype(_narrowest(bound * longest)),
+        "all": moving.astype(narrowest(9 * bound * longest**2)),
+        "still": add_up(map(add_up, columns)).astype(narrowest(bound * longest)),
     }
 
 
@@ -195,7 +195,7 @@ def _boxes_of_pairs(rows, axes) -> dict[int, jax.Array]:
     """u32[..., D, H, W] sums over the window, by the step of the pairs along the height."""
     height = axes[H]
     return {
-        moved: _sum(_wide(height.cut(row, first)) for first in height.taps(moved))
+        moved: add_up(_wide(height.cut(row, first)) for first in height.taps(moved))
         for moved, row in rows.items()
     }
 
@@ -205,12 +205,12 @@ def _boxes_of_voxels(rows, axes) -> dict[int, jax.Array]:
     is still along all three is taken off."""
     height = axes[H]
     taps = [_wide(height.cut(rows["all"], first)) for first in height.taps()]
-    still = _sum(_wide(height.cut(rows["still"], first)) for first in height.taps())
+    still = add_up(_wide(height.cut(rows["still"], first)) for first in height.taps())
     for axis in (axes[D], axes[W]):
         still = still * axis.along(axis.weights[0])
-    boxes = {0: _sum(taps) - still}
+    boxes = {0: add_up(taps) - still}
     if height.size > 1:
-        boxes[1] = _sum(taps) + _inner(taps, height)
+        boxes[1] = add_up(taps) + _inner(taps, height)
     return boxes
 
 
@@ -233,7 +233,7 @@ def _all_classes(taps: list, axis: Axis):
     """Weighted sums over voxels and over both ends of pairs with a step along an axis: pairs hold
     every voxel of the window twice, but its first and last once."""
     voxels, pairs = axis.weights
-    total = _sum(taps) * axis.along(voxels + pairs)
+    total = add_up(taps) * axis.along(voxels + pairs)
     return total + _inner(taps, axis) * axis.along(pairs) if axis.size > 1 else total
 
 
@@ -241,7 +241,7 @@ def _inner(taps: list, axis: Axis):
     """Sum over the window but for the first and the last voxel of the box in it."""
     inside = np.ones(axis.size + 2 * axis.radius, np.uint32)
     inside[[axis.radius, axis.radius + axis.size - 1]] = 0
-    return _sum(
+    return add_up(
         taps[first] * axis.along(inside[first : first + axis.size])
         for first in range(1, 2 * axis.radius)
     )
@@ -251,11 +251,13 @@ def _wide(image):
     return image.astype(jnp.uint32)
 
 
-def _sum(images: Iterable):
+def add_up(images: Iterable):
+    """The sum of some images, one added after the other."""
     return functools.reduce(operator.add, images)
 
 
-def _narrowest(bound: int):
+def narrowest(bound: int):
+    """The narrowest unsigned dtype, up to 32 bits, that holds a bound."""
     if bound < 2**8:
         return jnp.uint8
     return jnp.uint16 if bound < 2**16 else jnp.uint32

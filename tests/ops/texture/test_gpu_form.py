@@ -8,8 +8,10 @@ import pytest
 
 from osteojax.ops.texture import glcm
 from osteojax.ops.texture.box_maps import separate_maps
+from osteojax.ops.texture.masked_sums import layout
 from osteojax.ops.texture.pair_features import FEATURES, PAIR_MEANS
 from osteojax.ops.texture.shared_sums import SUMS, fit
+from osteojax.ops.texture.windows import Window
 from tests.gpu_forms import traced_as_on_a_gpu
 from tests.oracles import glcm as oracle
 
@@ -69,6 +71,39 @@ def test_sums_at_the_edge_of_32_bits():
 def test_a_box_of_one_voxel_has_no_pair():
     maps = on_a_gpu(np.ones((1, 1, 1), np.uint8), num_levels=1)
     assert all(np.isnan(image).all() for image in maps.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "radius", "num_levels"),
+    [
+        ((4, 4, 5), 1, 48),
+        ((1, 4, 3), 1, 300),
+        pytest.param((7, 4, 5), 3, 48, marks=pytest.mark.slow),  # a CPU compiles it in a minute
+    ],
+    ids=str,
+)
+def test_inside_a_mask_equals_the_definition(shape, radius, num_levels):
+    levels = random_levels(shape, num_levels)
+    mask = np.random.default_rng(1).random(shape) < 0.6
+    mask[-1, -1] = False
+    mask[-1, -1, -1] = True  # some windows have no pair along some angles, and some have none
+    maps = on_a_gpu(levels, mask, kernel_radius=radius, num_levels=num_levels)
+    for name, truth in oracle.maps(levels, mask, radius).items():
+        np.testing.assert_allclose(maps[name], truth, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_full_words_inside_a_mask():
+    """The largest levels that three words take, in windows without a gap, and larger ones."""
+    shape, window = (3, 3, 3), Window(1)
+    largest = next(n for n in range(48, 10**6, 48) if layout(window, shape, n + 48) is None)
+    chessboard = np.indices(shape).sum(0) % 2
+    mask = np.ones(shape, bool)
+    for num_levels in (largest, 2 * largest):
+        for levels in (np.full(shape, num_levels), num_levels * chessboard):
+            maps = on_a_gpu(levels, mask, kernel_radius=1, num_levels=num_levels)
+            cpu = separate_maps(levels, FEATURES, num_levels, 1)
+            for name in FEATURES:
+                np.testing.assert_allclose(maps[name], cpu[name], rtol=BOTH_FORMS, err_msg=name)
 
 
 def test_maps_that_share_no_sums_have_their_own_program():
