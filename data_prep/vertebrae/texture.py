@@ -209,7 +209,11 @@ def _pyradiomics_maps(
 
 
 def pyradiomics_maps(
-    levels: np.ndarray, mask: np.ndarray, kernel_radius: int, voxel_batch: int = 100
+    levels: np.ndarray,
+    mask: np.ndarray,
+    kernel_radius: int,
+    voxel_batch: int = 100,
+    features: Sequence[str] = MAPS,
 ) -> dict[str, np.ndarray]:
     """PyRadiomics' own voxel-based maps of given grey levels.
 
@@ -223,6 +227,7 @@ def pyradiomics_maps(
       mask: bool[D, H, W] with at least one voxel.
       kernel_radius: voxels.
       voxel_batch: windows per call of its C code; 100 was fastest, larger batches take GBs.
+      features: names of GLCM features.
 
     Returns:
       float64[D, H, W] by name, NaN outside the mask.
@@ -232,14 +237,14 @@ def pyradiomics_maps(
     images = _executed(
         levels,
         mask,
-        MAPS,
+        features,
         voxelBased=True,
         maskedKernel=True,
         kernelRadius=int(kernel_radius),
         voxelBatch=voxel_batch,
         initValue=math.nan,
     )
-    return {name: sitk.GetArrayFromImage(images[name]) for name in MAPS}
+    return {name: sitk.GetArrayFromImage(images[name]) for name in features}
 
 
 def pyradiomics_features(

@@ -20,16 +20,24 @@ from osteojax.files import write_json
 def seconds(run: Callable[[], Any], repeats: int, warmup: int = 1) -> dict[str, float]:
     """Wall seconds of `run()`, blocked until its arrays are ready.
 
-    Returns {"median", "min", "max"} of `repeats` runs after `warmup` uncounted ones (compile).
+    Returns {"median", "min", "max"} of `repeats` runs after `warmup` uncounted ones (compile), and
+    "processor", the median of the seconds that this process had a processor, all threads together:
+    on a shared machine it says what a run costs when wall time says how busy the others are.
     """
     for _ in range(warmup):
         jax.block_until_ready(run())
-    times = []
+    times, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
-    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+        processor.append(time.process_time() - used)
+    return {
+        "median": statistics.median(times),
+        "min": min(times),
+        "max": max(times),
+        "processor": statistics.median(processor),
+    }
 
 
 WINDOW_SECONDS = 1.0

@@ -9,7 +9,8 @@ Texture maps, from the outermost function to the innermost:
   glcm              grey levels -> dense GLCM maps; chooses among
     whole_box       every voxel counts, integers then float32
     masked_windows  a mask, packed uint32 words
-    exact_windows   64-bit sums: central moments, other angles, weights, float64
+    moment_windows  central moments, narrow exact sums
+    exact_windows   64-bit sums: other angles, weights, float64, moments of too many levels
   chosen_maps       one map per volume, chosen by data, inside a jitted step
   patches           strided patches, each with its own grey levels (packed_patches); whole regions
   first_order       first-order maps, computed by window_statistics

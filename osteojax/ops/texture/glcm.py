@@ -6,13 +6,14 @@ levels over the window's pairs (x, x + angle), as Contrast is the mean of (i - j
 the sum is a box filter of the pair image, 2r + 1 voxels long along axes on which the angle has no
 step and 2r + 1 - |step| along the others.
 
-Three paths, chosen by the arguments:
+Four paths, chosen by the arguments:
 
   whole_box        every voxel counts, neighbours at distance 1: 13 angles in 13 passes; on an
                    NVIDIA GPU `shared_sums`, where maps share sums and few passes are written out
   masked_windows   the same inside a mask: an angle at a time, sums packed into uint32 words; on
                    an NVIDIA GPU `masked_sums`, all angles in one program of two passes
-  exact_windows    the rest (central moments, other angles, weights, float64 maps): 64-bit sums
+  moment_windows   central moments on a CPU, with a mask or without: an angle at a time, narrow sums
+  exact_windows    the rest (other angles, weights, float64 maps, moments elsewhere): 64-bit sums
 
 The least memory traffic is one byte read and 4 written per map and voxel (17 for the paper's four).
 By XLA's own count the whole-box path at radius 3 and 96^3 moves 377 bytes and does 229 operations
@@ -38,6 +39,7 @@ from osteojax.ops.texture.box_maps import box_maps, separate_maps
 from osteojax.ops.texture.exact_windows import exact_maps
 from osteojax.ops.texture.masked_sums import inside_masks
 from osteojax.ops.texture.masked_windows import masked_maps
+from osteojax.ops.texture.moment_windows import fits, moment_maps
 from osteojax.ops.texture.pair_features import (
     FEATURES,
     MOMENTS,
@@ -47,7 +49,7 @@ from osteojax.ops.texture.pair_features import (
 )
 from osteojax.ops.texture.windows import Window
 
-_SLAB_VOXELS = {"box": 1_000_000, "masked": 1_000_000, "exact": 500_000}
+_SLAB_VOXELS = {"box": 1_000_000, "masked": 1_000_000, "moments": 1_000_000, "exact": 500_000}
 """Largest number of voxels that one CPU program handles."""
 _CROP_STEP = 16
 """ROIs are cut to multiples of this, so that few shapes are compiled."""
@@ -122,7 +124,9 @@ def window_maps(
         _check_range(levels, num_levels)
     in_pieces = not traced and levels.size > 0 and _on_cpu(levels)
     maps: dict[str, jax.Array] = {}
-    for path, names in _paths(features, mask, window, dtype, in_pieces).items():
+    for path, names in _paths(
+        features, levels.shape, mask, window, num_levels, dtype, in_pieces
+    ).items():
         run = partial(_run, path=path, window=window, features=names, num_levels=num_levels)
         if in_pieces:
             maps |= _by_volume(run, levels, mask, path, window)
@@ -165,26 +169,34 @@ def _on_cpu(array: jax.Array) -> bool:
     return next(iter(array.devices())).platform == "cpu"
 
 
-def _paths(features, mask, window: Window, dtype, in_pieces) -> dict[str, tuple[str, ...]]:
+def _paths(
+    features, shape, mask, window: Window, num_levels, dtype, in_pieces
+) -> dict[str, tuple[str, ...]]:
     """Path -> the features that are computed on it, in one program each."""
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"dtype is {dtype}; float32 or float64.")
     paths: dict[str, list[str]] = {}
     for name in features:
-        fast = window.plain and name not in MOMENTS
-        if dtype == np.float64 or not fast or (mask is not None and not _is_integer(name)):
-            path = "exact64" if dtype == np.float64 else "exact"
+        if dtype == np.float64:
+            path = "exact64"
+        elif name in MOMENTS:
+            # Compiled for an accelerator or into a caller's program, it has not been measured.
+            narrow = in_pieces and fits(name, window, shape, num_levels)
+            path = "moments" if narrow else "exact"
+        elif not window.plain:
+            path = "exact"
         elif mask is None:
             path = f"box {name}" if in_pieces else "box"
         else:
-            path = "masked" if in_pieces else "masked at once"
+            at_once = not in_pieces and _is_integer(name)
+            path = "masked at once" if at_once else "masked"
         paths.setdefault(path, []).append(name)
     return {path: tuple(names) for path, names in paths.items()}
 
 
 def _is_integer(name: str) -> bool:
-    """Whether a feature's sums pack into words."""
+    """Whether a mean over pairs is one of integers."""
     return PAIR_VALUES[pair_mean(name, symmetrical=True).value].integer
 
 
@@ -203,6 +215,8 @@ def _run(levels, mask, *, path, window, features, num_levels) -> dict[str, jax.A
             "types. Call outside jit, or trace inside jax.enable_x64(True)."
         )
     with jax.enable_x64(True):
+        if path == "moments":
+            return moment_maps(levels, mask, window, features, num_levels)
         maps = exact_maps(levels, mask, window, features, num_levels)
         if path == "exact64":
             return maps

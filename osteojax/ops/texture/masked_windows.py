@@ -4,8 +4,8 @@ The number of pairs differs per angle and voxel, so every angle is summed and di
 before angles are added. The number of pairs and the sums of all requested values are packed into as
 few uint32 words as hold them (for the paper's four features, 48 levels and radius 3: 78 bits in 3
 words), so that three box passes serve several sums. Whether they fit is known from `num_levels` and
-the window before anything runs; a sum that does not fit a word is kept in float32, which rounds but
-never wraps.
+the window before anything runs; a sum that does not fit a word, or that is of real values such as
+Id's, is kept in float32, which rounds but never wraps.
 
 Each angle is a separate program: in one program for all angles, XLA fuses across passes and
 recomputes (2 times slower on a CPU).
@@ -44,7 +44,7 @@ def masked_maps(
     features: tuple[str, ...],
     num_levels: int,
 ) -> dict[str, jax.Array]:
-    """f32[..., D, H, W] per integer feature of `PAIR_MEANS`; NaN where a window has no pair.
+    """f32[..., D, H, W] per feature of `PAIR_MEANS`; NaN where a window has no pair.
 
     mask: bool[..., D, H, W]; None counts every voxel.
     """
@@ -114,8 +114,8 @@ def layout(values: tuple[str, ...], most_pairs: int, num_levels: int) -> tuple[F
     for name in (PAIRS, *values):
         value = None if name == PAIRS else PAIR_VALUES[name]
         bits = (most_pairs * (value.bound(num_levels) if value else 1)).bit_length()
-        is_float = bits > 32
-        bits = min(bits, 32)
+        is_float = bits > 32 or (value is not None and not value.integer)
+        bits = 32 if is_float else bits
         word = next((w for w, full in enumerate(used) if full + bits <= 32), len(used))
         if word == len(used):
             used.append(0)

@@ -46,7 +46,8 @@ def _real_difference(i, j):
 
 def _inverse_variance(i, j, _):
     k = _real_difference(i, j)
-    return jnp.where(k > 0, 1 / jnp.maximum(k, 1) ** 2, 0)
+    # Without a select, which a CPU's vectors would wait for: 1 / k^2, and 0 / 1 where k is 0.
+    return jnp.minimum(k, 1) / jnp.maximum(k, 1) ** 2
 
 
 PAIR_VALUES = {

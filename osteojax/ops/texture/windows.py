@@ -115,13 +115,8 @@ def pair_ends(image, angle):
 
 def window_sum(pairs, radii: tuple[int, int, int], angle: Angle):
     """Sums over the pairs whose ends are both in each voxel's window; [D-|dz|, ...] -> [D, ...]."""
-    # On a CPU this is up to twice as fast here as `box_sum`; in `whole_box`, `box_sum` is faster.
     for axis in (-1, -2, -3):
-        taps, padding = [1] * pairs.ndim, [(0, 0)] * pairs.ndim
-        taps[axis] = 2 * radii[axis] + 1 - abs(angle[axis])
-        padding[axis] = (radii[axis], radii[axis])
-        none = np.zeros((), pairs.dtype)
-        pairs = lax.reduce_window(pairs, none, lax.add, taps, [1] * pairs.ndim, padding)
+        pairs = box_sum(pairs, axis, radii[axis], 2 * radii[axis] + 1 - abs(angle[axis]))
     return pairs
 
 

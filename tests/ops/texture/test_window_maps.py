@@ -163,6 +163,17 @@ def test_a_caller_s_jit_is_told_about_64_bits():
     np.testing.assert_allclose(found, truth["SumSquares"], rtol=1e-5, atol=1e-6)
 
 
+def test_means_of_real_values_inside_a_mask_need_no_64_bits():
+    levels, mask = volume()
+    features = ("Id", "Idmn", "InverseVariance")
+
+    def traced(x, inside):
+        return window_maps(x, inside, WINDOWS["plain"], num_levels=NUM_LEVELS, features=features)
+
+    truth = expected(levels, mask, WINDOWS["plain"])
+    assert_equal(jax.jit(traced)(levels, mask), truth, "float32")
+
+
 def test_levels_beyond_the_accumulators_are_nan_under_jit():
     """Where values cannot be seen, a wrong promise is answered by NaN, never by wrapped sums."""
     levels = np.full((3, 3, 3), 13)
