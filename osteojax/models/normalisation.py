@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from osteojax.data.vertebrae import POOL
 from osteojax.ops.normalised import normalised
-from osteojax.ops.pools import max_pool, normalised_max_pool
+from osteojax.ops.pools import max_pool, normalised_max_pool, orientation
 
 MOMENTUM = 0.9
 EPSILON = 1e-5
@@ -63,16 +63,17 @@ class Norm(nn.Module):
             y = nn.GroupNorm(num_groups=groups, **own, name="norm")(x)
             y = nn.relu(y) if then else y
             return max_pool(y) if then == "max_pool" else y
+        pooled = then == "max_pool"
         if self.kind == "batch":
-            affine = BatchAffine(self.axis_name, self.scale_init, name="norm")(x, train=train)
+            statistics = BatchAffine(self.axis_name, self.scale_init, name="norm")
+            x, affine = statistics(x, train=train, oriented=pooled)
         elif self.kind == "per_map":
-            affine = PerMapAffine(self.axis_name, self.scale_init, name="norm")(
-                x, map_id, train=train
-            )
+            of_maps = PerMapAffine(self.axis_name, self.scale_init, name="norm")
+            x, affine = of_maps(x, map_id, train=train, oriented=pooled)
         else:
             raise ValueError(f"norm is {self.kind!r}; choose from {', '.join(NORMS)}")
         dtype = nn.dtypes.canonicalize_dtype(x, *affine, dtype=self.dtype)
-        if then == "max_pool":
+        if pooled:
             return normalised_max_pool(x, *affine, dtype)
         return normalised(x, *affine, dtype, relu=then == "relu")
 
@@ -87,13 +88,19 @@ class BatchAffine(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Affine:
-        """f[B, *space, C] -> what `normalised` takes, each f32[1, ..., C]."""
+    def __call__(self, x: Array, *, train: bool, oriented: bool = False) -> tuple[Array, Affine]:
+        """f[B, *space, C] -> x, and what `normalised` takes, each f32[1, ..., C].
+
+        oriented: x, mean and factor are multiplied by the channels' `orientation`. The statistics
+          are taken of what is returned, so that x itself need not be kept.
+        """
         channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
         mean_C = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var_C = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
+        sign = orientation(scale) if oriented else jnp.ones_like(scale)
+        x = x * sign.astype(x.dtype) if oriented else x
         if train:
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             squares = jnp.square(wide)  # first, as in flax: the gradient's terms keep their order
@@ -102,12 +109,12 @@ class BatchAffine(nn.Module):
                 moments = tuple(lax.pmean(jnp.stack(moments), self.axis_name))
             mean, var = moments[0], jnp.maximum(0.0, moments[1] - jnp.square(moments[0]))
             if not self.is_initializing():
-                for running, batch in ((mean_C, mean), (var_C, var)):
+                for running, batch in ((mean_C, mean * sign), (var_C, var)):
                     running.value = MOMENTUM * running.value + (1 - MOMENTUM) * batch
         else:
-            mean, var = mean_C.value, var_C.value
-        mean, var, scale, bias = (jnp.expand_dims(a, axes) for a in (mean, var, scale, bias))
-        return mean, lax.rsqrt(var + EPSILON) * scale, bias
+            mean, var = mean_C.value * sign, var_C.value
+        mean, var, scale, bias = (jnp.expand_dims(a, axes) for a in (mean, var, scale * sign, bias))
+        return x, (mean, lax.rsqrt(var + EPSILON) * scale, bias)
 
 
 class PerMapAffine(nn.Module):
@@ -122,15 +129,19 @@ class PerMapAffine(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: Array, map_id: Array | None, *, train: bool) -> Affine:
-        """f[B, *space, C], i32[B] in 0..len(POOL)-1 -> what `normalised` takes, of each sample.
-        None means the image (0) for every sample."""
+    def __call__(
+        self, x: Array, map_id: Array | None, *, train: bool, oriented: bool = False
+    ) -> tuple[Array, Affine]:
+        """f[B, *space, C], i32[B] in 0..len(POOL)-1 -> x, and what `normalised` takes, of each
+        sample. None means the image (0) for every sample. `oriented` as in `BatchAffine`."""
         channels = x.shape[-1]
         shape = (len(POOL), channels)
         mean_MC = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var_MC = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        sign = orientation(scale) if oriented else jnp.ones_like(scale)
+        x = x * sign.astype(x.dtype) if oriented else x
         if map_id is None:
             map_id = jnp.zeros(x.shape[0], jnp.int32)
         membership_BM = jax.nn.one_hot(map_id, len(POOL), dtype=jnp.float32)
@@ -140,17 +151,19 @@ class PerMapAffine(nn.Module):
             mean, var, count_M = _map_statistics(x.astype(jnp.float32), membership_BM, axis_name)
             if not self.is_initializing():
                 present = (count_M > 0)[:, None]
-                for running, batch in ((mean_MC, mean), (var_MC, var)):
+                for running, batch in ((mean_MC, mean * sign), (var_MC, var)):
                     moved = MOMENTUM * running.value + (1 - MOMENTUM) * batch
                     running.value = jnp.where(present, moved, running.value)
         else:
-            mean, var = mean_MC.value, var_MC.value
+            mean, var = mean_MC.value * sign, var_MC.value
 
         per_channel = (x.shape[0], *(1,) * (x.ndim - 2), channels)
-        mul = jnp.matmul(membership_BM, lax.rsqrt(var + EPSILON), precision="highest") * scale
+        mul = jnp.matmul(membership_BM, lax.rsqrt(var + EPSILON), precision="highest") * (
+            scale * sign
+        )
         mean_BC = jnp.matmul(membership_BM, mean, precision="highest")
         bias = bias.reshape(1, *per_channel[1:])
-        return mean_BC.reshape(per_channel), mul.reshape(per_channel), bias
+        return x, (mean_BC.reshape(per_channel), mul.reshape(per_channel), bias)
 
 
 def _map_statistics(

@@ -176,10 +176,22 @@ def _conv_xla(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
 
 
 def _conv_accelerator(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
-    if max(strides) > 1 and max(kernel.shape[:-2]) > 1 and x.shape[-1] < FEW_CHANNELS:
+    if _has_few_channels(x, kernel, strides):
         x, kernel, pads = space_to_depth(x, kernel, strides, pads)
         strides = (1,) * len(strides)
     return _conv_xla(x, kernel, strides, pads)
+
+
+def _conv_tpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
+    if _has_few_channels(x, kernel, strides):
+        # Else blocks become channels in the dtype and the layout of what x is computed from: the
+        # augmented codes, with the batch last, which took a fifth of the step (docs/compile.md).
+        x = lax.optimization_barrier(x)
+    return _conv_accelerator(x, kernel, strides, pads)
+
+
+def _has_few_channels(x: jax.Array, kernel: jax.Array, strides: Strides) -> bool:
+    return max(strides) > 1 and max(kernel.shape[:-2]) > 1 and x.shape[-1] < FEW_CHANNELS
 
 
 def _conv_cpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
@@ -232,6 +244,7 @@ def _conv_platform(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads
         x,
         kernel,
         cpu=lambda x, kernel: _conv_cpu(x, kernel, strides, pads),
+        tpu=lambda x, kernel: _conv_tpu(x, kernel, strides, pads),
         default=lambda x, kernel: _conv_accelerator(x, kernel, strides, pads),
     )
 
@@ -249,6 +262,7 @@ def _conv_platform_bwd(strides: Strides, pads: Pads, residuals, dy: jax.Array):
         *residuals,
         dy,
         cpu=functools.partial(gradients, _conv_cpu),
+        tpu=functools.partial(gradients, _conv_tpu),
         default=functools.partial(gradients, _conv_accelerator),
     )
 

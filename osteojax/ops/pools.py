@@ -67,23 +67,35 @@ def max_pool(x: Array) -> Array:
     return x
 
 
+def orientation(scale: Array) -> Array:
+    """Signs for the channels of what `normalised_max_pool` takes, f32[C], from the norm's scale.
+
+    On GPU and TPU no factor is positive behind them, so that the largest of the normalised voxels
+    is the normalised smallest one, whatever the channel. On CPU all are 1.
+    """
+    return lax.platform_dependent(
+        lax.stop_gradient(scale),
+        cpu=jnp.ones_like,
+        default=lambda scale: jnp.where(scale < 0, 1, -1).astype(scale.dtype),
+    )
+
+
 def normalised_max_pool(x: Array, mean: Array, mul: Array, bias: Array, dtype: Any) -> Array:
     """`max_pool(normalised(x, mean, mul, bias, dtype, relu=True))` with fewer passes over memory.
 
     On GPU and TPU the pool comes first: an affine map of a channel is monotone and so is its
-    rounding, so that the largest of the normalised voxels is the normalised largest voxel, or the
-    smallest where `mul` is negative. Equal to the bit, and so are gradients to rounding where no
-    voxels tie. Where `mul` is exactly zero every voxel ties, and the gradient of `mul` is that of
-    one or two voxels of the window.
+    rounding, so that the largest of the normalised voxels is the normalised smallest voxel. Equal
+    to the bit, and so are gradients to rounding where no voxels tie. Where `mul` is exactly zero
+    every voxel ties, and the gradient of `mul` is that of one or two voxels of the window.
 
-    A GPU keeps where the largest voxel was, in two bytes: the first and the last of those that tie,
-    which share the gradient. In bfloat16 ties are common, and giving all to one of two made the
-    gradient's error a third larger. On TPU the gradient of `lax.reduce_window` is faster
-    (docs/benchmarks.md); it gives all to the first.
+    In bfloat16 ties are common, and giving all gradient to one of two made its error a third
+    larger. The first and the last of the voxels that tie share it: a GPU keeps where they were, in
+    two bytes; a TPU selects and scatters twice (docs/compile.md).
 
     Args:
-      x: f[B, *space, C].
-      mean, mul, bias: f32, broadcastable to x; equal over space.
+      x: f[B, *space, C], its channels multiplied by their `orientation`, as mean and mul are.
+      mean, mul, bias: f32, broadcastable to x; equal over space. `mul` is not positive where the
+        orientation is -1 or 1 by platform.
       dtype: of the result.
     """
     return _pooled(dtype, *same_varying_axes(x, mean, mul, bias))
@@ -105,16 +117,16 @@ def _pooled_fwd(dtype: Any, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
 
 
 def _pooled_bwd(dtype: Any, residuals: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
-    def gradients(form: Any, *arguments: Array) -> tuple[Array, ...]:
+    def early(*arguments: Array) -> tuple[Array, ...]:
         inputs, dy = arguments[:4], arguments[-1]
-        return jax.vjp(lambda *inputs: form(dtype, *inputs)[0], *inputs)[1](dy)
+        return jax.vjp(lambda *inputs: _early(dtype, *inputs)[0], *inputs)[1](dy)
 
     return lax.platform_dependent(
         *residuals,
         dy,
-        cpu=functools.partial(gradients, _early),
+        cpu=early,
         cuda=functools.partial(_late_kept_gradients, dtype),
-        default=functools.partial(gradients, _late),
+        default=functools.partial(_late_gradients, dtype),
     )
 
 
@@ -122,34 +134,53 @@ _pooled.defvjp(_pooled_fwd, _pooled_bwd)
 
 
 # ---------------------------------------------------------------- one form for each platform
-# Each gives its result and what a GPU keeps: the largest voxels and where in the windows they are.
+# Each gives its result and what it keeps: the smallest voxels and, on a GPU, where they are.
 
 
-Kept = tuple[Array, ...]
+Kept = tuple[Array, Array, Array, Array]
 
 
 def _early(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
-    return (max_pool(plain(x, mean, mul, bias, dtype=dtype, relu=True)), *_nothing(x))
+    y = max_pool(plain(x, mean, mul, bias, dtype=dtype, relu=True))
+    return y, jnp.zeros_like(y, x.dtype), *_no_places(y)
 
 
 def _late(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
-    sign, rank = _sign(mul, x), x.ndim - 2
-    largest = lax.reduce_window(
-        x * sign,
-        -np.inf,  # a constant, by which lax knows a maximum and its gradient
-        lax.max,
-        (1, *[WINDOW] * rank, 1),
-        (1, *[2] * rank, 1),
-        ((0, 0), *[(1, 1)] * rank, (0, 0)),
-    )
-    return (plain(largest * sign, mean, mul, bias, dtype=dtype, relu=True), *_nothing(x))
+    # The infinity is a constant, by which lax knows a minimum.
+    smallest = lax.reduce_window(x, np.inf, lax.min, **_window_of(x))
+    y = plain(smallest, mean, mul, bias, dtype=dtype, relu=True)
+    return y, smallest, *_no_places(y)
 
 
 def _late_kept(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
-    sign = _sign(mul, x)
-    largest, first, last = _largest_and_places(x * sign)
-    largest = largest * sign
-    return plain(largest, mean, mul, bias, dtype=dtype, relu=True), largest, first, last
+    smallest, first, last = _smallest_and_places(x)
+    return plain(smallest, mean, mul, bias, dtype=dtype, relu=True), smallest, first, last
+
+
+Gradients = tuple[Array, ...]
+"""Of x, mean, mul and bias."""
+
+
+def _late_gradients(
+    dtype: Any,
+    x: Array,
+    mean: Array,
+    mul: Array,
+    bias: Array,
+    smallest: Array,
+    first: Array,
+    last: Array,
+    dy: Array,
+) -> Gradients:
+    del first, last  # of a GPU
+    d_smallest, *d_affine = _after_the_pool(dtype, smallest, mean, mul, bias, dy)
+    half = d_smallest * jnp.array(0.5, d_smallest.dtype)
+    # A comparison that is true of equals keeps the first of them, the other one takes the last.
+    of_first, of_last = (
+        lax.select_and_scatter_add_p.bind(half, x, select_prim=compare, **_window_of(x))
+        for compare in (lax.le_p, lax.lt_p)
+    )
+    return of_first + of_last, *d_affine
 
 
 def _late_kept_gradients(
@@ -158,55 +189,63 @@ def _late_kept_gradients(
     mean: Array,
     mul: Array,
     bias: Array,
-    largest: Array,
+    smallest: Array,
     first: Array,
     last: Array,
     dy: Array,
-) -> tuple[Array, ...]:
-    def after(largest: Array, mean: Array, mul: Array, bias: Array) -> Array:
-        return plain(largest, mean, mul, bias, dtype=dtype, relu=True)
-
-    d_largest, *d_affine = jax.vjp(after, largest, mean, mul, bias)[1](dy)
-    return _to_places(d_largest, first, last, x.shape), *d_affine
+) -> Gradients:
+    d_smallest, *d_affine = _after_the_pool(dtype, smallest, mean, mul, bias, dy)
+    return _to_places(d_smallest, first, last, x.shape), *d_affine
 
 
-def _nothing(x: Array) -> tuple[Array, Array, Array]:
+def _after_the_pool(dtype: Any, *arguments: Array) -> Gradients:
+    """Gradients of the smallest voxels, mean, mul and bias; the last argument is dy."""
+    *inputs, dy = arguments
+    return jax.vjp(functools.partial(plain, dtype=dtype, relu=True), *inputs)[1](dy)
+
+
+def _no_places(y: Array) -> tuple[Array, Array]:
     """In the place of what a GPU keeps. The compiler removes it."""
-    shape = (x.shape[0], *(-(-size // 2) for size in x.shape[1:-1]), x.shape[-1])
-    place = jnp.zeros_like(x, jnp.uint8, shape=shape)
-    return jnp.zeros_like(x, shape=shape), place, place
+    place = jnp.zeros_like(y, jnp.uint8)
+    return place, place
 
 
-def _sign(mul: Array, x: Array) -> Array:
-    return jnp.where(mul < 0, -1, 1).astype(x.dtype)
+def _window_of(x: Array) -> dict[str, tuple[Any, ...]]:
+    """The windows, as lax takes them."""
+    rank = x.ndim - 2
+    return {
+        "window_dimensions": (1, *[WINDOW] * rank, 1),
+        "window_strides": (1, *[2] * rank, 1),
+        "padding": ((0, 0), *[(1, 1)] * rank, (0, 0)),
+    }
 
 
 def _windows(x: Array) -> Iterator[Array]:
-    """The voxels of all windows, one of each window at a time; -inf beyond the edges."""
+    """The voxels of all windows, one of each window at a time; infinity beyond the edges."""
     rank = x.ndim - 2
     counts = [-(-size // 2) for size in x.shape[1:-1]]
     sizes = zip(x.shape[1:-1], counts, strict=True)
     config = [(0, 0, 0), *((1, 2 * count - size, 0) for size, count in sizes), (0, 0, 0)]
-    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), config)
+    padded = lax.pad(x, jnp.array(jnp.inf, x.dtype), config)
     for taps in itertools.product(range(WINDOW), repeat=rank):
         ends = (tap + 2 * count - 1 for tap, count in zip(taps, counts, strict=True))
         start, end = (0, *taps, 0), (x.shape[0], *ends, x.shape[-1])
         yield lax.slice(padded, start, end, (1, *[2] * rank, 1))
 
 
-def _largest_and_places(x: Array) -> tuple[Array, Array, Array]:
-    """(maximum of every window, first and last voxel that is equal to it u8), in one pass.
+def _smallest_and_places(x: Array) -> tuple[Array, Array, Array]:
+    """(minimum of every window, first and last voxel that is equal to it u8), in one pass.
 
     Voxels of a window are numbered as in `_windows`, the last axis fastest.
     """
     windows = _windows(x)
-    largest = next(windows)
-    first = last = jnp.zeros_like(largest, jnp.uint8)
+    smallest = next(windows)
+    first = last = jnp.zeros_like(smallest, jnp.uint8)
     for number, voxel in enumerate(windows, start=1):
-        first = jnp.where(voxel > largest, jnp.uint8(number), first)
-        last = jnp.where(voxel >= largest, jnp.uint8(number), last)
-        largest = jnp.maximum(voxel, largest)
-    return largest, first, last
+        first = jnp.where(voxel < smallest, jnp.uint8(number), first)
+        last = jnp.where(voxel <= smallest, jnp.uint8(number), last)
+        smallest = jnp.minimum(voxel, smallest)
+    return smallest, first, last
 
 
 def _to_places(dy: Array, first: Array, last: Array, shape: tuple[int, ...]) -> Array:

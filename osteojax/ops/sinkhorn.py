@@ -6,20 +6,27 @@ spreads the batch evenly over the prototypes, and are regularised by an entropic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 
-def _logsumexp_over_batch(log_q_BK: Array, axis_name: str | None) -> Array:
-    """log(sum over the global batch), f32[1, K]."""
-    top_1K = jnp.max(log_q_BK, axis=0, keepdims=True)
+def _logsumexp_over_batch(log_qs_BK: Sequence[Array], axis_name: str | None) -> list[Array]:
+    """log(sum over the global batch) of each, f32[1, K]."""
+    tops_N1K = jnp.stack([jnp.max(log_q_BK, axis=0, keepdims=True) for log_q_BK in log_qs_BK])
     if axis_name is not None:
-        top_1K = lax.pmax(top_1K, axis_name)
-    total_1K = jnp.sum(jnp.exp(log_q_BK - top_1K), axis=0, keepdims=True)
+        tops_N1K = lax.pmax(tops_N1K, axis_name)
+    totals_N1K = jnp.stack(
+        [
+            jnp.sum(jnp.exp(log_q_BK - top_1K), axis=0, keepdims=True)
+            for log_q_BK, top_1K in zip(log_qs_BK, tops_N1K, strict=True)
+        ]
+    )
     if axis_name is not None:
-        total_1K = lax.psum(total_1K, axis_name)
-    return jnp.log(total_1K) + top_1K
+        totals_N1K = lax.psum(totals_N1K, axis_name)
+    return list(jnp.log(totals_N1K) + tops_N1K)
 
 
 def sinkhorn(
@@ -42,9 +49,26 @@ def sinkhorn(
     Returns:
       f32[B, K]; each row sums to 1. No gradient flows through it.
     """
-    scores_BK = lax.stop_gradient(scores_BK).astype(jnp.float32)
-    log_q_BK = scores_BK / epsilon
+    assigned = sinkhorn_of_each(
+        [scores_BK], epsilon=epsilon, num_iterations=num_iterations, axis_name=axis_name
+    )
+    return assigned[0]
+
+
+def sinkhorn_of_each(
+    scores: Sequence[Array],
+    *,
+    epsilon: float,
+    num_iterations: int,
+    axis_name: str | None = None,
+) -> list[Array]:
+    """`sinkhorn` of several batches f[B, K] with one K, independent of one another.
+
+    Devices exchange the sums of all of them at once.
+    """
+    log_qs_BK = [lax.stop_gradient(each).astype(jnp.float32) / epsilon for each in scores]
     for _ in range(num_iterations):
-        log_q_BK = log_q_BK - _logsumexp_over_batch(log_q_BK, axis_name)
-        log_q_BK = log_q_BK - jax.nn.logsumexp(log_q_BK, axis=1, keepdims=True)
-    return jnp.exp(log_q_BK)
+        sums_1K = _logsumexp_over_batch(log_qs_BK, axis_name)
+        log_qs_BK = [log_q - total for log_q, total in zip(log_qs_BK, sums_1K, strict=True)]
+        log_qs_BK = [log_q - jax.nn.logsumexp(log_q, axis=1, keepdims=True) for log_q in log_qs_BK]
+    return [jnp.exp(log_q_BK) for log_q_BK in log_qs_BK]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from osteojax.models import resnet
 from osteojax.models.resnet import ResNet, resnet34
-from tests.gpu_forms import traced_as_on_a_gpu
+from tests.platform_forms import traced_as_on
 
 SMALL = {"stage_sizes": (2, 1, 1, 1), "width": 12}
 
@@ -218,7 +219,9 @@ def test_remat_changes_nothing():
         )
 
 
-@pytest.mark.parametrize("traced", [contextlib.nullcontext, traced_as_on_a_gpu])
+@pytest.mark.parametrize(
+    "traced", [contextlib.nullcontext, partial(traced_as_on, "cuda"), partial(traced_as_on, "tpu")]
+)
 @pytest.mark.parametrize(("norm", "form"), [("batch", AVERAGE), ("per_map", {})])
 def test_eight_devices_equal_one(norm, form, traced):
     model = ResNet(stage_sizes=(1, 1), width=12, norm=norm, **form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from osteojax.ops import pools
-from osteojax.ops.pools import max_pool, normalised_max_pool
+from osteojax.ops.pools import max_pool, normalised_max_pool, orientation
+from tests.platform_forms import traced_as_on
 
 SHAPES = [(2, 8, 8, 8, 3), (1, 9, 5, 6, 2), (2, 1, 2, 3, 2), (2, 7, 8, 3)]
 FORMS = ("_early", "_late", "_late_kept")
@@ -50,14 +52,24 @@ def _run(form, dtype, inputs, dy=None):
 
     @jax.jit
     def run(dy, *inputs):
-        if form == "_late_kept":
-            y, *kept = pools._late_kept(dtype, *inputs)
-            dy = jnp.ones_like(y) if dy is None else dy
-            return y, pools._late_kept_gradients(dtype, *inputs, *kept, dy)
-        y, transpose = jax.vjp(lambda *a: getattr(pools, form)(dtype, *a)[0], *inputs)
-        return y, transpose(jnp.ones_like(y) if dy is None else dy)
+        y, *kept = getattr(pools, form)(dtype, *_oriented(form, inputs))
+        dy = jnp.ones_like(y) if dy is None else dy
+        if form == "_early":
+            _, transpose = jax.vjp(lambda *a: pools._early(dtype, *a)[0], *inputs)
+            return y, transpose(dy)
+        gradients = getattr(pools, f"{form}_gradients")
+        return y, _oriented(form, gradients(dtype, *_oriented(form, inputs), *kept, dy), inputs[2])
 
     return run(dy, *inputs)
+
+
+def _oriented(form, inputs, mul=None):
+    """x, mean and mul, or their gradients, with the signs of the platform; bias as it is."""
+    x, mean, factor, bias = inputs
+    mul = factor if mul is None else mul
+    with contextlib.nullcontext() if form == "_early" else traced_as_on("tpu"):
+        sign = orientation(mul)
+    return x * sign.astype(x.dtype), mean * sign, factor * sign, bias
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -100,10 +112,9 @@ def test_their_gradients_are_equal_in_float32(shape, form):
         np.testing.assert_allclose(ours, early, rtol=0, atol=1e-6 * float(jnp.abs(early).max()))
 
 
-@pytest.mark.parametrize(("form", "bound"), [("_late_kept", 1.005), ("_late", 1.7)])
-def test_the_gradients_error_in_bfloat16_beside_that_of_the_plain_form(form, bound):
-    """Ties are common: two of them share the gradient in what a GPU runs, as in the plain form; of
-    three it is two. On TPU one has it all."""
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_the_gradients_error_in_bfloat16_is_not_larger_than_that_of_the_plain_form(form):
+    """Ties are common: two of them share the gradient, as in the plain form; of three it is two."""
     shape = (8, 16, 16, 16, 4)
     x, affine = _drawn(shape), _affine(4)
     dy = _drawn((8, 8, 8, 8, 4), seed=5)
@@ -119,7 +130,7 @@ def test_the_gradients_error_in_bfloat16_beside_that_of_the_plain_form(form, bou
 
     ours, plain = error(form), error("_early")
     print(form, ours, "plain", plain)
-    assert ours[0] <= bound * plain[0]
+    assert ours[0] <= 1.005 * plain[0]
     assert max(ours[1:]) <= 0.01  # rounding of sums
 
 
@@ -138,13 +149,20 @@ def test_a_factor_of_zero(form):
     assert centred.min() <= d_mul[1] / y[..., 1].size <= centred.max()
 
 
-def test_the_largest_voxel_and_its_places():
+def test_the_smallest_voxel_and_its_places():
     x = jnp.round(2 * _drawn((2, 5, 6, 3, 2)))  # with many ties
-    largest, first, last = jax.jit(pools._largest_and_places)(x)
-    padded = np.pad(np.asarray(x), [(0, 0), *[(1, 2)] * 3, (0, 0)], constant_values=-np.inf)
-    for n, i, j, k, c in np.ndindex(*largest.shape):
+    smallest, first, last = jax.jit(pools._smallest_and_places)(x)
+    padded = np.pad(np.asarray(x), [(0, 0), *[(1, 2)] * 3, (0, 0)], constant_values=np.inf)
+    for n, i, j, k, c in np.ndindex(*smallest.shape):
         window = padded[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, 2 * k : 2 * k + 3, c].ravel()
-        assert largest[n, i, j, k, c] == window.max()
-        assert first[n, i, j, k, c] == window.argmax()
-        assert last[n, i, j, k, c] == 26 - window[::-1].argmax()
+        assert smallest[n, i, j, k, c] == window.min()
+        assert first[n, i, j, k, c] == window.argmin()
+        assert last[n, i, j, k, c] == 26 - window[::-1].argmin()
     assert (np.asarray(first) != np.asarray(last)).any()
+
+
+def test_channels_keep_their_orientation_on_a_cpu():
+    scale = jnp.array([-2.0, -0.0, 0.0, 3.0])
+    np.testing.assert_array_equal(orientation(scale), 1)
+    with traced_as_on("cuda"):
+        np.testing.assert_array_equal(orientation(scale), [1, -1, -1, -1])

@@ -1,4 +1,4 @@
-"""The network as a GPU runs it, run on the CPU, beside the CPU's own form."""
+"""The network as a GPU and a TPU run it, run on the CPU, beside the CPU's own form."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from osteojax.models.resnet import ResNet
-from tests.gpu_forms import traced_as_on_a_gpu
+from tests.platform_forms import traced_as_on
 
-FORMS = ("cpu", "gpu")
+ACCELERATORS = ("cuda", "tpu")
+FORMS = ("cpu", *ACCELERATORS)
 
 
 def network(dtype=jnp.float32, **fields):
@@ -26,7 +27,7 @@ def volumes(seed, size=16):
 
 def run(form, function, *inputs):
     """`function(*inputs)`, jitted, with the forms of a platform."""
-    with traced_as_on_a_gpu() if form == "gpu" else contextlib.nullcontext():
+    with contextlib.nullcontext() if form == "cpu" else traced_as_on(form):
         return jax.jit(lambda *a: function(*a))(*inputs)
 
 
@@ -58,14 +59,16 @@ def loss_of(dtype, variables, seed, **fields):
     return loss
 
 
+@pytest.mark.parametrize("form", ACCELERATORS)
 @pytest.mark.parametrize("norm", ["batch", "per_map"])
-def test_what_is_computed_stays(norm):
+def test_what_is_computed_stays(norm, form):
     """Forward to the bit; float32 gradients to rounding."""
     variables = started(0, zero=True, norm=norm)
     loss = loss_of(jnp.float32, variables, 0, norm=norm)
-    cpu, gpu = (run(form, jax.value_and_grad(loss), variables["params"]) for form in FORMS)
-    np.testing.assert_allclose(cpu[0], gpu[0], rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(cpu[1]), jax.tree.leaves(gpu[1]), strict=True):
+    of_loss = jax.value_and_grad(loss)
+    cpu, other = (run(name, of_loss, variables["params"]) for name in ("cpu", form))
+    np.testing.assert_allclose(cpu[0], other[0], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(cpu[1]), jax.tree.leaves(other[1]), strict=True):
         free = np.ones(a.shape, bool)
         if a.ndim == 1:
             free[0] = False  # at a scale of zero the max-pool has no one gradient
@@ -89,7 +92,8 @@ def test_the_gradient_in_bfloat16_is_no_further_from_float32():
             zero = [jnp.zeros_like(leaf) for leaf in exact]
             errors[form].append(norm_of(found, exact) / norm_of(exact, zero))
     print(errors)
-    assert np.mean(errors["gpu"]) <= 1.01 * np.mean(errors["cpu"])
+    for form in ACCELERATORS:
+        assert np.mean(errors[form]) <= 1.01 * np.mean(errors["cpu"])
 
 
 @pytest.mark.slow
@@ -112,4 +116,5 @@ def test_the_losses_of_20_steps_are_no_further_from_float32():
             found = run(form, lambda p: losses(p, jnp.bfloat16), variables["params"])
             far[form].append(float(jnp.abs(found - exact).mean()))
     print(far)
-    assert np.mean(far["gpu"]) <= 1.1 * np.mean(far["cpu"])
+    for form in ACCELERATORS:
+        assert np.mean(far[form]) <= 1.1 * np.mean(far["cpu"])
