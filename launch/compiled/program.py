@@ -78,7 +78,7 @@ def convolution_dtypes(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for line in text.splitlines():
         called = " convolution(" in line or '"__cudnn$conv' in line
-        if called and " = " in line and "window={size" in line:
+        if called and " = " in line and re.search(r"window={size=\d+x", line):
             dtype = ARRAY.findall(line)[0][0]
             found[dtype] = found.get(dtype, 0) + 1
     return found
