@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from osteojax.data.vertebrae import POOL
-from osteojax.ops.normalised import normalised
-from osteojax.ops.pools import max_pool, normalised_max_pool, orientation
+from osteojax.ops.normalised import moments, normalised
+from osteojax.ops.pools import max_pool, normalised_max_pool, oriented_by
 
 MOMENTUM = 0.9
 EPSILON = 1e-5
@@ -91,7 +91,7 @@ class BatchAffine(nn.Module):
     def __call__(self, x: Array, *, train: bool, oriented: bool = False) -> tuple[Array, Affine]:
         """f[B, *space, C] -> x, and what `normalised` takes, each f32[1, ..., C].
 
-        oriented: x, mean and factor are multiplied by the channels' `orientation`. The statistics
+        oriented: x, mean and factor are multiplied by the signs of `oriented_by`. The statistics
           are taken of what is returned, so that x itself need not be kept.
         """
         channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
@@ -99,15 +99,12 @@ class BatchAffine(nn.Module):
         var_C = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
-        sign = orientation(scale) if oriented else jnp.ones_like(scale)
-        x = x * sign.astype(x.dtype) if oriented else x
+        x, sign = oriented_by(scale, x) if oriented else (x, jnp.ones_like(scale))
         if train:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            squares = jnp.square(wide)  # first, as in flax: the gradient's terms keep their order
-            moments = wide.mean(axes), squares.mean(axes)
+            mean, square = moments(x)
             if self.axis_name is not None and not self.is_initializing():
-                moments = tuple(lax.pmean(jnp.stack(moments), self.axis_name))
-            mean, var = moments[0], jnp.maximum(0.0, moments[1] - jnp.square(moments[0]))
+                mean, square = lax.pmean(jnp.stack([mean, square]), self.axis_name)
+            var = jnp.maximum(0.0, square - jnp.square(mean))
             if not self.is_initializing():
                 for running, batch in ((mean_C, mean * sign), (var_C, var)):
                     running.value = MOMENTUM * running.value + (1 - MOMENTUM) * batch
@@ -140,8 +137,7 @@ class PerMapAffine(nn.Module):
         var_MC = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
-        sign = orientation(scale) if oriented else jnp.ones_like(scale)
-        x = x * sign.astype(x.dtype) if oriented else x
+        x, sign = oriented_by(scale, x) if oriented else (x, jnp.ones_like(scale))
         if map_id is None:
             map_id = jnp.zeros(x.shape[0], jnp.int32)
         membership_BM = jax.nn.one_hot(map_id, len(POOL), dtype=jnp.float32)

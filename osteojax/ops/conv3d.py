@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from osteojax.ops.conv3d_cpu import Pads, conv3d_cpu
+from osteojax.ops.pairs import fill_registers, pair_kernel, paired, unpaired
 from osteojax.ops.varying import same_varying_axes
 
 Strides = tuple[int, ...]
@@ -187,7 +188,13 @@ def _conv_tpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
         # Else blocks become channels in the dtype and the layout of what x is computed from: the
         # augmented codes, with the batch last, which took a fifth of the step (docs/compile.md).
         x = lax.optimization_barrier(x)
-    return _conv_accelerator(x, kernel, strides, pads)
+        x, kernel, pads = space_to_depth(x, kernel, strides, pads)
+        strides = (1,) * len(strides)
+    shape = jax.eval_shape(lambda x, kernel: _conv_xla(x, kernel, strides, pads), x, kernel)
+    if max(strides) > 1 or x.shape[-2] % 2 or not fill_registers(shape):
+        return _conv_xla(x, kernel, strides, pads)
+    kernel, pads = pair_kernel(kernel, x.shape[-2], pads)
+    return unpaired(_conv_xla(paired(x), kernel, strides, pads))
 
 
 def _has_few_channels(x: jax.Array, kernel: jax.Array, strides: Strides) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from osteojax.ops.pairs import fill_registers, in_pairs, paired
 from osteojax.ops.varying import same_varying_axes
 
 
@@ -28,6 +30,39 @@ def normalised(
       relu: whether a ReLU follows.
     """
     return _normalised(dtype, relu, *same_varying_axes(x, mean, mul, bias))
+
+
+def moments(x: Array) -> tuple[Array, Array]:
+    """Mean and mean square of every channel, f32[C] or wider, of f[B, *space, C]."""
+    return _moments_by_platform(x) if fill_registers(x) else _moments(x)
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squares = jnp.square(wide)  # first, as in flax: the gradient's terms keep their order
+    return wide.mean(axes), squares.mean(axes)
+
+
+def _moments_of_pairs(x: Array) -> tuple[Array, Array]:
+    mean, square = (both.reshape(2, -1).mean(0) for both in _moments(paired(x)))
+    return mean, square
+
+
+@jax.custom_vjp
+def _moments_by_platform(x: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(x, tpu=_moments_of_pairs, default=_moments)
+
+
+def _moments_backward(x: Array, of_both: tuple[Array, Array]) -> tuple[Array]:
+    def gradient(form: Callable[[Array], Any], x: Array, *of_both: Array) -> Array:
+        return jax.vjp(form, x)[1](of_both)[0]
+
+    tpu, default = (functools.partial(gradient, form) for form in (_moments_of_pairs, _moments))
+    return (lax.platform_dependent(x, *of_both, tpu=tpu, default=default),)
+
+
+_moments_by_platform.defvjp(lambda x: (_moments_by_platform(x), x), _moments_backward)
 
 
 @jax.custom_vjp
@@ -58,20 +93,28 @@ def plain(*inputs: Array, dtype: Any, relu: bool = False) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _normalised(dtype: Any, relu: bool, *inputs: Array) -> Array:
-    return plain(*inputs, dtype=dtype, relu=relu)
+    voxels, pairs = _forms(dtype, relu, inputs[0])
+    return lax.platform_dependent(*inputs, tpu=pairs, default=voxels)
 
 
 def _forward(dtype: Any, relu: bool, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-    return plain(*inputs, dtype=dtype, relu=relu), inputs
+    return _normalised(dtype, relu, *inputs), inputs
 
 
 def _backward(dtype: Any, relu: bool, inputs: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
-    def of_plain(*arguments: Array) -> tuple[Array, ...]:
+    def of(form: Callable[..., Array], *arguments: Array) -> tuple[Array, ...]:
         *inputs, dy = arguments
-        return jax.vjp(functools.partial(plain, dtype=dtype, relu=relu), *inputs)[1](dy)
+        return jax.vjp(form, *inputs)[1](dy)
 
     few_passes = functools.partial(gradients_in_few_passes, dtype, relu)
-    return lax.platform_dependent(*inputs, dy, cuda=few_passes, default=of_plain)
+    voxels, pairs = (functools.partial(of, form) for form in _forms(dtype, relu, inputs[0]))
+    return lax.platform_dependent(*inputs, dy, cuda=few_passes, tpu=pairs, default=voxels)
+
+
+def _forms(dtype: Any, relu: bool, x: Array) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """`plain` of voxels, and of pairs of them where these fill a TPU's registers."""
+    voxels = functools.partial(plain, dtype=dtype, relu=relu)
+    return voxels, in_pairs(voxels) if fill_registers(x) else voxels
 
 
 _normalised.defvjp(_forward, _backward)

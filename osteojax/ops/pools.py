@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from osteojax.ops.normalised import plain
+from osteojax.ops.pairs import fill_registers, in_pairs, paired, unpaired
 from osteojax.ops.varying import same_varying_axes
 
 WINDOW = 3
@@ -67,17 +68,27 @@ def max_pool(x: Array) -> Array:
     return x
 
 
-def orientation(scale: Array) -> Array:
-    """Signs for the channels of what `normalised_max_pool` takes, f32[C], from the norm's scale.
+def oriented_by(scale: Array, x: Array) -> tuple[Array, Array]:
+    """Turns channels so that `normalised_max_pool` can pool first.
 
-    On GPU and TPU no factor is positive behind them, so that the largest of the normalised voxels
-    is the normalised smallest one, whatever the channel. On CPU all are 1.
+    On GPU and TPU a channel whose factor would be positive is multiplied by -1, so that the largest
+    of the normalised voxels is the smallest of those that come in, whatever the channel.
+
+    Args:
+      scale: f32[C] of the norm; its sign is that of the factor.
+      x: f[B, *space, C].
+
+    Returns:
+      x times the signs; the signs, f32[C], all 1 on a CPU. They have no gradient.
     """
-    return lax.platform_dependent(
+    sign = lax.platform_dependent(
         lax.stop_gradient(scale),
         cpu=jnp.ones_like,
         default=lambda scale: jnp.where(scale < 0, 1, -1).astype(scale.dtype),
     )
+    of_pairs = in_pairs(jnp.multiply) if fill_registers(x) else jnp.multiply
+    turned = lax.platform_dependent(x, sign.astype(x.dtype), tpu=of_pairs, default=jnp.multiply)
+    return turned, sign
 
 
 def normalised_max_pool(x: Array, mean: Array, mul: Array, bias: Array, dtype: Any) -> Array:
@@ -93,9 +104,9 @@ def normalised_max_pool(x: Array, mean: Array, mul: Array, bias: Array, dtype: A
     two bytes; a TPU selects and scatters twice (docs/compile.md).
 
     Args:
-      x: f[B, *space, C], its channels multiplied by their `orientation`, as mean and mul are.
-      mean, mul, bias: f32, broadcastable to x; equal over space. `mul` is not positive where the
-        orientation is -1 or 1 by platform.
+      x: f[B, *space, C], turned (`oriented_by`), as mean and mul are.
+      mean, mul, bias: f32, broadcastable to x; equal over space. On GPU and TPU
+        `mul` is not positive.
       dtype: of the result.
     """
     return _pooled(dtype, *same_varying_axes(x, mean, mul, bias))
@@ -146,14 +157,18 @@ def _early(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
 
 
 def _late(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
-    # The infinity is a constant, by which lax knows a minimum.
-    smallest = lax.reduce_window(x, np.inf, lax.min, **_window_of(x))
+    if fill_registers(x):
+        smallest, first, last = _smallest_of_pairs(x)
+    else:
+        # The infinity is a constant, by which lax knows a minimum.
+        smallest = lax.reduce_window(x, np.inf, lax.min, **_windows_of(x.ndim, x.ndim - 2))
+        first, last = _no_places(smallest)
     y = plain(smallest, mean, mul, bias, dtype=dtype, relu=True)
-    return y, smallest, *_no_places(y)
+    return y, smallest, first, last
 
 
 def _late_kept(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
-    smallest, first, last = _smallest_and_places(x)
+    smallest, first, last = _smallest_and_places(_windows(x))
     return plain(smallest, mean, mul, bias, dtype=dtype, relu=True), smallest, first, last
 
 
@@ -172,15 +187,10 @@ def _late_gradients(
     last: Array,
     dy: Array,
 ) -> Gradients:
-    del first, last  # of a GPU
     d_smallest, *d_affine = _after_the_pool(dtype, smallest, mean, mul, bias, dy)
-    half = d_smallest * jnp.array(0.5, d_smallest.dtype)
-    # A comparison that is true of equals keeps the first of them, the other one takes the last.
-    of_first, of_last = (
-        lax.select_and_scatter_add_p.bind(half, x, select_prim=compare, **_window_of(x))
-        for compare in (lax.le_p, lax.lt_p)
-    )
-    return of_first + of_last, *d_affine
+    if fill_registers(x):
+        return _gradient_of_pairs(x, first, last, d_smallest), *d_affine
+    return _selected_and_scattered(d_smallest, x, x.ndim - 2), *d_affine
 
 
 def _late_kept_gradients(
@@ -210,18 +220,58 @@ def _no_places(y: Array) -> tuple[Array, Array]:
     return place, place
 
 
-def _window_of(x: Array) -> dict[str, tuple[Any, ...]]:
-    """The windows, as lax takes them."""
-    rank = x.ndim - 2
+def _windows_of(ndim: int, axes: int) -> dict[str, tuple[Any, ...]]:
+    """Windows over the first so many axes of space, as lax takes them."""
+    others = ndim - 1 - axes
     return {
-        "window_dimensions": (1, *[WINDOW] * rank, 1),
-        "window_strides": (1, *[2] * rank, 1),
-        "padding": ((0, 0), *[(1, 1)] * rank, (0, 0)),
+        "window_dimensions": (1, *[WINDOW] * axes, *[1] * others),
+        "window_strides": (1, *[2] * axes, *[1] * others),
+        "padding": ((0, 0), *[(1, 1)] * axes, *[(0, 0)] * others),
     }
 
 
+def _selected_and_scattered(dy: Array, x: Array, axes: int) -> Array:
+    """The gradient of the smallest voxel of every window over the first axes of space; the first
+    and the last of those that tie have half of it each."""
+    half = dy * jnp.array(0.5, dy.dtype)
+    # A comparison that is true of equals keeps the first of them, the other one takes the last.
+    of_first, of_last = (
+        lax.select_and_scatter_add_p.bind(half, x, select_prim=compare, **_windows_of(x.ndim, axes))
+        for compare in (lax.le_p, lax.lt_p)
+    )
+    return of_first + of_last
+
+
+def _smallest_of_pairs(x: Array) -> tuple[Array, Array, Array]:
+    """(minimum of every window; of the three columns of the window, along the last axis of space,
+    the first and the last that have it, u8), with full registers but for the last step."""
+    rows = lax.reduce_window(paired(x), np.inf, lax.min, **_windows_of(x.ndim, 2))
+    even, odd = jnp.split(rows, 2, axis=-1)
+    before = lax.pad(odd[..., :-1, :], jnp.array(jnp.inf, x.dtype), _one_voxel(x.ndim, 1, 0))
+    return _smallest_and_places((before, even, odd))
+
+
+def _gradient_of_pairs(x: Array, first: Array, last: Array, dy: Array) -> Array:
+    zero, half = jnp.zeros((), dy.dtype), dy * jnp.array(0.5, dy.dtype)
+    before, even, odd = (_share(half, first, last, column) for column in range(WINDOW))
+    odd = odd + lax.pad(before[..., 1:, :], zero, _one_voxel(x.ndim, 0, 1))
+    rows = jnp.concatenate([even, odd], axis=-1)
+    return unpaired(_selected_and_scattered(rows, paired(x), 2))
+
+
+def _one_voxel(ndim: int, low: int, high: int) -> list[tuple[int, int, int]]:
+    """Padding at the ends of the last axis of space."""
+    return [(0, 0, 0)] * (ndim - 2) + [(low, high, 0), (0, 0, 0)]
+
+
+def _share(half: Array, first: Array, last: Array, place: int) -> Array:
+    """The gradient that one place of the windows has of two that share it."""
+    zero = jnp.zeros((), half.dtype)
+    return jnp.where(first == place, half, zero) + jnp.where(last == place, half, zero)
+
+
 def _windows(x: Array) -> Iterator[Array]:
-    """The voxels of all windows, one of each window at a time; infinity beyond the edges."""
+    """One voxel of every window at a time, the last axis fastest; infinity beyond the edges."""
     rank = x.ndim - 2
     counts = [-(-size // 2) for size in x.shape[1:-1]]
     sizes = zip(x.shape[1:-1], counts, strict=True)
@@ -233,15 +283,15 @@ def _windows(x: Array) -> Iterator[Array]:
         yield lax.slice(padded, start, end, (1, *[2] * rank, 1))
 
 
-def _smallest_and_places(x: Array) -> tuple[Array, Array, Array]:
+def _smallest_and_places(windows: Iterable[Array]) -> tuple[Array, Array, Array]:
     """(minimum of every window, first and last voxel that is equal to it u8), in one pass.
 
-    Voxels of a window are numbered as in `_windows`, the last axis fastest.
+    Args:
+      windows: one voxel of every window at a time, all f[B, *windows, C].
     """
-    windows = _windows(x)
-    smallest = next(windows)
+    smallest, *others = windows
     first = last = jnp.zeros_like(smallest, jnp.uint8)
-    for number, voxel in enumerate(windows, start=1):
+    for number, voxel in enumerate(others, start=1):
         first = jnp.where(voxel < smallest, jnp.uint8(number), first)
         last = jnp.where(voxel <= smallest, jnp.uint8(number), last)
         smallest = jnp.minimum(voxel, smallest)
@@ -254,7 +304,7 @@ def _to_places(dy: Array, first: Array, last: Array, shape: tuple[int, ...]) -> 
     zero, half = jnp.zeros((), dy.dtype), dy * jnp.array(0.5, dy.dtype)
     total = jnp.zeros_like(dy, shape=shape)
     for number, taps in enumerate(itertools.product(range(WINDOW), repeat=len(shape) - 2)):
-        share = jnp.where(first == number, half, zero) + jnp.where(last == number, half, zero)
+        share = _share(half, first, last, number)
         config = [(0, 0, 0)]
         for tap, size, count in zip(taps, shape[1:-1], dy.shape[1:-1], strict=True):
             low = tap - 1

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from osteojax.ops import pools
-from osteojax.ops.pools import max_pool, normalised_max_pool, orientation
+from osteojax.ops.pools import max_pool, normalised_max_pool, oriented_by
 from tests.platform_forms import traced_as_on
 
-SHAPES = [(2, 8, 8, 8, 3), (1, 9, 5, 6, 2), (2, 1, 2, 3, 2), (2, 7, 8, 3)]
+SHAPES = [(2, 8, 8, 8, 3), (1, 9, 5, 6, 2), (2, 1, 2, 3, 2), (2, 7, 8, 3), (2, 5, 6, 16, 64)]
 FORMS = ("_early", "_late", "_late_kept")
 
 
@@ -52,13 +52,14 @@ def _run(form, dtype, inputs, dy=None):
 
     @jax.jit
     def run(dy, *inputs):
-        y, *kept = getattr(pools, form)(dtype, *_oriented(form, inputs))
+        oriented = _oriented(form, inputs)
+        y, *kept = getattr(pools, form)(dtype, *oriented)
         dy = jnp.ones_like(y) if dy is None else dy
         if form == "_early":
             _, transpose = jax.vjp(lambda *a: pools._early(dtype, *a)[0], *inputs)
             return y, transpose(dy)
         gradients = getattr(pools, f"{form}_gradients")
-        return y, _oriented(form, gradients(dtype, *_oriented(form, inputs), *kept, dy), inputs[2])
+        return y, _oriented(form, gradients(dtype, *oriented, *kept, dy), inputs[2])
 
     return run(dy, *inputs)
 
@@ -68,8 +69,8 @@ def _oriented(form, inputs, mul=None):
     x, mean, factor, bias = inputs
     mul = factor if mul is None else mul
     with contextlib.nullcontext() if form == "_early" else traced_as_on("tpu"):
-        sign = orientation(mul)
-    return x * sign.astype(x.dtype), mean * sign, factor * sign, bias
+        x, sign = oriented_by(mul, x)
+    return x, mean * sign, factor * sign, bias
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -112,12 +113,12 @@ def test_their_gradients_are_equal_in_float32(shape, form):
         np.testing.assert_allclose(ours, early, rtol=0, atol=1e-6 * float(jnp.abs(early).max()))
 
 
-@pytest.mark.parametrize("form", FORMS[1:])
-def test_the_gradients_error_in_bfloat16_is_not_larger_than_that_of_the_plain_form(form):
+@pytest.mark.parametrize(("form", "channels"), [("_late_kept", 4), ("_late", 4), ("_late", 64)])
+def test_the_gradients_error_in_bfloat16_is_not_larger_than_that_of_the_plain_form(form, channels):
     """Ties are common: two of them share the gradient, as in the plain form; of three it is two."""
-    shape = (8, 16, 16, 16, 4)
-    x, affine = _drawn(shape), _affine(4)
-    dy = _drawn((8, 8, 8, 8, 4), seed=5)
+    shape = (8, 16, 16, 16, channels)
+    x, affine = _drawn(shape), _affine(channels)
+    dy = _drawn((8, 8, 8, 8, channels), seed=5)
     exact = _run("_early", jnp.float32, (x, *affine), dy)[1]
 
     def error(form):
@@ -131,7 +132,7 @@ def test_the_gradients_error_in_bfloat16_is_not_larger_than_that_of_the_plain_fo
     ours, plain = error(form), error("_early")
     print(form, ours, "plain", plain)
     assert ours[0] <= 1.005 * plain[0]
-    assert max(ours[1:]) <= 0.01  # rounding of sums
+    assert max(ours[1:]) <= 0.02  # rounding of sums
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -151,7 +152,7 @@ def test_a_factor_of_zero(form):
 
 def test_the_smallest_voxel_and_its_places():
     x = jnp.round(2 * _drawn((2, 5, 6, 3, 2)))  # with many ties
-    smallest, first, last = jax.jit(pools._smallest_and_places)(x)
+    smallest, first, last = jax.jit(lambda x: pools._smallest_and_places(pools._windows(x)))(x)
     padded = np.pad(np.asarray(x), [(0, 0), *[(1, 2)] * 3, (0, 0)], constant_values=np.inf)
     for n, i, j, k, c in np.ndindex(*smallest.shape):
         window = padded[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, 2 * k : 2 * k + 3, c].ravel()
@@ -161,8 +162,13 @@ def test_the_smallest_voxel_and_its_places():
     assert (np.asarray(first) != np.asarray(last)).any()
 
 
-def test_channels_keep_their_orientation_on_a_cpu():
-    scale = jnp.array([-2.0, -0.0, 0.0, 3.0])
-    np.testing.assert_array_equal(orientation(scale), 1)
-    with traced_as_on("cuda"):
-        np.testing.assert_array_equal(orientation(scale), [1, -1, -1, -1])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_channels_are_turned_on_accelerators_alone(platform):
+    scale, x = jnp.array([-2.0, -0.0, 0.0, 3.0]), _drawn((2, 4, 4, 4, 4))
+    same, ones = oriented_by(scale, x)
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_array_equal(ones, 1)
+    with traced_as_on(platform):
+        turned, signs = oriented_by(scale, x)
+    np.testing.assert_array_equal(signs, [1, -1, -1, -1])
+    np.testing.assert_array_equal(turned, x * signs)
