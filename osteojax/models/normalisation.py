@@ -12,7 +12,8 @@ from jax import Array, lax
 
 from osteojax.data.vertebrae import POOL
 from osteojax.ops.normalised import moments, normalised
-from osteojax.ops.pools import max_pool, normalised_max_pool, oriented_by
+from osteojax.ops.normalised_pool import normalised_max_pool, oriented_by
+from osteojax.ops.pools import max_pool
 
 MOMENTUM = 0.9
 EPSILON = 1e-5
