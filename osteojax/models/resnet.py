@@ -20,7 +20,7 @@ from osteojax.errors import UserError
 from osteojax.models import AttentionLayer, from_fields
 from osteojax.models.normalisation import Norm
 from osteojax.ops.conv3d import Conv
-from osteojax.ops.normalised import relu
+from osteojax.ops.normalised import relu_of_sum
 from osteojax.ops.pools import average_pool
 
 SHORTCUTS = ("average", "strided")
@@ -182,7 +182,7 @@ class BasicBlock(nn.Module):
             if stride == 2 and self.shortcut == "average":
                 x, stride = average_pool(x), 1
             x = norm(convolution(x, 1, stride, "projection"), "projection_norm")
-        return relu(x + y)
+        return relu_of_sum(x, y)
 
 
 def resnet34(**fields: Any) -> ResNet:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from osteojax.ops.pairs import fill_registers, in_pairs, paired
+from osteojax.ops.pairs import fill_registers, in_pairs, paired, unpaired
 from osteojax.ops.varying import same_varying_axes
 
 
@@ -66,22 +66,35 @@ _moments_by_platform.defvjp(lambda x: (_moments_by_platform(x), x), _moments_bac
 
 
 @jax.custom_vjp
-def relu(x: Array) -> Array:
-    """max(x, 0). On an NVIDIA GPU its gradient reads the result, which the next layer keeps anyway,
-    instead of all that x was computed from."""
-    return jax.nn.relu(x)
+def relu_of_sum(x: Array, y: Array) -> Array:
+    """max(x + y, 0) of f[B, *space, C]. On an NVIDIA GPU its gradient reads the result, which the
+    next layer keeps anyway, instead of all that x and y were computed from."""
+
+    def of_pairs(x: Array, y: Array) -> Array:
+        return unpaired(jax.nn.relu(paired(x) + paired(y)))
+
+    def of_voxels(x: Array, y: Array) -> Array:
+        return jax.nn.relu(x + y)
+
+    tpu = of_pairs if fill_registers(x) else of_voxels
+    return lax.platform_dependent(x, y, tpu=tpu, default=of_voxels)
 
 
-def _relu_backward(y: Array, dy: Array) -> tuple[Array]:
+def _relu_backward(y: Array, dy: Array) -> tuple[Array, Array]:
     def masked(y: Array, dy: Array) -> Array:
         return jnp.where(y > 0, dy, jnp.zeros((), dy.dtype))
 
+    def of_pairs(y: Array, dy: Array) -> Array:
+        return unpaired(masked(paired(y), paired(dy)))
+
     # Without the barrier XLA knows that max(x, 0) > 0 is x > 0, and computes x once more.
     kept = lambda y, dy: masked(lax.optimization_barrier(y), dy)  # noqa: E731
-    return (lax.platform_dependent(y, dy, cuda=kept, default=masked),)
+    tpu = of_pairs if fill_registers(y) else masked
+    dx = lax.platform_dependent(y, dy, cuda=kept, tpu=tpu, default=masked)
+    return dx, dx
 
 
-relu.defvjp(lambda x: (jax.nn.relu(x),) * 2, _relu_backward)
+relu_of_sum.defvjp(lambda x, y: (relu_of_sum(x, y),) * 2, _relu_backward)
 
 
 def plain(*inputs: Array, dtype: Any, relu: bool = False) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from osteojax.ops import normalised as module
-from osteojax.ops.normalised import gradients_in_few_passes, normalised, plain, relu
+from osteojax.ops.normalised import gradients_in_few_passes, normalised, plain, relu_of_sum
 
 SHAPE = (4, 6, 5, 4, 6)
 
@@ -62,12 +62,13 @@ def test_in_bfloat16_they_are_no_further_from_float64(with_relu):
         assert error[0] <= 1.01 * error[1] + 1e-6 * np.linalg.norm(truth)
 
 
-def test_relu_equals_jax_in_value_and_gradient():
-    x = jnp.asarray([-1.0, -0.0, 0.0, 1e-30, 2.0])
-    for function in (relu, jax.nn.relu):
-        y, transpose = jax.vjp(function, x)
-        np.testing.assert_array_equal(y, jnp.maximum(x, 0))
-        np.testing.assert_array_equal(transpose(jnp.full(5, 3.0))[0], [0, 0, 0, 3, 3])
+def test_relu_of_a_sum_equals_jax_in_value_and_gradient():
+    x, other = jnp.asarray([-1.0, -0.0, 0.0, 1e-30, 1.0]), jnp.asarray([0.5, 0.0, 0.0, 0.0, 1.0])
+    for function in (relu_of_sum, lambda x, y: jax.nn.relu(x + y)):
+        y, transpose = jax.vjp(function, x, other)
+        np.testing.assert_array_equal(y, jnp.maximum(x + other, 0))
+        for gradient in transpose(jnp.full(5, 3.0)):
+            np.testing.assert_array_equal(gradient, [0, 0, 0, 3, 3])
 
 
 def test_what_is_differentiated_off_a_gpu_is_plain(monkeypatch):

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from osteojax.models.normalisation import Norm
 from osteojax.ops.conv3d import conv
-from osteojax.ops.normalised import moments, normalised, relu
+from osteojax.ops.normalised import moments, normalised, relu_of_sum
 from osteojax.ops.pairs import fill_registers, paired, unpaired
 from tests.platform_forms import traced_as_on
 
@@ -90,10 +92,35 @@ def test_a_norm_with_its_statistics(samples):
     def norm(x, mean, mul, bias):
         first, second = moments(x)
         y = normalised(x, mean + first, mul * second, bias, jnp.float32, relu=True)
-        return relu(x + y), first, second
+        return relu_of_sum(x, y), first, second
 
     voxels, pairs = _both(norm, x, mean, mul, bias)
     _close(pairs, voxels)
     wide = np.asarray(x, float)
     np.testing.assert_allclose(pairs[0][1], wide.mean((0, 1, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(pairs[0][2], np.square(wide).mean((0, 1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("then", ["relu", "max_pool"])
+def test_eight_devices_equal_one(then):
+    x, target = _drawn((8, 2, 3, 16, CHANNELS)), _drawn((8, 1), 1)
+
+    def loss(params, x, target, axis_name):
+        norm = Norm("batch", axis_name)
+        variables = {"params": params, "batch_stats": start["batch_stats"]}
+        y, _ = norm.apply(variables, x, train=True, then=then, mutable=["batch_stats"])
+        value = (y.mean((1, 2, 3)) * target).mean()
+        return jax.lax.pmean(value, axis_name) if axis_name else value
+
+    start = Norm("batch").init(jax.random.key(0), x, train=False)
+    params = jax.tree.map(lambda p: p + 0.5 * _drawn(p.shape, 2), start["params"])
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    with traced_as_on("tpu"):
+        one = jax.jit(jax.value_and_grad(lambda *a: loss(*a, None)))(params, x, target)
+        many = jax.jit(
+            jax.shard_map(
+                jax.value_and_grad(lambda *a: loss(*a, "data")), mesh=mesh,
+                in_specs=(P(), P("data"), P("data")), out_specs=P(),
+            )
+        )(params, x, target)  # fmt: skip
+    _close(many, one)
