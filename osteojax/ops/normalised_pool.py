@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -100,55 +100,66 @@ _pooled.defvjp(_pooled_fwd, _pooled_bwd)
 
 
 # ---------------------------------------------------------------- one form for each platform
-# Each gives its result and what it keeps: the smallest voxels; on a GPU, where they are; on a TPU,
-# the smallest of each row of a window. The compiler removes what a platform has no use for.
+# Each gives its result and what it keeps: the smallest voxels and, on a GPU, where they are.
 
 
-Kept = tuple[Array, Array, Array, Array, Array]
+Kept = tuple[Array, Array, Array, Array]
 
 
 def _early(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
     y = max_pool(plain(x, mean, mul, bias, dtype=dtype, relu=True))
-    return y, jnp.zeros_like(y, x.dtype), *_no_places(y), _no_rows(x)
+    return y, jnp.zeros_like(y, x.dtype), *_no_places(y)
 
 
 def _late(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
-    axes = tuple(range(1, x.ndim - 1))
-    rows = _no_rows(x)
     if fill_registers(x):
-        rows = unpaired(_smallest(paired(x), axes[:-1]))
-        smallest = _smallest(rows, axes[-1:])
+        smallest, first, last = _smallest_of_pairs(x)
     else:
-        smallest = _smallest(x, axes)
+        # The infinity is a constant, by which lax knows a minimum.
+        smallest = lax.reduce_window(x, np.inf, lax.min, **_windows_of(x.ndim, x.ndim - 2))
+        first, last = _no_places(smallest)
     y = plain(smallest, mean, mul, bias, dtype=dtype, relu=True)
-    return y, smallest, *_no_places(y), rows
+    return y, smallest, first, last
 
 
 def _late_kept(dtype: Any, x: Array, mean: Array, mul: Array, bias: Array) -> Kept:
     smallest, first, last = _smallest_and_places(_windows(x))
-    y = plain(smallest, mean, mul, bias, dtype=dtype, relu=True)
-    return y, smallest, first, last, _no_rows(x)
+    return plain(smallest, mean, mul, bias, dtype=dtype, relu=True), smallest, first, last
 
 
 Gradients = tuple[Array, ...]
 """Of x, mean, mul and bias."""
 
 
-def _late_gradients(dtype: Any, *arguments: Array) -> Gradients:
-    """Arguments are x, mean, mul, bias, what `_late` keeps, and dy."""
-    x, *affine, smallest, _, _, rows, dy = arguments
-    axes = tuple(range(1, x.ndim - 1))
-    d_smallest, *d_affine = _after_the_pool(dtype, smallest, *affine, dy)
-    if not fill_registers(x):
-        return _to_smallest(d_smallest, x, axes), *d_affine
-    d_rows = paired(_to_smallest(d_smallest, rows, axes[-1:]))
-    return unpaired(_to_smallest(d_rows, paired(x), axes[:-1])), *d_affine
+def _late_gradients(
+    dtype: Any,
+    x: Array,
+    mean: Array,
+    mul: Array,
+    bias: Array,
+    smallest: Array,
+    first: Array,
+    last: Array,
+    dy: Array,
+) -> Gradients:
+    d_smallest, *d_affine = _after_the_pool(dtype, smallest, mean, mul, bias, dy)
+    if fill_registers(x):
+        return _gradient_of_pairs(x, first, last, d_smallest), *d_affine
+    return _selected_and_scattered(d_smallest, x, x.ndim - 2), *d_affine
 
 
-def _late_kept_gradients(dtype: Any, *arguments: Array) -> Gradients:
-    """Arguments are x, mean, mul, bias, what `_late_kept` keeps, and dy."""
-    x, *affine, smallest, first, last, _, dy = arguments
-    d_smallest, *d_affine = _after_the_pool(dtype, smallest, *affine, dy)
+def _late_kept_gradients(
+    dtype: Any,
+    x: Array,
+    mean: Array,
+    mul: Array,
+    bias: Array,
+    smallest: Array,
+    first: Array,
+    last: Array,
+    dy: Array,
+) -> Gradients:
+    d_smallest, *d_affine = _after_the_pool(dtype, smallest, mean, mul, bias, dy)
     return _to_places(d_smallest, first, last, x.shape), *d_affine
 
 
@@ -159,42 +170,59 @@ def _after_the_pool(dtype: Any, *arguments: Array) -> Gradients:
 
 
 def _no_places(y: Array) -> tuple[Array, Array]:
+    """In the place of what a GPU keeps. The compiler removes it."""
     place = jnp.zeros_like(y, jnp.uint8)
     return place, place
 
 
-def _no_rows(x: Array) -> Array:
-    sizes = [-(-size // 2) for size in x.shape[1:-2]]
-    shape = (x.shape[0], *sizes, *x.shape[-2:]) if fill_registers(x) else (0,)
-    return jnp.zeros_like(x, shape=shape)
+def _windows_of(ndim: int, axes: int) -> dict[str, tuple[Any, ...]]:
+    """Windows over the first so many axes of space, as lax takes them."""
+    others = ndim - 1 - axes
+    return {
+        "window_dimensions": (1, *[WINDOW] * axes, *[1] * others),
+        "window_strides": (1, *[2] * axes, *[1] * others),
+        "padding": ((0, 0), *[(1, 1)] * axes, *[(0, 0)] * others),
+    }
 
 
-def _smallest(x: Array, axes: Sequence[int]) -> Array:
-    """The smallest voxel of every window over some axes."""
-    # The infinity is a constant, by which lax knows a minimum.
-    return lax.reduce_window(x, np.inf, lax.min, **_windows_over(axes, x.ndim))
-
-
-def _to_smallest(dy: Array, x: Array, axes: Sequence[int]) -> Array:
-    """The gradient of `_smallest`; the first and the last voxel that tie have half of it each."""
+def _selected_and_scattered(dy: Array, x: Array, axes: int) -> Array:
+    """The gradient of the smallest voxel of every window over the first axes of space; the first
+    and the last of those that tie have half of it each."""
     half = dy * jnp.array(0.5, dy.dtype)
-    windows = _windows_over(axes, x.ndim)
     # A comparison that is true of equals keeps the first of them, the other one takes the last.
     of_first, of_last = (
-        lax.select_and_scatter_add_p.bind(half, x, select_prim=compare, **windows)
+        lax.select_and_scatter_add_p.bind(half, x, select_prim=compare, **_windows_of(x.ndim, axes))
         for compare in (lax.le_p, lax.lt_p)
     )
     return of_first + of_last
 
 
-def _windows_over(axes: Sequence[int], ndim: int) -> dict[str, tuple[Any, ...]]:
-    """Windows of the max-pool over some axes, as lax takes them."""
-    inside = [axis in axes for axis in range(ndim)]
-    return {
-        "window_dimensions": tuple(WINDOW if each else 1 for each in inside),
-        "window_strides": tuple(2 if each else 1 for each in inside),
-        "padding": tuple((1, 1) if each else (0, 0) for each in inside),
-    }
+def _smallest_of_pairs(x: Array) -> tuple[Array, Array, Array]:
+    """(minimum of every window; of the three columns of the window, along the last axis of space,
+    the first and the last that have it, u8), with full registers but for the last step."""
+    rows = lax.reduce_window(paired(x), np.inf, lax.min, **_windows_of(x.ndim, 2))
+    before = _moved(rows, 1, jnp.array(jnp.inf, x.dtype))
+    even, odd = jnp.split(rows, 2, axis=-1)
+    return _smallest_and_places((jnp.split(before, 2, axis=-1)[1], even, odd))
+
+
+def _gradient_of_pairs(x: Array, first: Array, last: Array, dy: Array) -> Array:
+    zero, half = jnp.zeros((), dy.dtype), dy * jnp.array(0.5, dy.dtype)
+    before, even, odd = (_share(half, first, last, column) for column in range(WINDOW))
+    rows = jnp.concatenate([even, odd], axis=-1)
+    rows = rows + _moved(jnp.concatenate([jnp.zeros_like(before), before], axis=-1), -1, zero)
+    return unpaired(_selected_and_scattered(rows, paired(x), 2))
+
+
+def _moved(pairs: Array, by: int, vacated: Array) -> Array:
+    """Moved along the last axis of space. Pairs move whole: half of them would be a copy."""
+    return lax.pad(pairs, vacated, [(0, 0, 0)] * (pairs.ndim - 2) + [(by, -by, 0), (0, 0, 0)])
+
+
+def _share(half: Array, first: Array, last: Array, place: int) -> Array:
+    """The gradient that one place of the windows has of two that share it."""
+    zero = jnp.zeros((), half.dtype)
+    return jnp.where(first == place, half, zero) + jnp.where(last == place, half, zero)
 
 
 def _windows(x: Array) -> Iterator[Array]:
@@ -231,7 +259,7 @@ def _to_places(dy: Array, first: Array, last: Array, shape: tuple[int, ...]) -> 
     zero, half = jnp.zeros((), dy.dtype), dy * jnp.array(0.5, dy.dtype)
     total = jnp.zeros_like(dy, shape=shape)
     for number, taps in enumerate(itertools.product(range(WINDOW), repeat=len(shape) - 2)):
-        share = jnp.where(first == number, half, zero) + jnp.where(last == number, half, zero)
+        share = _share(half, first, last, number)
         config = [(0, 0, 0)]
         for tap, size, count in zip(taps, shape[1:-1], dy.shape[1:-1], strict=True):
             low = tap - 1
