@@ -2,6 +2,9 @@
 
   conv3d            2D and 3D convolution, lowered for each platform (on CPU by conv3d_cpu)
   sinkhorn          log-domain assignment, sharded
+  normalised        a norm's statistics and parameters, ReLU; normalised_pool: with a max-pool behind
+  pools             max-pool and average pool
+  pairs             two voxels as one of twice the channels, for a TPU
 
 Texture maps, from the outermost function to the innermost:
 
