@@ -2,7 +2,7 @@
 
   conv3d            2D and 3D convolution, lowered for each platform (on CPU by conv3d_cpu)
   sinkhorn          log-domain assignment, sharded
-  normalised        a norm's statistics and parameters, ReLU; normalised_pool: with a max-pool behind
+  normalised        a norm, ReLU; with a max-pool behind them normalised_pool
   pools             max-pool and average pool
   pairs             two voxels as one of twice the channels, for a TPU
 
