@@ -12,8 +12,8 @@ from osteojax.ops.texture.masked_sums import layout
 from osteojax.ops.texture.pair_features import FEATURES, PAIR_MEANS
 from osteojax.ops.texture.shared_sums import SUMS, fit
 from osteojax.ops.texture.windows import Window
-from tests.gpu_forms import traced_as_on_a_gpu
 from tests.oracles import glcm as oracle
+from tests.platform_forms import traced_as_on
 
 BOTH_FORMS = 4e-7 + 6e-7
 """Relative error of `whole_box` and of the shared sums."""
@@ -25,7 +25,7 @@ def on_a_gpu(levels, mask=None, **settings):
     def maps(levels):
         return glcm.texture_maps(levels, mask, **settings)
 
-    with traced_as_on_a_gpu():
+    with traced_as_on("cuda"):
         traced = jax.jit(maps).lower(levels)
     # A CPU's compiler takes its time over kernels that are made for a GPU's.
     program = traced.compile(compiler_options={"xla_backend_optimization_level": 0})
