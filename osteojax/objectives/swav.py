@@ -153,7 +153,7 @@ class SwAV:
             sinkhorn_of_each, epsilon=epsilon, num_iterations=iterations, axis_name=AXIS
         )
         local, views = scores_BVK.shape[0], scores_BVK.shape[1]
-        alone = list(jnp.moveaxis(scores_BVK, 1, 0))
+        alone = [scores_BVK[:, v] for v in range(views)]
         if not self.queue_size:
             return jnp.stack(assign(alone), axis=1)
         # Each device uses its share of the queue, so that sums over the axis count it once.
@@ -162,7 +162,7 @@ class SwAV:
         variables = {"params": params["prototypes"]}
         queue_scores_QVK: Any = self._prototypes().apply(variables, queue_QVD)
         both = jnp.concatenate([scores_BVK, queue_scores_QVK], axis=0)
-        assigned = assign([*alone, *jnp.moveaxis(both, 1, 0)])
+        assigned = assign([*alone, *(both[:, v] for v in range(views))])
         plain = jnp.stack(assigned[:views], axis=1)
         queued = jnp.stack([each[:local] for each in assigned[views:]], axis=1)
         return jnp.where(carried["queue_filled"] >= self.queue_waits, queued, plain)

@@ -15,18 +15,16 @@ from jax import Array, lax
 
 def _logsumexp_over_batch(log_qs_BK: Sequence[Array], axis_name: str | None) -> list[Array]:
     """log(sum over the global batch) of each, f32[1, K]."""
-    tops_N1K = jnp.stack([jnp.max(log_q_BK, axis=0, keepdims=True) for log_q_BK in log_qs_BK])
+    tops_1K = [jnp.max(log_q_BK, axis=0, keepdims=True) for log_q_BK in log_qs_BK]
     if axis_name is not None:
-        tops_N1K = lax.pmax(tops_N1K, axis_name)
-    totals_N1K = jnp.stack(
-        [
-            jnp.sum(jnp.exp(log_q_BK - top_1K), axis=0, keepdims=True)
-            for log_q_BK, top_1K in zip(log_qs_BK, tops_N1K, strict=True)
-        ]
-    )
+        tops_1K = lax.pmax(tops_1K, axis_name)
+    totals_1K = [
+        jnp.sum(jnp.exp(log_q_BK - top_1K), axis=0, keepdims=True)
+        for log_q_BK, top_1K in zip(log_qs_BK, tops_1K, strict=True)
+    ]
     if axis_name is not None:
-        totals_N1K = lax.psum(totals_N1K, axis_name)
-    return list(jnp.log(totals_N1K) + tops_N1K)
+        totals_1K = lax.psum(totals_1K, axis_name)
+    return [jnp.log(total) + top for total, top in zip(totals_1K, tops_1K, strict=True)]
 
 
 def sinkhorn(
@@ -64,7 +62,9 @@ def sinkhorn_of_each(
 ) -> list[Array]:
     """`sinkhorn` of several batches f[B, K] with one K, independent of one another.
 
-    Devices exchange the sums of all of them at once.
+    Their iterations go in step, so that XLA can join the sums that devices exchange. They are not
+    stacked, because on a CPU their rounding would depend on the program around them, and a resumed
+    run would not be equal to the bit.
     """
     log_qs_BK = [lax.stop_gradient(each).astype(jnp.float32) / epsilon for each in scores]
     for _ in range(num_iterations):

@@ -85,8 +85,6 @@ def test_several_batches_share_their_sums_and_nothing_else() -> None:
     alone = sharded(lambda scores: sinkhorn(scores, **settings))
     for scores, found in zip(several, together(several), strict=True):
         np.testing.assert_array_equal(found, alone(scores))
-    text = together.lower(several).as_text()
-    assert text.count("stablehlo.all_reduce") == 3 * 2  # a maximum and a sum each time
 
 
 def test_order_of_samples_does_not_matter() -> None:
