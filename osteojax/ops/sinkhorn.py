@@ -6,25 +6,20 @@ spreads the batch evenly over the prototypes, and are regularised by an entropic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 
-def _logsumexp_over_batch(log_qs_BK: Sequence[Array], axis_name: str | None) -> list[Array]:
-    """log(sum over the global batch) of each, f32[1, K]."""
-    tops_1K = [jnp.max(log_q_BK, axis=0, keepdims=True) for log_q_BK in log_qs_BK]
+def _logsumexp_over_batch(log_q_BK: Array, axis_name: str | None) -> Array:
+    """log(sum over the global batch), f32[1, K]."""
+    top_1K = jnp.max(log_q_BK, axis=0, keepdims=True)
     if axis_name is not None:
-        tops_1K = lax.pmax(tops_1K, axis_name)
-    totals_1K = [
-        jnp.sum(jnp.exp(log_q_BK - top_1K), axis=0, keepdims=True)
-        for log_q_BK, top_1K in zip(log_qs_BK, tops_1K, strict=True)
-    ]
+        top_1K = lax.pmax(top_1K, axis_name)
+    total_1K = jnp.sum(jnp.exp(log_q_BK - top_1K), axis=0, keepdims=True)
     if axis_name is not None:
-        totals_1K = lax.psum(totals_1K, axis_name)
-    return [jnp.log(total) + top for total, top in zip(totals_1K, tops_1K, strict=True)]
+        total_1K = lax.psum(total_1K, axis_name)
+    return jnp.log(total_1K) + top_1K
 
 
 def sinkhorn(
@@ -47,28 +42,9 @@ def sinkhorn(
     Returns:
       f32[B, K]; each row sums to 1. No gradient flows through it.
     """
-    assigned = sinkhorn_of_each(
-        [scores_BK], epsilon=epsilon, num_iterations=num_iterations, axis_name=axis_name
-    )
-    return assigned[0]
-
-
-def sinkhorn_of_each(
-    scores: Sequence[Array],
-    *,
-    epsilon: float,
-    num_iterations: int,
-    axis_name: str | None = None,
-) -> list[Array]:
-    """`sinkhorn` of several batches f[B, K] with one K, independent of one another.
-
-    Their iterations go in step, so that XLA can join the sums that devices exchange. They are not
-    stacked, because on a CPU their rounding would depend on the program around them, and a resumed
-    run would not be equal to the bit.
-    """
-    log_qs_BK = [lax.stop_gradient(each).astype(jnp.float32) / epsilon for each in scores]
+    scores_BK = lax.stop_gradient(scores_BK).astype(jnp.float32)
+    log_q_BK = scores_BK / epsilon
     for _ in range(num_iterations):
-        sums_1K = _logsumexp_over_batch(log_qs_BK, axis_name)
-        log_qs_BK = [log_q - total for log_q, total in zip(log_qs_BK, sums_1K, strict=True)]
-        log_qs_BK = [log_q - jax.nn.logsumexp(log_q, axis=1, keepdims=True) for log_q in log_qs_BK]
-    return [jnp.exp(log_q_BK) for log_q_BK in log_qs_BK]
+        log_q_BK = log_q_BK - _logsumexp_over_batch(log_q_BK, axis_name)
+        log_q_BK = log_q_BK - jax.nn.logsumexp(log_q_BK, axis=1, keepdims=True)
+    return jnp.exp(log_q_BK)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 
@@ -18,23 +15,12 @@ def same_varying_axes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     devices, as for any other operation.
     """
     axes = frozenset().union(*(_varying_axes(array) for array in arrays))
-    result = list(arrays)
-    for places in _alike([(a.shape, a.dtype, axes - _varying_axes(a)) for a in arrays]):
-        missing = tuple(sorted(axes - _varying_axes(arrays[places[0]])))
-        if missing:
-            # One cast for all that are alike, whose transpose is one sum for all of them.
-            cast = lax.pcast(jnp.stack([arrays[p] for p in places]), missing, to="varying")
-            for place, array in zip(places, cast, strict=True):
-                result[place] = array
-    return tuple(result)
-
-
-def _alike(kinds: list[Any]) -> list[list[int]]:
-    """The places of equal entries, together."""
-    found: dict[Any, list[int]] = {}
-    for place, kind in enumerate(kinds):
-        found.setdefault(kind, []).append(place)
-    return list(found.values())
+    return tuple(
+        lax.pcast(array, tuple(sorted(axes - _varying_axes(array))), to="varying")
+        if axes - _varying_axes(array)
+        else array
+        for array in arrays
+    )
 
 
 def _varying_axes(array: jax.Array) -> frozenset[str]:

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from scipy.optimize import linprog
 
-from osteojax.ops.sinkhorn import sinkhorn, sinkhorn_of_each
+from osteojax.ops.sinkhorn import sinkhorn
 
 
 def reference(scores_BK: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
@@ -69,22 +69,6 @@ def test_sharded_equals_one_device(devices: int) -> None:
         )
     )
     np.testing.assert_allclose(sharded(scores), sinkhorn(scores), rtol=1e-5, atol=1e-8)
-
-
-def test_several_batches_share_their_sums_and_nothing_else() -> None:
-    draw = np.random.default_rng(7).uniform
-    several = [draw(-1, 1, (size, 24)).astype(np.float32) for size in (64, 96, 64)]
-    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
-    spec = PartitionSpec("data")
-    settings = {"epsilon": 0.05, "num_iterations": 3, "axis_name": "data"}
-
-    def sharded(function):
-        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec))
-
-    together = sharded(lambda each: sinkhorn_of_each(each, **settings))
-    alone = sharded(lambda scores: sinkhorn(scores, **settings))
-    for scores, found in zip(several, together(several), strict=True):
-        np.testing.assert_array_equal(found, alone(scores))
 
 
 def test_order_of_samples_does_not_matter() -> None:
