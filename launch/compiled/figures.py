@@ -59,8 +59,7 @@ def compiled_figures(
             f"{chip.room_bytes / 1e9:.1f} GB there."
         )
     found = kernels(text)
-    counted = (compiled.cost_analysis() or {}).get("bytes accessed")
-    moved = int(counted) if counted else sum(kernel.bytes for kernel in found)
+    moved = bytes_moved(compiled, found)
     figures: Figures = {
         "peak_bytes": memory.peak_memory_in_bytes,
         "room_bytes": chip.room_bytes,
@@ -86,6 +85,12 @@ def compiled_figures(
         "compile_seconds": round(seconds, 1),
     }
     return figures, text
+
+
+def bytes_moved(compiled: Any, found: Iterable[Kernel]) -> int:
+    """The compiler's own count, or where it has none the sum over the program's kernels."""
+    counted = (compiled.cost_analysis() or {}).get("bytes accessed")
+    return int(counted) if counted else sum(kernel.bytes for kernel in found)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from launch.compiled.chips import Chip
-from launch.compiled.figures import Figures
+from launch.compiled.figures import Figures, bytes_moved
 from launch.compiled.program import kernels
 from osteojax.ops.texture import glcm
 from osteojax.ops.texture.pair_features import ALL_FEATURES, FEATURES
@@ -46,8 +46,7 @@ def compiled_textures(
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
     found = sorted(kernels(text), key=lambda kernel: -kernel.bytes)
-    counted = (compiled.cost_analysis() or {}).get("bytes accessed")
-    moved = int(counted) if counted else sum(kernel.bytes for kernel in found)
+    moved = bytes_moved(compiled, found)
     voxels = batch * size**3
     least = len(dtypes) + 4 * len(FEATURES_OF[maps])
     figures: Figures = {

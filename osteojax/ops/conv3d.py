@@ -177,10 +177,7 @@ def _conv_xla(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
 
 
 def _conv_accelerator(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
-    if _has_few_channels(x, kernel, strides):
-        x, kernel, pads = space_to_depth(x, kernel, strides, pads)
-        strides = (1,) * len(strides)
-    return _conv_xla(x, kernel, strides, pads)
+    return _conv_xla(*_without_few_channels(x, kernel, strides, pads))
 
 
 def _conv_tpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
@@ -188,13 +185,22 @@ def _conv_tpu(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
         # Else blocks become channels in the dtype and the layout of what x is computed from: the
         # augmented codes, with the batch last, which took a fifth of the step (docs/compile.md).
         x = lax.optimization_barrier(x)
-        x, kernel, pads = space_to_depth(x, kernel, strides, pads)
-        strides = (1,) * len(strides)
+    x, kernel, strides, pads = _without_few_channels(x, kernel, strides, pads)
     shape = jax.eval_shape(lambda x, kernel: _conv_xla(x, kernel, strides, pads), x, kernel)
     if max(strides) > 1 or x.shape[-2] % 2 or not fill_registers(shape):
         return _conv_xla(x, kernel, strides, pads)
     kernel, pads = pair_kernel(kernel, x.shape[-2], pads)
     return unpaired(_conv_xla(paired(x), kernel, strides, pads))
+
+
+def _without_few_channels(
+    x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads
+) -> tuple[jax.Array, jax.Array, Strides, Pads]:
+    """The same convolution by `space_to_depth` where it is strided and has few channels."""
+    if not _has_few_channels(x, kernel, strides):
+        return x, kernel, strides, pads
+    x, kernel, pads = space_to_depth(x, kernel, strides, pads)
+    return x, kernel, (1,) * len(strides), pads
 
 
 def _has_few_channels(x: jax.Array, kernel: jax.Array, strides: Strides) -> bool:

@@ -60,8 +60,8 @@ def normalised_max_pool(x: Array, mean: Array, mul: Array, bias: Array, dtype: A
 
     Args:
       x: f[B, *space, C], turned (`oriented_by`), as mean and mul are.
-      mean, mul, bias: f32, broadcastable to x; equal over space. On GPU and TPU
-        `mul` is not positive.
+      mean, mul, bias: f32, broadcastable to x; equal over space. On GPU and TPU `mul` is not
+        positive.
       dtype: of the result.
     """
     return _pooled(dtype, *same_varying_axes(x, mean, mul, bias))
@@ -100,7 +100,8 @@ _pooled.defvjp(_pooled_fwd, _pooled_bwd)
 
 
 # ---------------------------------------------------------------- one form for each platform
-# Each gives its result and what it keeps: the smallest voxels and, on a GPU, where they are.
+# Each gives its result and what it keeps: the smallest voxels, and two bytes that say where they
+# are: on a GPU in the window, on a TPU of pairs in which of its columns.
 
 
 Kept = tuple[Array, Array, Array, Array]
@@ -131,35 +132,19 @@ Gradients = tuple[Array, ...]
 """Of x, mean, mul and bias."""
 
 
-def _late_gradients(
-    dtype: Any,
-    x: Array,
-    mean: Array,
-    mul: Array,
-    bias: Array,
-    smallest: Array,
-    first: Array,
-    last: Array,
-    dy: Array,
-) -> Gradients:
-    d_smallest, *d_affine = _after_the_pool(dtype, smallest, mean, mul, bias, dy)
+def _late_gradients(dtype: Any, *arguments: Array) -> Gradients:
+    """Arguments are x, mean, mul, bias, what `_late` keeps, and dy."""
+    x, *affine, smallest, first, last, dy = arguments
+    d_smallest, *d_affine = _after_the_pool(dtype, smallest, *affine, dy)
     if fill_registers(x):
         return _gradient_of_pairs(x, first, last, d_smallest), *d_affine
     return _selected_and_scattered(d_smallest, x, x.ndim - 2), *d_affine
 
 
-def _late_kept_gradients(
-    dtype: Any,
-    x: Array,
-    mean: Array,
-    mul: Array,
-    bias: Array,
-    smallest: Array,
-    first: Array,
-    last: Array,
-    dy: Array,
-) -> Gradients:
-    d_smallest, *d_affine = _after_the_pool(dtype, smallest, mean, mul, bias, dy)
+def _late_kept_gradients(dtype: Any, *arguments: Array) -> Gradients:
+    """Arguments are x, mean, mul, bias, what `_late_kept` keeps, and dy."""
+    x, *affine, smallest, first, last, dy = arguments
+    d_smallest, *d_affine = _after_the_pool(dtype, smallest, *affine, dy)
     return _to_places(d_smallest, first, last, x.shape), *d_affine
 
 
@@ -170,7 +155,7 @@ def _after_the_pool(dtype: Any, *arguments: Array) -> Gradients:
 
 
 def _no_places(y: Array) -> tuple[Array, Array]:
-    """In the place of what a GPU keeps. The compiler removes it."""
+    """In the place of the bytes, where they are not needed. The compiler removes it."""
     place = jnp.zeros_like(y, jnp.uint8)
     return place, place
 
