@@ -3,7 +3,7 @@
 settings.json     written first: tables and settings that the folder is made from
 parts/            one JSON per finished item, and its records until they are in a shard
 shards/           ArrayRecord files
-<table>, failures.csv, excluded.csv
+<table>, failures.csv, doubts.csv, excluded.csv
 manifest.json     written last, when the folder is finished
 
 The recipe defines items and records; this module knows no kind of data.
@@ -38,6 +38,10 @@ from osteojax import __version__
 from osteojax.data.schema import Manifest
 from osteojax.errors import UserError
 
+KEEP, FAIL = DOUBTS = ("keep", "fail")
+"""What becomes of an item or a row that is suspicious: it is kept and listed in doubts.csv, or left
+out and listed in failures.csv."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Built:
@@ -48,12 +52,14 @@ class Built:
       rows: of the table.
       failures: (case, reason, remedy).
       excluded: (case, patient_id, reason).
+      doubts: (case, reason, remedy) of what was kept.
     """
 
     manifest: Manifest
     rows: list[dict[str, Any]]
     failures: list[tuple[str, str, str]]
     excluded: list[tuple[str, str, str]]
+    doubts: list[tuple[str, str, str]]
 
 
 def build(
@@ -63,6 +69,7 @@ def build(
     items_per_shard: int,
     workers: int,
     scheduler: str | None = None,
+    doubts: str = KEEP,
 ) -> Built:
     """Prepares a cohort into `out`, or resumes an earlier run.
 
@@ -72,6 +79,7 @@ def build(
       items_per_shard: number of items of a shard.
       workers: processes of this machine; 1 is this process.
       scheduler: address of a Dask scheduler whose workers are used instead.
+      doubts: one of `DOUBTS`: whether an item that has doubts is kept or fails.
 
     Raises:
       UserError: `out` belongs to another cohort or other settings, or has foreign files; another
@@ -81,11 +89,13 @@ def build(
     """
     out = out.resolve()
     settings = {"scans_per_shard": items_per_shard, **recipe.settings(), "cohort": cohort.digest}
+    if doubts != KEEP:  # folders of earlier versions have no such setting and keep their doubts
+        settings["doubts"] = doubts
     claim(out, {"osteojax": __version__, "kind": recipe.kind, **settings})
     with lock(out) as run:
         remove_leftovers(out)
         shards = membership(recipe.shard_prefix, len(cohort.items), items_per_shard)
-        job = _Job(recipe, cohort, out, shards)
+        job = _Job(recipe, cohort, out, shards, doubts == FAIL)
         work = _remaining(job)
         if work.num_tasks:  # the folder changes, so it is not finished
             (out / "manifest.json").unlink(missing_ok=True)
@@ -96,12 +106,18 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """The cohort, the recipe and the folder of a run. shards: file name -> indices of items."""
+    """The cohort, the recipe and the folder of a run.
+
+    Attributes:
+      shards: file name -> indices of items.
+      doubts_fail: whether an item that has doubts fails.
+    """
 
     recipe: Recipe
     cohort: Cohort
     out: Path
     shards: dict[str, range]
+    doubts_fail: bool
 
     @property
     def shard_of(self) -> dict[int, str]:
@@ -182,7 +198,8 @@ def _run(job: _Job, work: _Work, crew: Crew) -> None:
     waiting = Counter(shard_of[item.index] for item in work.items)
     tasks = deque(merge(name) for name in work.shards)
     for item in work.items:
-        tasks.append(Task(item.case, prepare_item, (job.recipe, item, job.out, complete)))
+        arguments = (job.recipe, item, job.out, complete, job.doubts_fail)
+        tasks.append(Task(item.case, prepare_item, arguments))
     dead: list[str] = []
     total = len(job.cohort.items)
     done = total - len(work.items)
@@ -236,7 +253,9 @@ def _finish(job: _Job, settings: dict[str, Any]) -> Built:
     failures = [(e.case, e.reason, e.remedy) for e in cohort.failures]
     failures += [failure for report in reports.values() for failure in report.failures]
     excluded = cohort.excluded + [row for report in reports.values() for row in report.excluded]
+    doubts = cohort.doubts + [doubt for report in reports.values() for doubt in report.doubts]
     write_table(out / "failures.csv", ("case", "reason", "remedy"), failures)
+    write_table(out / "doubts.csv", ("case", "reason", "remedy"), doubts)
     write_table(out / "excluded.csv", ("case", "patient_id", "reason"), excluded)
     rows_of = {name: shard_rows(name, indices, reports) for name, indices in job.shards.items()}
     rows = [row for own in rows_of.values() for row in own]
@@ -252,7 +271,8 @@ def _finish(job: _Job, settings: dict[str, Any]) -> Built:
         "code_version": __version__,
     }
     manifest = recipe.finish(cohort, list(reports.values()), rows, common)
+    manifest = dataclasses.replace(manifest, doubts=len(doubts))
     columns = tuple(column.name for column in manifest.columns)
     write_table(out / manifest.table, columns, ([row[name] for name in columns] for row in rows))
     manifest.save(out)
-    return Built(manifest, rows, failures, excluded)
+    return Built(manifest, rows, failures, excluded, doubts)

@@ -22,7 +22,9 @@ def part_path(out: Path, index: int, suffix: str) -> Path:
     return out / "parts" / f"{index:06d}.{suffix}"
 
 
-def prepare_item(recipe: Recipe, item: Item, out: Path, complete: bool) -> Report:
+def prepare_item(
+    recipe: Recipe, item: Item, out: Path, complete: bool, doubts_fail: bool = False
+) -> Report:
     """Prepares one item and writes its part files.
 
     An unusable case becomes a failure in the report. So does an unexpected error, with its place in
@@ -30,6 +32,7 @@ def prepare_item(recipe: Recipe, item: Item, out: Path, complete: bool) -> Repor
 
     Args:
       complete: whether to make the final records; if not, `recipe.completion` makes them later.
+      doubts_fail: whether an item with a doubt is left out and its doubts are failures.
 
     Raises:
       OSError: the part cannot be written (disk full).
@@ -47,6 +50,9 @@ def prepare_item(recipe: Recipe, item: Item, out: Path, complete: bool) -> Repor
         reason = f"unexpected {type(error).__name__} at {where}: {error}".replace("\n", " ")
         report = Report([], [(item.case, reason, "Please report this line as a bug.")], [])
         records = []
+    if doubts_fail and report.doubts:
+        failures = [*report.failures, *report.doubts]
+        report, records = Report([], failures, report.excluded), []
     save_part(out, item.index, report, records)
     return report
 
@@ -72,6 +78,9 @@ def load_report(out: Path, index: int) -> Report:
     fields = json.loads(part_path(out, index, "json").read_text(encoding="utf-8"))
     fields["failures"] = [tuple(failure) for failure in fields["failures"]]
     fields["excluded"] = [tuple(row) for row in fields["excluded"]]
+    fields["doubts"] = [
+        tuple(doubt) for doubt in fields.get("doubts", [])
+    ]  # earlier versions wrote none
     return Report(**fields)
 
 

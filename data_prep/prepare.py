@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from data_prep.arguments import positive
-from data_prep.build import Built, build
+from data_prep.build import DOUBTS, KEEP, Built, build
 from data_prep.kinds import DEFAULT_KIND, recipe_module
 from data_prep.recipe import Cohort, Recipe
 
@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do the work"
     )
     parser.add_argument("--scans-per-shard", type=positive, default=64)
+    parser.add_argument(
+        "--doubts",
+        choices=DOUBTS,
+        default=KEEP,
+        help="scans and rows that look suspicious: keep and list them, or fail (%(default)s)",
+    )
 
 
 def prepare(args: argparse.Namespace) -> tuple[Recipe, Cohort, Built]:
@@ -41,7 +47,9 @@ def prepare(args: argparse.Namespace) -> tuple[Recipe, Cohort, Built]:
     kind = recipe_module(args.kind)
     recipe, cohort = kind.recipe(args), kind.read(args)
     workers = args.workers or _cores()
-    built = build(recipe, cohort, args.out, args.scans_per_shard, workers, args.scheduler)
+    built = build(
+        recipe, cohort, args.out, args.scans_per_shard, workers, args.scheduler, args.doubts
+    )
     return recipe, cohort, built
 
 

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     for table in (fields_table(cohort.manifest), *shown.tables(cohort)):
         console.print(table)
     console.print(shards_table(cohort))
-    for name, file in (("failures", "failures.csv"), ("excluded", "excluded.csv")):
-        path = args.directory / file
+    for name in ("failures", "doubts", "excluded"):  # earlier versions wrote no doubts.csv
+        path = args.directory / f"{name}.csv"
         if path.is_file():
             count = len(pd.read_csv(path, dtype=str))
             console.print(f"{count} {name}: {path}", highlight=False, soft_wrap=True)

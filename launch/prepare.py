@@ -1,7 +1,7 @@
 """Prepare images, masks and tables as a folder of ArrayRecord shards, a table and a manifest.
 
 Rerunning the same command resumes and tries failed scans again. Exit status 1 if failures.csv has a
-row.
+row. Rows of doubts.csv look suspicious and are kept; with --doubts fail they are failures.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_outcome(console: Console, built: Built, noun: str, out: Path) -> None:
-    """Prints notes, counts, the summary and failures. noun: what a row is, in the plural."""
+    """Prints notes, counts, doubts and failures. noun: what a row is, in the plural."""
     if not built.manifest.counts["train"]["items"]:
         console.print(f"Note: no training {noun}; statistics are not set.", highlight=False)
     reasons = Counter(reason for _, _, reason in built.excluded)
@@ -55,6 +55,13 @@ def _print_outcome(console: Console, built: Built, noun: str, out: Path) -> None
         highlight=False,
         soft_wrap=True,
     )
+    for case, reason, remedy in built.doubts[:10]:
+        print(f"doubt: {case}: {reason} {remedy}", file=sys.stderr)
+    if built.doubts:
+        print(
+            f"osteojax prepare: {len(built.doubts)} doubts, all listed in {out}/doubts.csv",
+            file=sys.stderr,
+        )
     for case, reason, remedy in built.failures[:10]:
         print(f"failed: {case}: {reason} {remedy}", file=sys.stderr)
     if built.failures:

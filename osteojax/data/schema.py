@@ -5,6 +5,7 @@ A prepared folder:
     manifest.json             this module's `Manifest`
     <manifest.table>          one row per item (a vertebra, a picture), in record order
     failures.csv              case, reason, remedy of what could not be used
+    doubts.csv                case, reason, remedy of what looks suspicious and was kept
     excluded.csv              scans left out because a column of the cohort says so
     settings.json             options of `osteojax prepare`; the same call resumes
     parts/                    a report per finished scan, which a rerun skips
@@ -156,6 +157,7 @@ class Manifest:
       settings: of `osteojax prepare`.
       about: further values, which only the kind's module reads.
       code_version: version of osteojax that wrote the folder.
+      doubts: number of rows of `doubts.csv`; a file without it means 0.
     """
 
     kind: str
@@ -170,6 +172,7 @@ class Manifest:
     code_version: str
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+    doubts: int = 0
 
     @property
     def num_items(self) -> int:
@@ -193,8 +196,12 @@ class Manifest:
         return {column.name: column for column in self.columns}[name]
 
     def save(self, directory: str | Path) -> None:
-        """Writes `manifest.json`, atomically."""
-        write_json(Path(directory) / "manifest.json", dataclasses.asdict(self))
+        """Writes `manifest.json`, atomically. A folder without doubts has the file that it had
+        before there were any."""
+        content = dataclasses.asdict(self)
+        if not self.doubts:
+            del content["doubts"]
+        write_json(Path(directory) / "manifest.json", content)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Manifest:

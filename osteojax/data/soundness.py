@@ -47,6 +47,8 @@ def manifest_fault(manifest: Manifest) -> str | None:
             return f"{name} {getattr(manifest, name)!r}"
     if not isinstance(manifest.code_version, str):
         return f"code_version {manifest.code_version!r}"
+    if not is_count(manifest.doubts):
+        return f"doubts {manifest.doubts!r}"
     return (
         _twice("field", manifest.fields)
         or _twice("target", manifest.targets)
