@@ -19,7 +19,7 @@ from jax import Array, lax
 from osteojax.errors import UserError
 from osteojax.models.heads import Projector, Prototypes, l2_normalise
 from osteojax.objectives.pairs import Method, Outputs, PairObjective, count_views
-from osteojax.ops.sinkhorn import sinkhorn
+from osteojax.ops.sinkhorn import sinkhorn_of_each
 from osteojax.types import AXIS, Metrics, Params
 
 if TYPE_CHECKING:
@@ -149,18 +149,22 @@ class SwAV:
         never predicted."""
         settings = self._settings
         epsilon, iterations = settings.sinkhorn_epsilon, settings.sinkhorn_iterations
-        assign = partial(sinkhorn, epsilon=epsilon, num_iterations=iterations, axis_name=AXIS)
-        local, views = scores_BVK.shape[0], range(scores_BVK.shape[1])
-        plain = jnp.stack([assign(scores_BVK[:, v]) for v in views], axis=1)
+        assign = partial(
+            sinkhorn_of_each, epsilon=epsilon, num_iterations=iterations, axis_name=AXIS
+        )
+        local, views = scores_BVK.shape[0], scores_BVK.shape[1]
+        alone = [scores_BVK[:, v] for v in range(views)]
         if not self.queue_size:
-            return plain
+            return jnp.stack(assign(alone), axis=1)
         # Each device uses its share of the queue, so that sums over the axis count it once.
         share = self.queue_size // lax.axis_size(AXIS)
         queue_QVD = lax.dynamic_slice_in_dim(carried["queue"], lax.axis_index(AXIS) * share, share)
         variables = {"params": params["prototypes"]}
         queue_scores_QVK: Any = self._prototypes().apply(variables, queue_QVD)
         both = jnp.concatenate([scores_BVK, queue_scores_QVK], axis=0)
-        queued = jnp.stack([assign(both[:, v])[:local] for v in views], axis=1)
+        assigned = assign([*alone, *(both[:, v] for v in range(views))])
+        plain = jnp.stack(assigned[:views], axis=1)
+        queued = jnp.stack([each[:local] for each in assigned[views:]], axis=1)
         return jnp.where(carried["queue_filled"] >= self.queue_waits, queued, plain)
 
     def push(self, carried: Outputs, projection_BVD: Array) -> Outputs:

@@ -6,6 +6,9 @@ spreads the batch evenly over the prototypes, and are regularised by an entropic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -48,3 +51,45 @@ def sinkhorn(
         log_q_BK = log_q_BK - _logsumexp_over_batch(log_q_BK, axis_name)
         log_q_BK = log_q_BK - jax.nn.logsumexp(log_q_BK, axis=1, keepdims=True)
     return jnp.exp(log_q_BK)
+
+
+def sinkhorn_of_each(
+    scores: Sequence[Array],
+    *,
+    epsilon: float,
+    num_iterations: int,
+    axis_name: str | None = None,
+) -> tuple[Array, ...]:
+    """`sinkhorn` of several batches f[B, K] with one K, independent of one another.
+
+    On accelerators their iterations go in step, and devices exchange the sums of all batches in one
+    message instead of one for each. On a CPU each batch goes by itself: the rounding of a stacked
+    sum would depend on the program around it, and a resumed run would not be equal to the bit.
+    """
+    alone = partial(sinkhorn, epsilon=epsilon, num_iterations=num_iterations, axis_name=axis_name)
+    in_step = partial(_in_step, epsilon=epsilon, num_iterations=num_iterations, axis_name=axis_name)
+
+    def each_alone(*scores: Array) -> tuple[Array, ...]:
+        return tuple(alone(each) for each in scores)
+
+    scores = [lax.stop_gradient(each) for each in scores]
+    assigned: tuple[Array, ...] = lax.platform_dependent(*scores, cpu=each_alone, default=in_step)
+    return assigned
+
+
+def _in_step(
+    *scores: Array, epsilon: float, num_iterations: int, axis_name: str | None
+) -> tuple[Array, ...]:
+    log_qs_BK = [each.astype(jnp.float32) / epsilon for each in scores]
+    for _ in range(num_iterations):
+        tops_N1K = jnp.stack([log_q.max(0, keepdims=True) for log_q in log_qs_BK])
+        if axis_name is not None:
+            tops_N1K = lax.pmax(tops_N1K, axis_name)
+        scaled = [jnp.exp(log_q - top) for log_q, top in zip(log_qs_BK, tops_N1K, strict=True)]
+        totals_N1K = jnp.stack([each.sum(0, keepdims=True) for each in scaled])
+        if axis_name is not None:
+            totals_N1K = lax.psum(totals_N1K, axis_name)
+        sums_N1K = jnp.log(totals_N1K) + tops_N1K
+        log_qs_BK = [log_q - each for log_q, each in zip(log_qs_BK, sums_N1K, strict=True)]
+        log_qs_BK = [log_q - jax.nn.logsumexp(log_q, axis=1, keepdims=True) for log_q in log_qs_BK]
+    return tuple(jnp.exp(log_q) for log_q in log_qs_BK)

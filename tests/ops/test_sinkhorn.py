@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from scipy.optimize import linprog
 
-from osteojax.ops.sinkhorn import sinkhorn
+from osteojax.ops.sinkhorn import sinkhorn, sinkhorn_of_each
+from tests.platform_forms import traced_as_on
 
 
 def reference(scores_BK: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
@@ -69,6 +70,37 @@ def test_sharded_equals_one_device(devices: int) -> None:
         )
     )
     np.testing.assert_allclose(sharded(scores), sinkhorn(scores), rtol=1e-5, atol=1e-8)
+
+
+SEVERAL = [
+    np.random.default_rng(7).uniform(-1, 1, (size, 24)).astype(np.float32) for size in (64, 96, 64)
+]
+SETTINGS = {"epsilon": 0.05, "num_iterations": 3, "axis_name": "data"}
+
+
+def on_eight(function):
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    spec = PartitionSpec("data")
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec))
+
+
+def each_alone() -> list[jax.Array]:
+    return [on_eight(lambda scores: sinkhorn(scores, **SETTINGS))(each) for each in SEVERAL]
+
+
+def test_on_a_cpu_several_batches_are_each_as_alone_to_the_bit() -> None:
+    together = on_eight(lambda scores: sinkhorn_of_each(scores, **SETTINGS))(SEVERAL)
+    for found, alone in zip(together, each_alone(), strict=True):
+        np.testing.assert_array_equal(found, alone)
+
+
+def test_on_a_gpu_several_batches_share_their_sums_and_nothing_else() -> None:
+    with traced_as_on("cuda"):
+        program = on_eight(lambda scores: sinkhorn_of_each(scores, **SETTINGS)).lower(SEVERAL)
+    # a maximum and a sum in each of three iterations, whatever the number of batches
+    assert program.as_text().count("stablehlo.all_reduce") == 6
+    for found, alone in zip(program.compile()(SEVERAL), each_alone(), strict=True):
+        np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-8)
 
 
 def test_order_of_samples_does_not_matter() -> None:
