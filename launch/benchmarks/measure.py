@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,54 @@ def seconds_per_call(
     call), and "first", the first call with its compilation. Each window ends when its arrays are
     ready.
     """
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    first = time.perf_counter() - start
-    once = seconds(call, 1, warmup=0)["median"]
-    count = max(1, round(window_seconds / once))
+    return seconds_in_turn([call], repeats, window_seconds)[0]
 
-    def window() -> Any:
+
+def seconds_in_turn(
+    calls: Sequence[Callable[[], Any]], repeats: int, window_seconds: float = WINDOW_SECONDS
+) -> list[dict[str, float]]:
+    """`seconds_per_call` of each call, with their windows in turn.
+
+    So a busy minute of the machine is one of all of them. Each result after the first also has
+    "of_first", "of_first_min" and "of_first_max": the first call's seconds divided by this one's,
+    the median and the range over the pairs of windows.
+    """
+    first, counts = [], []
+    for call in calls:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        first.append(time.perf_counter() - start)
+        once = seconds(call, 1, warmup=0)["median"]
+        counts.append(max(1, round(window_seconds / once)))
+    rounds = [
+        [_window(call, count) for call, count in zip(calls, counts, strict=True)]
+        for _ in range(repeats)
+    ]
+    results = []
+    for number, began in enumerate(first):
+        taken = [own[number] for own in rounds]
+        result = {"median": statistics.median(taken), "min": min(taken), "max": max(taken)}
+        result["first"] = began
+        if number:
+            ratios = [own[0] / own[number] for own in rounds]
+            result |= {
+                "of_first": statistics.median(ratios),
+                "of_first_min": min(ratios),
+                "of_first_max": max(ratios),
+            }
+        results.append(result)
+    return results
+
+
+def _window(call: Callable[[], Any], count: int) -> float:
+    """Seconds per call of `count` calls, of which only the last is waited for."""
+
+    def calls() -> Any:
         for _ in range(count - 1):
             call()
         return call()
 
-    taken = seconds(window, repeats, warmup=0)
-    return {name: value / count for name, value in taken.items()} | {"first": first}
+    return seconds(calls, 1, warmup=0)["median"] / count
 
 
 def environment(*packages: str) -> dict[str, Any]:

@@ -181,19 +181,24 @@ def _measured(
     rates: Rates,
     peers: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for compute, one for the step with input, one per peer; each is printed at once."""
-    rows = []
-
-    def add(engine: str, data: str, feed: feeding.Feed) -> None:
-        timing = measure.seconds_per_call(feed.call, args.repeats)
-        rows.append(settings | _step_row(engine, data, feed, timing, settings, cost, rates))
-        print(_step_line(rows[-1]), flush=True)
-
-    add(args.engine, "synthetic", feeding.same_batch(experiment, batch))
-    if args.data != "synthetic":
-        add(args.engine, args.data, _fed(args, experiment))
+    """A row for compute, one per peer, one for the step with input. Compute and peers are timed in
+    turn, so that a busy minute of the machine is one of both."""
+    alike = {args.engine: feeding.same_batch(experiment, batch)}
     if "pytorch" in peers:
-        add("pytorch", "synthetic", _pytorch(experiment, batch))
+        alike["pytorch"] = _pytorch(experiment, batch)
+    timings = measure.seconds_in_turn([feed.call for feed in alike.values()], args.repeats)
+    rows = [
+        settings | _step_row(engine, "synthetic", feed, timing, settings, cost, rates)
+        for (engine, feed), timing in zip(alike.items(), timings, strict=True)
+    ]
+    for row in rows:
+        print(_step_line(row), flush=True)
+    if args.data != "synthetic":
+        feed = _fed(args, experiment)
+        timing = measure.seconds_per_call(feed.call, args.repeats)
+        row = settings | _step_row(args.engine, args.data, feed, timing, settings, cost, rates)
+        print(_step_line(row), flush=True)
+        rows.append(row)
     return rows
 
 
@@ -262,6 +267,10 @@ def _step_row(
         "floor_seconds": floor_seconds(cost, rates),
         **(device_memory() if engine != "pytorch" else {}),
     }
+    if "of_first" in timing:
+        names = {"of_first": "ours_over_this", "of_first_min": "ours_over_this_min"}
+        names["of_first_max"] = "ours_over_this_max"
+        row |= {name: timing[key] for key, name in names.items()}
     if settings["objective"] == "swav":
         steps = math.ceil(PAPER_VERTEBRAE * PAPER_EPOCHS / settings["batch_size"])
         row["paper_pretraining_hours"] = steps * step_seconds / 3600
@@ -296,6 +305,11 @@ def _step_line(row: dict[str, Any]) -> str:
         f"{row['step_seconds'] / row['floor_seconds']:.1f} times the floor; "
         f"first after {row['first_call_seconds']:.1f} s"
     )
+    if "ours_over_this" in row:
+        line += (
+            f"\n          ours takes {row['ours_over_this']:.2f} times as long "
+            f"({row['ours_over_this_min']:.2f}-{row['ours_over_this_max']:.2f}, windows in turn)"
+        )
     if row["data"] != "synthetic":
         line += f"; host busy with data {1e3 * row['data_wait_seconds']:.2g} ms a step"
     if "paper_pretraining_hours" in row:

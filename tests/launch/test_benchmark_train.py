@@ -172,6 +172,26 @@ def test_a_window_is_divided_by_its_calls(monkeypatch) -> None:
     assert found["first"] == pytest.approx(0.1)
 
 
+def test_windows_in_turn_tell_the_ratio_of_neighbours(monkeypatch) -> None:
+    """Both calls slow down in the second half: their times double and their ratio stays."""
+    order, now = [], [0.0]
+    lasts = {"slow": 1.5, "quick": 0.5}
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def call(name: str):
+        def once() -> None:
+            now[0] += lasts[name] * (2 if len(order) >= 8 else 1)
+            order.append(name)
+
+        return once
+
+    slow, quick = measure.seconds_in_turn([call("slow"), call("quick")], 4, window_seconds=0.1)
+    assert order == ["slow", "slow", "quick", "quick", *["slow", "quick"] * 4]
+    assert (slow["min"], slow["max"]) == (1.5, 3.0)
+    assert (quick["of_first"], quick["of_first_min"], quick["of_first_max"]) == (3, 3, 3)
+    assert "of_first" not in slow
+
+
 # ---------------------------------------------------------------- feeding and rows
 
 
