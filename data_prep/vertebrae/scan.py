@@ -20,7 +20,7 @@ from data_prep.vertebrae.pool import (
     roi_planes,
 )
 from data_prep.vertebrae.roi import Roi, extract_roi, measure_vertebrae
-from data_prep.vertebrae.verify import load_case
+from data_prep.vertebrae.verify import load_case, slice_axis, vertebra_hu_fault
 from osteojax.data.vertebrae import POOL
 
 MIN_VOLUME_MM3 = 1000.0
@@ -56,6 +56,10 @@ def prepare_scan(
             reason = "no voxel of the label is in its own frame."
             report.failures.append((case, reason, "Correct the mask: the label has pieces."))
             continue
+        if fault := vertebra_hu_fault(roi.mean_hu):
+            remedy = "Look at it: metal, cement, a mask beside the bone, or slices not in HU."
+            report.failures.append((case, f"{fault}.", remedy))
+            continue
         rois.append(roi)
         report.rows.append(vertebra_row(scan, roi, slice_mm(ct_image)))
     if not rois:
@@ -90,8 +94,7 @@ def slice_mm(ct_image: sitk.Image) -> float:
 
     Slices of overlapping reconstructions are thicker than this; NIfTI has no slice thickness.
     """
-    superior_of_axes = np.abs(np.array(ct_image.GetDirection()).reshape(3, 3)[2])
-    return float(ct_image.GetSpacing()[int(np.argmax(superior_of_axes))])
+    return float(ct_image.GetSpacing()[slice_axis(ct_image)])
 
 
 def vertebra_row(scan: Scan, roi: Roi, slice_mm: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks a CT and its mask: geometry, NaN, constant images, plausible HU.
+"""Checks a CT and its mask: geometry, NaN, constant images, plausible HU, slice against slice.
 
 Every check runs before any work is spent on a case and reports a fault in one line.
 """
@@ -20,6 +20,11 @@ NO_AIR_HU = -20.0
 """A CT whose minimum is above this has neither air nor fat, so it is not in HU."""
 BONE_MEAN_HU = (-50.0, 800.0)
 """Accepted mean HU of whole vertebrae; published means are 50 (very old) to 400 (young)."""
+SLICE_JUMP_HU = 250.0
+"""Median difference of two neighbouring slices, pixel by pixel, from which they are not in the same
+unit. Four real CTs and four simulated ones have at most 17 HU; a missing rescale makes 1024."""
+SLICE_PIXELS = 64
+"""About so many rows and columns of each slice are compared."""
 
 
 def load_case(
@@ -35,6 +40,7 @@ def load_case(
     """
     ct_image = read_volume(ct_path, case, "CT")
     check_voxels(ct_image, case)
+    check_slices(ct_image, case)
     class_mask = align_mask(ct_image, read_class_mask(mask_path, scheme, case), case)
     check_hu(ct_image, class_mask, case)
     return ct_image, class_mask
@@ -51,6 +57,43 @@ def check_voxels(ct_image: sitk.Image, case: str) -> None:
         raise CaseError(
             case, f"the CT is constant ({values.flat[0]:g}).", "Export the image again."
         )
+
+
+def check_slices(ct_image: sitk.Image, case: str) -> None:
+    """Raises CaseError for slices that lie higher or lower than the others as a whole, as they do
+    where single files of a DICOM series have no rescale tags."""
+    values = sitk.GetArrayViewFromImage(ct_image)
+    values = np.moveaxis(values, 2 - slice_axis(ct_image), 0)
+    stride = max(1, min(values.shape[1:]) // SLICE_PIXELS)
+    slices = values[:, ::stride, ::stride].astype(np.float32).reshape(len(values), -1)
+    jumps_hu = np.median(np.diff(slices, axis=0), axis=1)
+    padding = slices.min(axis=1) == slices.max(axis=1)  # of a volume that was turned or extended
+    jumps_hu[(np.abs(jumps_hu) < SLICE_JUMP_HU) | padding[1:] | padding[:-1]] = 0.0
+    height_hu = np.concatenate([[0.0], np.cumsum(jumps_hu)])
+    height_hu -= np.sort(height_hu)[(len(height_hu) - 1) // 2]
+    off = np.flatnonzero(np.abs(height_hu) > SLICE_JUMP_HU / 2)
+    if off.size:
+        most_hu = float(height_hu[off][np.argmax(np.abs(height_hu[off]))])
+        place = "higher" if most_hu > 0 else "lower"
+        raise CaseError(
+            case,
+            f"{off.size} of the CT's {len(slices)} slices ({_ranges(off + 1)}, counted from 1) are "
+            f"about {abs(round(most_hu, -1)):.0f} HU {place} than the others: not one unit.",
+            "Their rescale tags are missing or wrong: export the series again.",
+        )
+
+
+def slice_axis(ct_image: sitk.Image) -> int:
+    """The CT's axis (x, y, z of the file) that is nearest to the patient's axis."""
+    superior_of_axes = np.abs(_axes(ct_image)[2])
+    return int(np.argmax(superior_of_axes))
+
+
+def _ranges(numbers: np.ndarray) -> str:
+    """Rising numbers as text: 3, 5 to 8."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    shown = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:6]]
+    return ", ".join(shown) + (", ..." if len(runs) > 6 else "")
 
 
 def align_mask(ct_image: sitk.Image, class_mask: sitk.Image, case: str) -> sitk.Image:
@@ -134,3 +177,11 @@ def check_hu(ct_image: sitk.Image, class_mask: sitk.Image, case: str) -> None:
             f"{found}: not bone in HU (expected {BONE_MEAN_HU[0]:g} to {BONE_MEAN_HU[1]:g}).",
             "Check that the mask belongs to this CT, and the CT's rescale intercept.",
         )
+
+
+def vertebra_hu_fault(mean_hu: float) -> str:
+    """What is wrong with the mean HU of one vertebra; empty if nothing is."""
+    if BONE_MEAN_HU[0] <= mean_hu <= BONE_MEAN_HU[1]:
+        return ""
+    expected = f"expected {BONE_MEAN_HU[0]:g} to {BONE_MEAN_HU[1]:g}"
+    return f"its mean is {mean_hu:.0f} HU, not bone ({expected})"

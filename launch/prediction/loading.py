@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, extract_rois
-from data_prep.vertebrae.verify import load_case
+from data_prep.vertebrae.verify import load_case, vertebra_hu_fault
 from data_prep.volumes import itk_message
 from launch.prediction import segment
 from launch.prediction.cases import Case
@@ -113,6 +113,8 @@ def _geometry_flags(roi: Roi) -> list[Flag]:
         flags.append(Flag("truncated", "cut by the border of the CT"))
     if roi.vertebra.posterior_rule == "header":
         flags.append(Flag("header_axes", "axes from the file's header"))
+    if fault := vertebra_hu_fault(roi.mean_hu):
+        flags.append(Flag("not_bone", fault))
     return flags
 
 

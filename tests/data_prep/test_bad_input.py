@@ -40,6 +40,9 @@ def bad_scans(folder: Path) -> dict[str, tuple[dict, str, str]]:
         "constant": np.zeros_like(hu),
         "picture": np.clip((hu + 1000) / 8, 0, 255).astype(np.uint8),
         "unsigned": np.maximum(hu + 1024, 0).astype(np.uint16),
+        "no_rescale": np.where(np.isin(np.arange(len(hu)), (9, 10, 30))[:, None, None], 1024, 0)
+        + hu,
+        "one_bright": np.where(ids == 20, hu + 700, hu),
     }
     masks = {
         "unknown_ids": np.where(ids > 0, ids + 180, 0).astype(np.uint8),
@@ -70,6 +73,8 @@ def bad_scans(folder: Path) -> dict[str, tuple[dict, str, str]]:
         "constant": ("constant (0)", "Export"),
         "picture": ("8-bit picture", "Bring the CT itself"),
         "unsigned": ("offset of about +1024", "RescaleIntercept"),
+        "no_rescale": ("slices (10 to 11, 31, counted from 1) are about 1020 HU higher", "export"),
+        "one_bright": ("its mean is 880 HU", "metal, cement"),
         "unknown_ids": ("200, 201 are unknown", "totalsegmentator_v2"),
         "empty_mask": ("no vertebra T1-L6", "Segment"),
         "stray": ("27 mm^3", "remove the label"),
@@ -102,7 +107,8 @@ def test_bad_cases_are_told_and_the_others_go_on(tmp_path, capsys):
     found = {row.case: row for row in failures.itertuples()}
     first = f"{good[0]['patient_id']}"
     assert set(found) == {
-        *(set(bad) - {"stray"}), "stray/L1", "bad_row", f"{first}/L2", f"{first}/L3",
+        *(set(bad) - {"stray", "one_bright"}), "stray/L1", "one_bright/L1", "bad_row",
+        f"{first}/L2", f"{first}/L3",
     }  # fmt: skip
     for name, (_, reason, remedy) in bad.items():
         row = found.get(name) or found[f"{name}/L1"]
@@ -112,7 +118,7 @@ def test_bad_cases_are_told_and_the_others_go_on(tmp_path, capsys):
     assert "toshiba" in found[f"{first}/L2"].reason
     assert "mg/cm^2" in found[f"{first}/L3"].remedy
     errors = capsys.readouterr().err
-    assert "15 failures, all listed in" in errors
+    assert "17 failures, all listed in" in errors
     assert "Traceback" not in errors
     vertebrae = pd.read_csv(out / "vertebrae.csv")
     assert sorted(set(vertebrae.scan_id)) == ["good0", "good1"]

@@ -240,7 +240,10 @@ def test_the_wrong_scheme_is_refused(real_data):
     with pytest.raises(CaseError, match="29, 30, 31, 32, 33 are unknown to label scheme 'verse'"):
         load_case(ct, whole, "verse", "case")
     # VerSe numbers are all known to TotalSegmentator v1, where they run the other way.
-    with pytest.raises(CaseError, match="numbered from below upwards"):
-        extract_rois(
-            *load_case(ct, bodies, "totalsegmentator_v1", "case"), cube_grid(32, 3.0), "case"
-        )
+    with pytest.raises(CaseError, match=r"numbered from below upwards.*label scheme 'verse'"):
+        load_case(ct, bodies, "totalsegmentator_v1", "case")
+    # Those of version 2 are the other version's T9 to T2, in the same order.
+    with pytest.raises(CaseError, match=r"T2 to T9 are 1\.48 times .*'totalsegmentator_v2'"):
+        load_case(ct, whole, "totalsegmentator_v1", "case")
+    with pytest.raises(CaseError, match=r"T1 is 5 pieces up to 169 mm apart.*task vertebrae_body"):
+        load_case(ct, folder / "totalseg_vertebrae_body.nii.gz", "vertebral_bodies_ct", "case")

@@ -84,6 +84,24 @@ def test_float_masks_are_read_if_whole_and_refused_if_not(tmp_path):
         read_class_mask(half, "verse", "case")
 
 
+@pytest.mark.parametrize("slope", [5e-4, 117 / 65535])
+def test_labels_that_a_scale_moved_by_rounding_are_read(tmp_path, slope):
+    """As a program writes floats that were stored as 16-bit integers with `scl_slope`."""
+    stored = np.rint(np.array([20.0, 21.0, 24.0]) / slope)
+    numbers = (stored * np.float32(slope)).tolist()
+    assert any(number != round(number) for number in numbers)
+    path = write_mask(tmp_path / "mask.nii.gz", numbers, np.float32)
+    classes = sitk.GetArrayFromImage(read_class_mask(path, "verse", "case"))
+    assert classes[1, 1, 1:4].tolist() == [13, 14, 17]
+
+
+@pytest.mark.parametrize("number", [20.02, 0.97, np.inf])
+def test_probabilities_and_interpolated_masks_are_refused(tmp_path, number):
+    path = write_mask(tmp_path / "mask.mha", [20, number], np.float32)
+    with pytest.raises(CaseError, match=f"fractions.*such as {number:.6g}"):
+        read_class_mask(path, "verse", "case")
+
+
 def test_negative_and_huge_numbers_are_refused(tmp_path):
     path = write_mask(tmp_path / "mask.nii.gz", [20, -3], np.int16)
     with pytest.raises(CaseError, match="from -3 to 20"):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_prep.vertebrae.verify import align_mask, check_hu, check_voxels, load_case
+from data_prep.vertebrae.verify import (
+    align_mask,
+    check_hu,
+    check_slices,
+    check_voxels,
+    load_case,
+)
 from osteojax.errors import CaseError
 from tests.data_prep.phantom import class_mask, spine, write_scan
 
@@ -94,6 +100,25 @@ def test_unusable_voxels(phantom, function, message):
 def test_values_that_are_not_hu(phantom, function, message):
     with pytest.raises(CaseError, match=message):
         check_hu(changed(phantom.ct, function), class_mask(phantom.mask), "case")
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
+def test_slices_in_another_unit_are_named(phantom, orientation):
+    """Every second slice too; along the patient's axis in any order of the file's axes."""
+    z = np.arange(phantom.ct.GetSize()[2])
+    for off, place in ((z % 2 == 1, "higher"), (z < 3, "higher"), (z > len(z) - 5, "lower")):
+        step = 1024 if place == "higher" else -1024
+        spoiled = changed(phantom.ct, lambda v, o=off, s=step: v + s * o[:, None, None])
+        spoiled = sitk.DICOMOrient(spoiled, orientation)
+        with pytest.raises(
+            CaseError, match=rf"{off.sum()} of .* about 1020 HU {place} than the others"
+        ):
+            check_slices(spoiled, "case")
+
+
+def test_slices_of_padding_are_not_in_another_unit(phantom):
+    padded = changed(phantom.ct, lambda v: np.concatenate([np.full_like(v[:5], -3024), v[5:]]))
+    check_slices(padded, "case")
 
 
 @pytest.mark.parametrize("bone_hu", [60.0, 180.0, 400.0])
