@@ -79,7 +79,7 @@ def bad_scans(folder: Path) -> dict[str, tuple[dict, str, str]]:
         "empty_mask": ("no vertebra T1-L6", "Segment"),
         "stray": ("27 mm^3", "remove the label"),
         "upside_down": ("numbered from below", "label scheme"),
-        "truncated": ("cannot be read", "Replace the file"),
+        "truncated": ("is truncated: ", "Replace the file"),
         "absent": ("does not exist", "Correct the path"),
         "shifted": ("differ in geometry", "Resample the mask"),
         "fractions": ("fractions", "label map"),
