@@ -121,7 +121,7 @@ def test_bad_cases_are_told_and_the_others_go_on(tmp_path, capsys):
     assert "17 failures, all listed in" in errors
     assert "Traceback" not in errors
     vertebrae = pd.read_csv(out / "vertebrae.csv")
-    assert sorted(set(vertebrae.scan_id)) == ["good0", "good1"]
+    assert sorted(set(vertebrae.scan_id)) == ["good0", "good1", "one_bright"]
     assert vertebrae.osteoporosis.tolist()[0] == 0
     assert load_manifest(out).num_items == 4
 
