@@ -37,6 +37,9 @@ RESIDUAL_QUANTILES = (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)
 def fit_on_validation(valid_table: pd.DataFrame) -> dict[str, Any]:
     """Fits thresholds (Youden) and temperatures for each of `UNITS`, and BMD residual quantiles.
 
+    Where a temperature does not help held-out patients of validation it is None, and probabilities
+    stay as they are (`calibration.helpful_temperature`).
+
     Args:
       valid_table: checked predictions of the validation split.
 
@@ -57,7 +60,12 @@ def fit_on_validation(valid_table: pd.DataFrame) -> dict[str, Any]:
                 notes, "threshold", metrics.youden_threshold, labels, probabilities
             ),
             "temperature": attempt(
-                notes, "temperature", calibration.fit_temperature, labels, probabilities
+                notes,
+                "temperature",
+                calibration.helpful_temperature,
+                labels,
+                probabilities,
+                cases["patient_id"].to_numpy(),
             ),
             "notes": notes,
         }

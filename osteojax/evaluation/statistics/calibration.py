@@ -12,6 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from osteojax.evaluation.statistics.metrics import Undefined, attempt, require_both_classes
 
 BINS = 10
+FOLDS = 5
+"""Of patients, in the cross-fitting of a temperature."""
 LOGIT_CLIP = 1e-6
 """Probabilities are clipped this far from 0 and 1 before the logit, so that no single case
 dominates a fit."""
@@ -131,6 +133,65 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
             "no better than chance"
         )
     return float(np.exp(best.x))
+
+
+def helpful_temperature(
+    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray
+) -> float:
+    """`fit_temperature`, if a temperature also helps patients that it was not fitted on.
+
+    Patients are dealt to five folds, positive and negative ones in turn. Each fold is scaled by the
+    temperature of the others (cross-fitting), and all held-out cases together are compared with
+    the probabilities as they are.
+
+    Args:
+      labels: int[N]; probabilities: f64[N]; patients: [N], whose case each is.
+
+    Raises:
+      Undefined: `fit_temperature` raises it, for all cases or without one of the folds; or the
+        held-out log loss or Brier score does not fall. The reason gives both.
+    """
+    temperature = fit_temperature(labels, probabilities)
+    fold = _folds_of_patients(labels, patients)
+    scaled = np.array(probabilities, np.float64)
+    for number in np.unique(fold):
+        held = fold == number
+        try:
+            scaled[held] = apply_temperature(
+                probabilities[held], fit_temperature(labels[~held], probabilities[~held])
+            )
+        except Undefined as reason:
+            raise Undefined(
+                f"validation has too few patients ({len(np.unique(patients))}) to see whether it "
+                f"helps others ({reason}), so probabilities stay as they are"
+            ) from None
+    before, after = _losses(labels, probabilities), _losses(labels, scaled)
+    if not all(now < was for now, was in zip(after, before, strict=True)):
+        raise Undefined(
+            f"on held-out validation patients it changes log loss from {before[0]:.4f} to "
+            f"{after[0]:.4f} and the Brier score from {before[1]:.4f} to {after[1]:.4f}, so "
+            "probabilities stay as they are"
+        )
+    return temperature
+
+
+def _folds_of_patients(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """int[N]: the fold of each case. All cases of a patient are in one; positive patients (with any
+    positive case) and then negative ones are dealt in the order of their ids."""
+    ids, of_case = np.unique(patients, return_inverse=True)
+    positive = np.zeros(len(ids), bool)
+    np.logical_or.at(positive, of_case, np.asarray(labels, bool))
+    order = np.argsort(~positive, kind="stable")
+    fold_of_patient = np.empty(len(ids), np.int64)
+    fold_of_patient[order] = np.arange(len(ids)) % FOLDS
+    return fold_of_patient[of_case]
+
+
+def _losses(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+    """Mean log loss and Brier score."""
+    scores = logit(probabilities)
+    log_loss = np.mean(np.logaddexp(0, scores) - np.asarray(labels, np.float64) * scores)
+    return float(log_loss), float(np.mean((probabilities - labels) ** 2))
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -89,15 +89,29 @@ def test_html_csv_and_json_show_the_same_numbers(written):
     assert re.search(rf"<td>{delong[0]:.3f}–{delong[1]:.3f}\s*</td>", html)
 
 
+def temperatures(result) -> dict[str, float | None]:
+    fitted = result["metrics"]["fitted"]
+    return {unit: fitted[unit]["temperature"] for unit in ("vertebra", "patient", "patient_mean")}
+
+
 def test_calibration_and_what_was_fitted_are_tables_too(written):
     directory, result = written
     csv = pd.read_csv(directory / "tables" / "calibration.csv")
     csv = csv.set_index(["unit", "group", "probabilities"])
-    entry = result["metrics"]["diagnosis"]["patient"]["external"]
-    row = csv.loc[("patient", "external, site D", "after temperature")]
-    for name in ("Brier", "ECE", "slope", "intercept"):
-        value = entry["calibration_after_temperature"][name]
-        assert row[name] == pytest.approx(np.nan if value is None else value, nan_ok=True)
+    html = (directory / "report.html").read_text()
+    scaled = set()
+    for unit, temperature in temperatures(result).items():
+        row = csv.loc[(unit, "external, site D", "after temperature")]
+        entry = result["metrics"]["diagnosis"][unit]["external"]["calibration_after_temperature"]
+        scaled.add(temperature is not None)
+        if temperature is None:
+            assert entry is None
+            assert "so probabilities stay as they are" in html
+            continue
+        for name in ("Brier", "ECE", "slope", "intercept"):
+            value = entry[name]
+            assert row[name] == pytest.approx(np.nan if value is None else value, nan_ok=True)
+    assert scaled == {True, False}
     fitted = pd.read_csv(directory / "tables" / "fitted.csv").set_index("what")
     known = result["metrics"]["fitted"]
     assert fitted.loc["vertebra", "threshold"] == pytest.approx(known["vertebra"]["threshold"])

@@ -75,6 +75,56 @@ def test_temperature_undoes_a_known_one_and_keeps_the_order(calibrated):
     assert (np.diff(softened[np.argsort(sharp)]) >= 0).all()
 
 
+def test_a_temperature_that_helps_held_out_patients_is_kept(calibrated):
+    labels, probabilities = calibrated
+    sharp = special.expit(3 * special.logit(probabilities))
+    patients = np.arange(len(labels)) // 2
+    found = calibration.helpful_temperature(labels, sharp, patients)
+    assert found == calibration.fit_temperature(labels, sharp)
+
+
+def test_a_temperature_that_does_not_help_held_out_patients_is_refused():
+    """Calibrated probabilities of 40 patients: the fitted temperature is 0.53 by chance, its own
+    cases are better with it and held-out ones worse. Checked with scikit-learn."""
+    generator = np.random.default_rng(3)
+    probabilities = special.expit(generator.normal(0, 1.5, 40))
+    labels = (generator.random(40) < probabilities).astype(int)
+    fitted = calibration.fit_temperature(labels, probabilities)
+    own = calibration.apply_temperature(probabilities, fitted)
+    assert sk.log_loss(labels, own) < sk.log_loss(labels, probabilities)
+    with pytest.raises(Undefined, match="stay as they are") as refused:
+        calibration.helpful_temperature(labels, probabilities, np.arange(40))
+    order = [*np.flatnonzero(labels == 1), *np.flatnonzero(labels == 0)]
+    scaled = np.empty(40)
+    for fold in range(5):
+        held = np.zeros(40, bool)
+        held[order[fold::5]] = True
+        temperature = calibration.fit_temperature(labels[~held], probabilities[~held])
+        scaled[held] = special.expit(special.logit(probabilities[held]) / temperature)
+    losses = sk.log_loss(labels, probabilities), sk.log_loss(labels, scaled)
+    briers = sk.brier_score_loss(labels, probabilities), sk.brier_score_loss(labels, scaled)
+    for before, after in (losses, briers):
+        assert f"from {before:.4f} to {after:.4f}" in str(refused.value)
+
+
+def test_all_cases_of_a_patient_are_held_out_together():
+    labels = np.array([0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0])
+    patients = np.array(list("aabbccddeeff"))
+    fold = calibration._folds_of_patients(labels, patients)
+    assert (fold[::2] == fold[1::2]).all()
+    # a, c and f have a positive case and come first
+    assert dict(zip(patients, fold.tolist(), strict=True)) == {
+        "a": 0, "c": 1, "f": 2, "b": 3, "d": 4, "e": 0,
+    }  # fmt: skip
+
+
+def test_too_few_patients_for_cross_fitting_are_named():
+    """Without the fold of the only positive patient there is one class."""
+    labels, probabilities = np.array([1, 0, 0, 0]), np.array([0.4, 0.2, 0.6, 0.3])
+    with pytest.raises(Undefined, match=r"too few patients \(4\)"):
+        calibration.helpful_temperature(labels, probabilities, np.arange(4))
+
+
 def test_certain_probabilities_stay_finite():
     found = calibration.calibration(np.array([0, 1, 0, 1]), np.array([0.0, 0.0, 1.0, 1.0]))
     assert np.isfinite(found["intercept"])
