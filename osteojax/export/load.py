@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from osteojax.backend import check_devices
 from osteojax.data.devices import device_name
 from osteojax.errors import UserError
 from osteojax.export.card import (
@@ -54,7 +55,8 @@ class ExportedModel:
     """
 
     def __init__(self, directory: str | Path, what: str = "model") -> None:
-        """Raises UserError for an invalid folder, or one exported with another --what."""
+        """Raises UserError for an invalid folder, or one exported with another --what, or where JAX
+        finds no device."""
         directory = Path(directory)
         self.card, self.fingerprint = read_card(directory)
         self.kind = str(self.card.get("kind", VERTEBRAE))
@@ -70,6 +72,7 @@ class ExportedModel:
             )
         files = {name: _read(directory, name, sha) for name, sha in self.card["sha256"].items()}
         weights = _weights(directory / WEIGHTS, files[WEIGHTS])
+        check_devices()  # without one, the program below would look damaged
         self._programs = {
             name: self._lower(directory / name, files[name], weights)
             for name in files

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from osteojax import __version__, objectives
+from osteojax.backend import check_devices
 from osteojax.checkpoints import load_variables
 from osteojax.data.manifest import load_manifest
 from osteojax.data.schema import Manifest
@@ -156,6 +157,7 @@ def load_run(workdir: Path) -> tuple[ConfigDict, Manifest]:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir}: no config.json. Give the --workdir of a training run.")
+    check_devices()
     try:
         config = ConfigDict(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (ValueError, KeyError, TypeError) as error:

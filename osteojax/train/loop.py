@@ -27,6 +27,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from osteojax import objectives
+from osteojax.backend import check_devices
 from osteojax.checkpoints import Checkpoints, load_variables, warm_start
 from osteojax.data.cohort import PreparedCohort, open_cohort
 from osteojax.data.pipeline import evaluation_batches
@@ -41,7 +42,7 @@ from osteojax.train.profile import Profile
 from osteojax.train.step import make_step, make_steps
 from osteojax.train.stop import Stopped, StopSignals
 from osteojax.train.timing import Start, Stopwatch, device_memory
-from osteojax.train.workdir import check_devices, check_processes, claim
+from osteojax.train.workdir import check_processes, claim
 from osteojax.train.writer import Writer
 from osteojax.types import Metrics, TrainState
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,6 @@ MAY_DIFFER = ("data.placement", "steps_per_dispatch")
 """Settings that may differ on resume; they do not affect results."""
 
 log = logging.getLogger(__name__)
-
-
-def check_devices() -> None:
-    """Raises UserError where JAX finds nothing to train on."""
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is not installed
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error).splitlines()[0] if str(error) else f"JAX_PLATFORMS is {wanted!r}"
-        raise UserError(
-            f"no device to train on: {reason}. Check the driver and the installed jax packages, "
-            "or set JAX_PLATFORMS=cpu."
-        ) from error
 
 
 def check_processes(config: ConfigDict, cohort: PreparedCohort) -> None:
