@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data_prep.folder import claim, lock, names, remove_leftovers, write_table
 from data_prep.parts import load_report, part_path, prepare_item, remove_parts, save_part
-from data_prep.recipe import Cohort, Item, Recipe, Report
+from data_prep.recipe import Cohort, Doubt, Item, Recipe, Report
 from data_prep.shards import membership, merge_shard, shard_rows
 from data_prep.workers import (
     Crew,
@@ -52,14 +52,14 @@ class Built:
       rows: of the table.
       failures: (case, reason, remedy).
       excluded: (case, patient_id, reason).
-      doubts: (case, reason, remedy) of what was kept.
+      doubts: of what was kept.
     """
 
     manifest: Manifest
     rows: list[dict[str, Any]]
     failures: list[tuple[str, str, str]]
     excluded: list[tuple[str, str, str]]
-    doubts: list[tuple[str, str, str]]
+    doubts: list[Doubt]
 
 
 def build(

@@ -22,6 +22,9 @@ from rich.table import Table
 from osteojax.data.schema import Field, Manifest
 from osteojax.errors import CaseError
 
+Doubt = tuple[str, str, str]
+"""(case, reason, remedy) of what is kept although something in it is suspicious."""
+
 
 class Item(Protocol):
     """One thing to prepare: a CT with its mask, a picture. It is sent to a worker."""
@@ -45,8 +48,8 @@ class Cohort:
       excluded: (case, patient_id, reason) of rows that the tables exclude.
       notes: sentences that are shown to the user.
       digest: SHA-256 of the tables' bytes; a folder is resumed with the same tables only.
-      doubts: (case, reason, remedy) of rows that are used although something in them is suspicious.
-        With `--doubts fail`, a kind leaves such rows out and lists them in `failures`.
+      doubts: of rows that are used. With `--doubts fail`, a kind leaves such rows out and lists
+        them in `failures`.
     """
 
     items: Sequence[Any]
@@ -54,7 +57,7 @@ class Cohort:
     excluded: list[tuple[str, str, str]]
     notes: list[str]
     digest: str
-    doubts: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    doubts: list[Doubt] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +70,8 @@ class Report:
       excluded: (case, patient_id, reason).
       histograms: name -> counts, summed over the item's rows, for the statistics of `finish`.
       complete: whether the records are final; if not, `Completion.complete` adds the rest.
-      doubts: (case, reason, remedy) of what is kept although something in it is suspicious. With
-        `--doubts fail`, `parts.prepare_item` makes them failures and leaves the item out.
+      doubts: of the item or a row of it. With `--doubts fail`, `parts.prepare_item` makes them
+        failures and leaves the item out.
     """
 
     rows: list[dict[str, Any]]
@@ -76,7 +79,7 @@ class Report:
     excluded: list[tuple[str, str, str]]
     histograms: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     complete: bool = True
-    doubts: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    doubts: list[Doubt] = dataclasses.field(default_factory=list)
 
 
 class Completion(Protocol):

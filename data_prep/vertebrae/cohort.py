@@ -12,11 +12,14 @@ import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from data_prep.csv_input import Row, read_table, refuse_duplicates
-from data_prep.recipe import Cohort
+from data_prep.csv_input import Row, read_table, refuse_duplicates, unknown_columns
+from data_prep.findings import Findings
+from data_prep.recipe import Cohort, Doubt
 from data_prep.split import DEFAULT_FRACTIONS, SplitPatient, assign_splits
-from data_prep.vertebrae.dxa import DxaResult, DxaTable, read_dxa, results_for_ct
+from data_prep.vertebrae.dxa import DxaResult, DxaTable, Person, read_dxa, results_for_ct
+from data_prep.vertebrae.exam_dates import FIRST_CT, earliest_birth, exam_date
 from data_prep.vertebrae.label_schemes import find_scheme
+from data_prep.vertebrae.patient_ids import listed, near_misses
 from data_prep.vertebrae.scanners import DeviceTable
 from osteojax.data.schema import SPLITS
 from osteojax.errors import CaseError, UserError
@@ -24,6 +27,7 @@ from osteojax.errors import CaseError, UserError
 REQUIRED = ("patient_id", "scan_id", "site", "ct", "mask")
 EXCLUSIONS = ("contrast", "fracture", "implant", "poor_quality")
 """Columns of cohort.csv that exclude a scan if they say yes (docs/method.md, inclusion)."""
+OPTIONAL = ("sex", "age", "split", "label_scheme", "ct_date", *EXCLUSIONS)
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
@@ -35,6 +39,7 @@ class Scan:
       index: position in the cohort; it fixes the shard.
       ct, mask: absolute paths.
       dxa: level -> result.
+      ct_date: None where the table has none.
     """
 
     index: int
@@ -48,6 +53,7 @@ class Scan:
     mask: str
     label_scheme: str
     dxa: dict[str, DxaResult]
+    ct_date: datetime.date | None = None
 
     @property
     def case(self) -> str:
@@ -63,12 +69,14 @@ def read_cohort(
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     seed: int = 0,
     include: frozenset[str] = frozenset(),
+    doubts_fail: bool = False,
 ) -> Cohort:
     """Reads both tables; the items are `Scan`s.
 
     Args:
       label_scheme: for masks whose row has none.
       include: columns of `EXCLUSIONS` that do not exclude.
+      doubts_fail: whether doubtful scans and rows are failures.
       The other arguments: see `split.assign_splits`.
 
     Raises:
@@ -76,42 +84,35 @@ def read_cohort(
     """
     rows = read_table(cohort_csv, REQUIRED, ("scan_id",))
     refuse_duplicates([row for row in rows if row.text("scan_id")], ("scan_id",))
-    folder = Path(cohort_csv).resolve().parent
-    failures: list[CaseError] = []
+    findings = Findings(doubts_fail)
     excluded: list[tuple[str, str, str]] = []
     scans: list[Scan] = []
-    ct_dates: list[datetime.date | None] = []
     for row in rows:
         try:
             reason = _exclusion(row, include)
-            scan = _scan(row, folder, label_scheme)
-            ct_date = row.date("ct_date")
+            scan = _scan(row, Path(cohort_csv).resolve().parent, label_scheme)
         except CaseError as error:
-            failures.append(error)
+            findings.failures.append(error)
             continue
         if reason:
             excluded.append((scan.scan_id, scan.patient_id, reason))
         else:
-            scans.append(dataclasses.replace(scan, index=len(scans)))
-            ct_dates.append(ct_date)
-    dxa: DxaTable = {}
-    notes: list[str] = []
+            scans.append(scan)
+    doubts = _scan_doubts(scans)
+    scans = [scan for scan in scans if not findings.doubt(doubts.get(scan.scan_id, []))]
+    scans = [dataclasses.replace(scan, index=index) for index, scan in enumerate(scans)]
+    notes = unknown_columns(rows, REQUIRED + OPTIONAL)
     if dxa_csv is not None:
-        dxa, dxa_failures = read_dxa(dxa_csv, devices, {s.patient_id: s.sex for s in scans})
-        failures += dxa_failures
-        _refuse_strangers(dxa, rows, dxa_csv, cohort_csv)
-        chosen = [
-            results_for_ct(dxa.get(scan.patient_id, []), date)
-            for scan, date in zip(scans, ct_dates, strict=True)
-        ]
-        scans = [
-            dataclasses.replace(scan, dxa=results)
-            for scan, (results, _) in zip(scans, chosen, strict=True)
-        ]
-        notes = _notes(scans, sum(dropped for _, dropped in chosen))
+        dxa = read_dxa(dxa_csv, devices, _people(scans), findings)
+        notes += dxa.notes
+        patients = [name for row in rows if (name := row.text("patient_id"))]
+        notes += _strangers(dxa.patients, patients, dxa_csv, cohort_csv, findings)
+        scans, dropped = _with_results(scans, dxa.results, findings)
+        notes += _notes(scans, dropped)
     splits = assign_splits(_split_patients(scans), external_sites, fractions, seed)
     scans = [dataclasses.replace(scan, split=splits[scan.patient_id]) for scan in scans]
-    return Cohort(scans, failures, excluded, notes, _digest(cohort_csv, dxa_csv))
+    digest = _digest(cohort_csv, dxa_csv)
+    return Cohort(scans, findings.failures, excluded, notes, digest, findings.doubts)
 
 
 def _scan(row: Row, folder: Path, label_scheme: str) -> Scan:
@@ -125,8 +126,8 @@ def _scan(row: Row, folder: Path, label_scheme: str) -> Scan:
     find_scheme(scheme, row.case)
     return Scan(
         index=-1,
-        patient_id=row.required("patient_id"),
-        scan_id=row.required("scan_id"),
+        patient_id=row.identifier("patient_id"),
+        scan_id=row.identifier("scan_id"),
         site=row.required("site"),
         split=split or "",
         sex=SEXES[sex.casefold()] if sex else None,
@@ -135,6 +136,7 @@ def _scan(row: Row, folder: Path, label_scheme: str) -> Scan:
         mask=str(folder / row.required("mask")),
         label_scheme=scheme,
         dxa={},
+        ct_date=exam_date(row, "ct_date", FIRST_CT),
     )
 
 
@@ -143,15 +145,95 @@ def _exclusion(row: Row, include: frozenset[str]) -> str:
     return ", ".join(column for column, flag in flags.items() if flag and column not in include)
 
 
-def _refuse_strangers(
-    dxa: DxaTable, rows: list[Row], dxa_csv: str | Path, cohort_csv: str | Path
-) -> None:
-    patients = {row.text("patient_id") for row in rows}
-    if dxa and not patients & set(dxa):
+def _scan_doubts(scans: list[Scan]) -> dict[str, list[Doubt]]:
+    """Doubts of scans whose rows contradict each other: scan_id -> doubts."""
+    doubts: dict[str, list[Doubt]] = defaultdict(list)
+    sexes: dict[str, dict[str, str]] = defaultdict(dict)
+    owners: dict[str, str] = {}
+    for scan in scans:
+        if scan.sex:
+            sexes[scan.patient_id].setdefault(scan.sex, scan.scan_id)
+    for scan in scans:
+        own = sexes[scan.patient_id]
+        if len(own) > 1:
+            told = " and ".join(f"{sex} in scan {name}" for sex, name in own.items())
+            reason = f"the sex of patient {scan.patient_id} is {told}."
+            doubts[scan.scan_id].append((scan.scan_id, reason, "Correct the wrong row."))
+        first = owners.setdefault(scan.ct, scan.scan_id)
+        if first != scan.scan_id:
+            reason = f"the scan has the CT of scan {first}."
+            doubts[scan.scan_id].append((scan.scan_id, reason, "Name the CT of each scan."))
+    return doubts
+
+
+def _people(scans: list[Scan]) -> dict[str, Person]:
+    """What the cohort says of each patient; of several scans the last one's sex, and the birth that
+    all of them allow."""
+    births = defaultdict(list)
+    for scan in scans:
+        if birth := earliest_birth(scan.age, scan.ct_date):
+            births[scan.patient_id].append(birth)
+    return {s.patient_id: Person(s.sex, min(births[s.patient_id], default=None)) for s in scans}
+
+
+def _strangers(
+    named: list[str],
+    patients: list[str],
+    dxa_csv: str | Path,
+    cohort_csv: str | Path,
+    findings: Findings,
+) -> list[str]:
+    """Notes about patients of the DXA table that no scan has; those whose id nearly is a patient's
+    are doubts.
+
+    Args:
+      named: patients of the DXA table.
+      patients: of the rows of the cohort's table.
+
+    Raises:
+      UserError: no patient of the DXA table has a scan.
+    """
+    known, measured = set(patients), set(named)
+    strangers = [name for name in named if name not in known]
+    near = near_misses(strangers, list(dict.fromkeys(patients)), measured)
+    if named and not known & measured:
+        meant = "".join(f" {name} may be {' or '.join(own)}." for name, own in [*near.items()][:1])
         raise UserError(
-            f"{dxa_csv}: none of its patients ({next(iter(dxa))}, ...) is in {cohort_csv} "
-            f"({rows[0].text('patient_id')}, ...). Write patient_id the same way in both."
+            f"{dxa_csv}: none of its patients ({named[0]}, ...) is in {cohort_csv} "
+            f"({next(iter(patients), 'none')}, ...).{meant} Write patient_id the same way in both."
         )
+    for name, own in near.items():
+        reason = (
+            f"{Path(dxa_csv).name}: no scan has patient_id {name!r}, which is nearly that of "
+            f"patient {' or '.join(own)}; its results are not used."
+        )
+        remedy = "If it is the same patient, write the id the same way; zeros may have been lost."
+        findings.doubt([(name, reason, remedy)])
+    if not strangers:
+        return []
+    count = f"{len(strangers)} patient{'s' if len(strangers) > 1 else ''}"
+    return [f"{count} of {Path(dxa_csv).name} have no scan: {listed(strangers)}."]
+
+
+def _with_results(
+    scans: list[Scan], results: DxaTable, findings: Findings
+) -> tuple[list[Scan], int]:
+    """Scans with the DXA results that belong to them, and the number of results left out because
+    they are old."""
+    dropped_in_all, with_results = 0, []
+    for scan in scans:
+        own, dropped, disputed = results_for_ct(results.get(scan.patient_id, []), scan.ct_date)
+        dropped_in_all += dropped
+        for level in disputed:
+            reason = (
+                f"patient {scan.patient_id} has several DXA results of {level} with different "
+                "labels, and no date makes one the nearest. The table's first is used."
+            )
+            remedy = "Give ct_date and dxa_date, or keep one result."
+            if findings.doubt([(f"{scan.scan_id}/{level}", reason, remedy)]):
+                del own[level]
+        with_results.append(dataclasses.replace(scan, dxa=own))
+    return with_results, dropped_in_all
 
 
 def _notes(scans: list[Scan], dropped: int) -> list[str]:

@@ -127,6 +127,7 @@ def read(args: argparse.Namespace) -> Cohort:
         args.split_fractions,
         args.seed,
         args.include,
+        args.doubts == "fail",
     )
 
 

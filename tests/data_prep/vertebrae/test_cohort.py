@@ -74,7 +74,7 @@ def test_a_broken_or_absent_table_stops(tmp_path, content):
 
 def test_a_row_with_too_many_fields_is_told_in_one_line(tmp_path):
     (tmp_path / "cohort.csv").write_text("a,b\n1,2\n1,2,3,4\n")
-    with pytest.raises(UserError, match=r"Expected 2 fields in line 3, saw 4") as caught:
+    with pytest.raises(UserError, match=r"row 3 has 4 fields, the header 2") as caught:
         read_cohort(tmp_path / "cohort.csv", None, DEFAULT_DEVICES, "verse")
     assert "\n" not in str(caught.value)
 
@@ -119,7 +119,6 @@ def test_a_bad_row_fails_alone_and_says_where(tmp_path, field, value, remedy):
         ({"device": "toshiba"}, "device", "hologic, ge_lunar, medix"),
         ({"bmd_g_cm2": "950"}, "bmd_g_cm2", "mg/cm^2"),
         ({"bmd_g_cm2": "0.01"}, "bmd_g_cm2", "0.1 to 3"),
-        ({"bmd_g_cm2": "-1"}, "bmd_g_cm2", "0 to inf"),
         ({"bmd_g_cm2": "0,95"}, "bmd_g_cm2", "a number"),
         ({"bmd_g_cm2": ""}, "bmd_g_cm2", "Give BMD"),
         ({"level": "L1-L4"}, "level", "totals"),
