@@ -5,7 +5,6 @@ Files are complete or absent, and their bytes depend only on the records.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,14 +15,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from osteojax.data.schema import Field
+from osteojax.disk import disk_error
 from osteojax.errors import UserError
 from osteojax.files import atomic_path
 
 WRITER_OPTIONS = "group_size:1,zstd:1"
 """One record per chunk: training reads two fields of a row at random. Level 1 writes 359 MB/s
 and halves the size; level 9 writes 81 MB/s for the same size."""
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS)
 
 
 def row_records(fields: Sequence[Field], arrays: dict[str, np.ndarray]) -> list[bytes]:
@@ -58,10 +56,10 @@ def write_records(path: Path, rows: Iterable[list[bytes]]) -> None:
             finally:
                 writer.close()
         except RuntimeError as error:
-            for number in DISK_ERRORS:
-                if os.strerror(number) in str(error):
-                    raise OSError(number, os.strerror(number), str(path)) from error
-            raise
+            number = disk_error(error)
+            if number is None:
+                raise
+            raise OSError(number, os.strerror(number), str(path)) from error
 
 
 class ShardReader:

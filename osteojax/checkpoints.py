@@ -11,6 +11,7 @@ versions have none and are not checked.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -24,22 +25,28 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from osteojax.disk import NoDiskTracebacks, checkpoint_on_disk
 from osteojax.errors import UserError
 from osteojax.files import write_json
 from osteojax.types import TrainState
 
 log = logging.getLogger(__name__)
+logging.getLogger("absl").addFilter(NoDiskTracebacks())  # Orbax logs through absl
 
 HASHES = "hashes.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run. With several processes, all of them make every call."""
+    """The checkpoints of one run. With several processes, all of them make every call.
+
+    Every call that writes, or waits for a write, raises UserError where the disk is full.
+    """
 
     def __init__(self, workdir: str | Path, keep: int = 2) -> None:
         self._workdir, self._keep = Path(workdir).resolve(), keep
         self._latest = _open(self._workdir / "checkpoints", keep)
         self._best = _open(self._workdir / "best", 1)
+        self._bytes = 0
 
     def save(self, state: TrainState, position: Mapping[str, float]) -> None:
         """Saves in the background; the arrays are copied before this returns.
@@ -51,15 +58,19 @@ class Checkpoints:
         step = int(state.step)
         if step in self._steps():
             return
-        self._latest.save_checkpointables_async(
-            step, {"state": state, "data": dict(position)}, force=True
-        )
+        self._bytes = sum(array.nbytes for array in jax.tree.leaves(state))
+        with self._on_disk():
+            self._latest.save_checkpointables_async(
+                step, {"state": state, "data": dict(position)}, force=True
+            )
 
     def save_best(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Replaces the best step. `metrics` are kept with it."""
-        self._best.save_checkpointables(
-            int(state.step), {"state": state}, force=True, overwrite=True, metrics=metrics
-        )
+        self._bytes = sum(array.nbytes for array in jax.tree.leaves(state))
+        with self._on_disk():
+            self._best.save_checkpointables(
+                int(state.step), {"state": state}, force=True, overwrite=True, metrics=metrics
+            )
 
     def best_metrics(self) -> dict[str, float] | None:
         """Metrics that the best step was saved with; None before the first. Also None where the
@@ -156,11 +167,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
-        self._latest.wait()
+        with self._on_disk():
+            self._latest.wait()
 
     def close(self) -> None:
-        self._latest.close()
-        self._best.close()
+        with self._on_disk():
+            self._latest.close()
+            self._best.close()
+
+    def _on_disk(self) -> contextlib.AbstractContextManager[None]:
+        return checkpoint_on_disk(self._workdir, self._bytes)
 
 
 def _open(root: Path, keep: int) -> ocp.training.Checkpointer:

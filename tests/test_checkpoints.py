@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
+import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -199,3 +203,46 @@ def test_warm_start_takes_one_subtree_or_says_what_differs() -> None:
         warm_start(params, {"backbone": {"a": np.ones(2)}})
     with pytest.raises(UserError, match="no 'backbone'"):
         warm_start(params, {"head": {}})
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """The system refuses to write more into a file (EFBIG), as it does on a full disk (ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def noise(step: int) -> TrainState:
+    """2 MB that do not compress, so that a file of the step is larger than the limit."""
+    values = np.random.default_rng(step).normal(size=(500, 1000)).astype(np.float32)
+    return TrainState(jnp.int32(step), {"kernel": jnp.asarray(values)}, {}, ())
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(noise(1), {"batches_seen": 1})
+    checkpoints.wait()
+    with files_no_larger_than(1 << 20):
+        checkpoints.save(noise(2), {"batches_seen": 2})
+        with pytest.raises(UserError) as refused:
+            checkpoints.wait()
+        with contextlib.suppress(UserError):
+            checkpoints.close()
+    expected = rf"{tmp_path}: File too large: a checkpoint needs up to 2\.0 MB, .* MB are free\."
+    assert re.match(expected, str(refused.value))
+    assert "\n" not in str(refused.value)
+    said = capfd.readouterr()
+    assert "Traceback" not in caplog.text + said.out + said.err
+
+    again = Checkpoints(tmp_path)
+    state, _ = again.restore(noise(0))
+    assert int(state.step) == 1
+    again.save(noise(2), {"batches_seen": 2})
+    assert again.last_step == 2
+    again.close()

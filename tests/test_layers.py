@@ -16,7 +16,7 @@ LIBRARIES = sorted(path.parent.name for path in ROOT.glob("launch/*/__init__.py"
 
 KINDS = sorted(path.parent.name for path in ROOT.glob("data_prep/*/recipe.py"))
 
-DATA_PREP_MAY = ("ops", "types", "files", "errors", "data", "choices", "__version__")
+DATA_PREP_MAY = ("ops", "types", "files", "disk", "errors", "data", "choices", "__version__")
 """What data_prep may import of osteojax."""
 
 
