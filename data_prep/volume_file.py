@@ -8,6 +8,7 @@ what the reader of the format found in the same header.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -50,9 +51,14 @@ class VolumeFile:
     case: str
     what: str
 
+    @property
+    def name(self) -> str:
+        """For messages, without the UIDs after which DICOM files and their folders are called."""
+        return re.sub(r"\d+(\.\d+){3,}", "(UID)", self.path.name)
+
     def error(self, found: str, remedy: str = READ_REMEDY) -> CaseError:
         """The error whose reason is the file's name and `found`."""
-        return CaseError(self.case, f"{self.what} {self.path.name} {found}.", remedy)
+        return CaseError(self.case, f"{self.what} {self.name} {found}.", remedy)
 
     def unreadable(self, why: str, remedy: str = READ_REMEDY) -> CaseError:
         """The error for content that is not understood."""

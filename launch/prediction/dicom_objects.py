@@ -11,11 +11,8 @@ highdicom and pydicom, which may quote their values, are suppressed.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import uuid
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import highdicom as hd
@@ -28,6 +25,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from data_prep.dicom_slices import silent_dicom
 from data_prep.volumes import series_files
 from launch.prediction.answered_case import AnsweredCase
 from launch.prediction.flags import MEANINGS, Flag
@@ -75,7 +73,7 @@ def write(answer: AnsweredCase, page: np.ndarray) -> None:
       CaseError: the CT's headers lack what a result in its study needs.
     """
     name, folder = answer.case.name, answer.case.folder
-    with _silent():
+    with silent_dicom():
         try:
             headers = _headers(answer)
             objects = {REPORT: _report(answer, headers), PAGE: _page(page, headers)}
@@ -89,22 +87,6 @@ def write(answer: AnsweredCase, page: np.ndarray) -> None:
                 f"no DICOM result can be made from the CT's headers ({type(error).__name__}).",
                 "Check them with a DICOM validator, or leave out --dicom-out.",
             ) from None
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Suppresses messages of pydicom and highdicom, which may contain values of headers."""
-    loggers = [logging.getLogger("pydicom"), logging.getLogger("highdicom")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _headers(answer: AnsweredCase) -> list[FileDataset]:
