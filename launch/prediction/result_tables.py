@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,20 @@ import pandas as pd
 from launch.prediction import case_folder
 from launch.prediction.cases import Case
 from osteojax.errors import CaseError
-from osteojax.files import atomic_path
+from osteojax.evaluation.report import scans_page
+from osteojax.files import atomic_path, write_text
 
 NAMING = ["scan_id", "device"]
 """First columns of the tables of vertebrae and of patients."""
 PREDICTIONS, PATIENTS, FAILURES = "predictions.csv", "patients.csv", "failures.csv"
+INDEX = "index.html"
 
 
 def write_tables(
-    out: Path, cases: Iterable[Case], failures: list[CaseError], requests: Mapping[str, str]
+    out: Path, cases: Sequence[Case], failures: list[CaseError], requests: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Writes predictions.csv, patients.csv and failures.csv of all cases that have an answer.
+    """Writes predictions.csv, patients.csv, failures.csv and index.html of all cases that have an
+    answer.
 
     Args:
       requests: case -> `case_folder.request_of`; an answer to another request is left out.
@@ -50,6 +53,12 @@ def write_tables(
         table["osteoporosis_pred"] = table["osteoporosis_pred"].astype("Int64")
     _write_csv(out / PATIENTS, table)
     _write_csv(out / FAILURES, pd.DataFrame(rows, columns=["case", "reason", "remedy"]))
+    folders = {case.name: case.folder for case in cases}
+    pages = [
+        (folders[content["case"]] / case_folder.PICTURE).relative_to(out).as_posix()
+        for content in answers
+    ]
+    write_text(out / INDEX, scans_page.render(answers, pages, rows))
     return answers
 
 
@@ -73,7 +82,7 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
 
 def written(out: Path, many: bool, dicom: bool) -> list[Path]:
     """Files that a prediction writes; of many CTs, those of one are in a folder by its scan_id."""
-    paths = [out / PREDICTIONS, out / PATIENTS]
+    paths = [out / PREDICTIONS, out / PATIENTS, out / INDEX]
     folder = out / "SCAN_ID" if many else out
     paths += [folder / case_folder.ANSWER, folder / case_folder.PICTURE]
     if dicom:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib.image
 import numpy as np
@@ -17,8 +18,10 @@ from launch.prediction.cases import folder_name
 from launch.prediction.decision import decide
 from launch.prediction.flags import MEANINGS, Flag
 from osteojax.errors import CaseError
+from osteojax.evaluation.report import scans_page
 from osteojax.export.load import ExportedModel
 from tests.data_prep.phantom import spine, write_scan, write_table
+from tests.html_table import Tables
 
 
 def run(model: Path, out: Path, ct: Path, *options: str) -> int:
@@ -182,6 +185,46 @@ def test_a_table_of_scans(exported_model: Path, scans: Path, many: Path, tmp_pat
     np.testing.assert_allclose(
         together[columns].to_numpy(float), alone[columns].to_numpy(float), rtol=1e-5, atol=1e-6
     )
+
+
+def test_the_index_page_has_every_scan_and_every_failure(many: Path) -> None:
+    page = Tables((many / "index.html").read_text(encoding="utf-8"))
+    patients = pd.read_csv(many / "patients.csv", dtype=str, keep_default_na=False)
+    scans, failed = page.tables
+    names, *rows = [[text for _, text in row] for row in scans]
+    shown = pd.DataFrame(rows, columns=names)
+    assert list(shown["scan"]) == list(patients["scan_id"])
+    assert list(shown["caution"]) == list(patients["caution"])
+    words = {"": "undecided", "1": "suspected", "0": "not suspected"}
+    assert list(shown["osteoporosis"]) == [words[v] for v in patients["osteoporosis_pred"]]
+    decided = patients["probability"] != ""
+    np.testing.assert_allclose(
+        shown["probability"][decided].astype(float), patients["probability"][decided].astype(float),
+        atol=5e-4,
+    )  # fmt: skip
+    vertebrae = pd.read_csv(many / "predictions.csv")
+    mean = vertebrae[vertebrae["decides"]].groupby("scan_id")["bmd_pred_g_cm2"].mean()
+    assert shown.set_index("scan")["BMD, g/cm2"]["s/0"] == f"{mean['s/0']:.3f}"
+    for row in scans[1:]:  # what is sorted by is what is shown
+        assert [attributes["data-value"] for attributes, _ in row] == [text for _, text in row]
+    assert len(page.links) == 3
+    assert all((many / unquote(link)).is_file() for link in page.links)
+    assert sorted(row[0][1] for row in failed[1:]) == ["absent", "device", "no mask"]
+
+
+def test_an_index_page_holds_what_users_type_as_text() -> None:
+    name = '<script>alert("1")</script>'
+    patient = {
+        "osteoporosis_pred": None, "probability": None, "threshold_patient": 0.5, "caution": "",
+        "notes": [],
+    }  # fmt: skip
+    content = {"case": name, "device": "unknown", "patient": patient, "vertebrae": []}
+    page = scans_page.render([content], ["a b/prediction.png"], [(name, "why", "do")])
+    assert name not in page
+    read = Tables(page)
+    assert [table[1][0][1] for table in read.tables] == [name, name]
+    assert read.links == ["a%20b/prediction.png"]
+    assert "://" not in page  # nothing is fetched
 
 
 def test_rows_that_fail_are_listed_with_a_remedy(many: Path) -> None:

@@ -14,4 +14,5 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["zip"] = zip
     return environment.get_template(name)
