@@ -1,6 +1,7 @@
 """Prepares a whole cohort into a folder: resume, workers, shards, tables, manifest.
 
 settings.json     written first: tables and settings that the folder is made from
+items.json        items in order (`correction`)
 parts/            one JSON per finished item, and its records until they are in a shard
 shards/           ArrayRecord files
 <table>, failures.csv, doubts.csv, excluded.csv
@@ -20,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.correction import MOVED, finish_move, follow_tables
 from data_prep.folder import claim, lock, names, remove_leftovers, write_table
 from data_prep.parts import load_report, part_path, prepare_item, remove_parts, save_part
 from data_prep.recipe import Cohort, Doubt, Item, Recipe, Report
@@ -53,6 +55,7 @@ class Built:
       failures: (case, reason, remedy).
       excluded: (case, patient_id, reason).
       doubts: of what was kept.
+      num_moved: items finished by an earlier run that corrected tables put into another split.
     """
 
     manifest: Manifest
@@ -60,6 +63,7 @@ class Built:
     failures: list[tuple[str, str, str]]
     excluded: list[tuple[str, str, str]]
     doubts: list[Doubt]
+    num_moved: int = 0
 
 
 def build(
@@ -73,7 +77,8 @@ def build(
 ) -> Built:
     """Prepares a cohort into `out`, or resumes an earlier run.
 
-    Items that failed are tried again on every run.
+    Items that failed are tried again on every run. Tables may have been corrected since
+    (`correction`).
 
     Args:
       items_per_shard: number of items of a shard.
@@ -91,9 +96,14 @@ def build(
     settings = {"scans_per_shard": items_per_shard, **recipe.settings(), "cohort": cohort.digest}
     if doubts != KEEP:  # folders of earlier versions have no such setting and keep their doubts
         settings["doubts"] = doubts
-    claim(out, {"osteojax": __version__, "kind": recipe.kind, **settings})
+    claimed = {"osteojax": __version__, "kind": recipe.kind, **settings}
+    if (out / MOVED).is_dir():
+        with lock(out):
+            finish_move(out)
+    other_tables = claim(out, claimed)
     with lock(out) as run:
         remove_leftovers(out)
+        num_moved = follow_tables(recipe, cohort, out, claimed, other_tables)
         shards = membership(recipe.shard_prefix, len(cohort.items), items_per_shard)
         job = _Job(recipe, cohort, out, shards, doubts == FAIL)
         work = _remaining(job)
@@ -101,7 +111,7 @@ def build(
             (out / "manifest.json").unlink(missing_ok=True)
             with _crew(job, run, min(workers, work.num_tasks), scheduler) as crew:
                 _run(job, work, crew)
-        return _finish(job, settings)
+        return dataclasses.replace(_finish(job, settings), num_moved=num_moved)
 
 
 @dataclasses.dataclass(frozen=True)

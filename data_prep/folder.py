@@ -1,6 +1,7 @@
 """The folder that `prepare` writes: its settings, a lock for one run at a time, and text tables.
 
 settings.json     written first: tables and settings that the folder is made from
+items.json        its items in order, so that corrected tables can be followed (`correction`)
 .lock             held by the current run; workers recognise the folder by its content
 """
 
@@ -14,21 +15,24 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from osteojax.errors import UserError
 from osteojax.files import write_json, write_text
 
 
-def claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Writes settings.json, or checks that an existing one is the same.
+def claim(out: Path, wanted: dict[str, Any]) -> bool:
+    """Writes settings.json, or checks that an existing one is the same but for the tables.
 
     Args:
       wanted: everything that determines the folder's bytes; "cohort" is the digest of the user's
         tables.
 
+    Returns:
+      whether the folder was made from tables with other bytes (`correction.follow_tables`).
+
     Raises:
-      UserError: the folder was made with other settings or tables, or holds other files.
+      UserError: the folder was made with other settings, or holds other files.
     """
     path = out / "settings.json"
     if not path.exists():
@@ -38,23 +42,29 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
                 f"{out} holds other files ({', '.join(foreign[:5])}). Name a new or empty folder."
             )
         write_json(path, wanted)
-        return
+        return False
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Name another folder.") from error
     changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    if changed:
+    if changed and changed != ["cohort"]:
         named = "; ".join(
             "the cohort's tables have other contents"
             if key == "cohort"
             else f"{key} was {_short(found.get(key))}, now {_short(wanted.get(key))}"
             for key in changed
         )
-        raise UserError(
-            f"{out} was begun with another cohort or other settings: {named}. Give another --out, "
-            "or delete the folder."
-        )
+        refuse_settings(out, named)
+    return bool(changed)
+
+
+def refuse_settings(out: Path, named: str) -> NoReturn:
+    """Raises UserError. named: what is different."""
+    raise UserError(
+        f"{out} was begun with another cohort or other settings: {named}. Give another --out, "
+        "or delete the folder."
+    )
 
 
 def _short(value: Any) -> str:

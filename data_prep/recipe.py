@@ -47,9 +47,12 @@ class Cohort:
       failures: errors of bad rows.
       excluded: (case, patient_id, reason) of rows that the tables exclude.
       notes: sentences that are shown to the user.
-      digest: SHA-256 of the tables' bytes; a folder is resumed with the same tables only.
+      digest: SHA-256 of the tables' bytes.
       doubts: of rows that are used. With `--doubts fail`, a kind leaves such rows out and lists
         them in `failures`.
+      sources: for each item, a text that is the same exactly as long as its records are: a digest
+        of the files it names. Then a folder may be resumed with corrected tables, and the recipe
+        needs `relabelled`; without sources, with the same tables only.
     """
 
     items: Sequence[Any]
@@ -58,6 +61,7 @@ class Cohort:
     notes: list[str]
     digest: str
     doubts: list[Doubt] = dataclasses.field(default_factory=list)
+    sources: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +132,10 @@ class Recipe(Protocol):
         Raises:
           CaseError: the item is unusable.
         """
+
+    def relabelled(self, item: Any, report: Report) -> Report:
+        """An item's finished report with the values that come from the tables, which may have been
+        corrected. Called only for cohorts that have `sources`."""
 
     def finish(
         self,

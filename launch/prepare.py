@@ -47,6 +47,12 @@ def _print_outcome(console: Console, built: Built, noun: str, out: Path) -> None
     """Prints notes, counts, doubts and failures. noun: what a row is, in the plural."""
     if not built.manifest.counts["train"]["items"]:
         console.print(f"Note: no training {noun}; statistics are not set.", highlight=False)
+    if built.num_moved:
+        console.print(
+            f"Note: the corrected tables put {built.num_moved} finished scans into another split. "
+            "A model that was trained before has seen other patients: train again.",
+            highlight=False,
+        )
     reasons = Counter(reason for _, _, reason in built.excluded)
     for reason, count in reasons.most_common():
         console.print(f"Excluded: {count} {reason}", highlight=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Scan:
       ct, mask: absolute paths.
       dxa: level -> result.
       ct_date: None where the table has none.
+      source: digest of CT, mask and label scheme as the table names them (`Cohort.sources`).
     """
 
     index: int
@@ -54,6 +56,7 @@ class Scan:
     label_scheme: str
     dxa: dict[str, DxaResult]
     ct_date: datetime.date | None = None
+    source: str = ""
 
     @property
     def case(self) -> str:
@@ -112,7 +115,8 @@ def read_cohort(
     splits = assign_splits(_split_patients(scans), external_sites, fractions, seed)
     scans = [dataclasses.replace(scan, split=splits[scan.patient_id]) for scan in scans]
     digest = _digest(cohort_csv, dxa_csv)
-    return Cohort(scans, findings.failures, excluded, notes, digest, findings.doubts)
+    sources = [scan.source for scan in scans]
+    return Cohort(scans, findings.failures, excluded, notes, digest, findings.doubts, sources)
 
 
 def _scan(row: Row, folder: Path, label_scheme: str) -> Scan:
@@ -124,6 +128,8 @@ def _scan(row: Row, folder: Path, label_scheme: str) -> Scan:
         raise row.error("split", f"Expected one of {', '.join(SPLITS)}, or empty.")
     scheme = row.text("label_scheme") or label_scheme
     find_scheme(scheme, row.case)
+    ct, mask = row.required("ct"), row.required("mask")
+    source = hashlib.sha256(json.dumps([ct, mask, scheme]).encode()).hexdigest()
     return Scan(
         index=-1,
         patient_id=row.identifier("patient_id"),
@@ -132,11 +138,12 @@ def _scan(row: Row, folder: Path, label_scheme: str) -> Scan:
         split=split or "",
         sex=SEXES[sex.casefold()] if sex else None,
         age=row.number("age", 0, 120, "In years."),
-        ct=str(folder / row.required("ct")),
-        mask=str(folder / row.required("mask")),
+        ct=str(folder / ct),
+        mask=str(folder / mask),
         label_scheme=scheme,
         dxa={},
         ct_date=exam_date(row, "ct_date", FIRST_CT),
+        source=source,
     )
 
 

@@ -25,7 +25,7 @@ from data_prep.statistics import number_statistics, split_counts
 from data_prep.vertebrae.cohort import EXCLUSIONS, Scan, read_cohort
 from data_prep.vertebrae.label_schemes import SCHEMES
 from data_prep.vertebrae.pool import SIZES, LateMaps, RoiSettings
-from data_prep.vertebrae.scan import prepare_scan
+from data_prep.vertebrae.scan import prepare_scan, relabelled
 from data_prep.vertebrae.scanners import DeviceTable, read_devices
 from data_prep.vertebrae.statistics import map_statistics, region_statistics
 from data_prep.vertebrae.texture import TextureSettings, require_pyradiomics
@@ -175,6 +175,9 @@ class Recipe:
 
     def prepare(self, item: Scan, complete: bool) -> tuple[Report, list[list[bytes]]]:
         return prepare_scan(item, self.roi, complete)
+
+    def relabelled(self, item: Scan, report: Report) -> Report:
+        return relabelled(item, report)
 
     def finish(
         self,

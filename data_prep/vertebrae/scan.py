@@ -100,20 +100,11 @@ def slice_mm(ct_image: sitk.Image) -> float:
 def vertebra_row(scan: Scan, roi: Roi, slice_mm: float) -> dict[str, Any]:
     """The row of `vertebrae.csv`, still without shard and position."""
     vertebra, shown = roi.vertebra, roi.grid.window
-    result = scan.dxa.get(vertebra.level)
     return {
-        "patient_id": scan.patient_id,
-        "scan_id": scan.scan_id,
-        "site": scan.site,
-        "split": scan.split,
+        **_place_columns(scan),
         "level": vertebra.level,
         "level_class": vertebra.level_class,
-        "device": result.device if result else None,
-        "bmd_g_cm2": result.bmd_g_cm2 if result else None,
-        "t_score": result.t_score if result else None,
-        "osteoporosis": result.osteoporosis if result else None,
-        "sex": scan.sex,
-        "age": scan.age,
+        **_result_columns(scan, vertebra.level),
         "truncated": int(vertebra.truncated),
         "posterior_rule": vertebra.posterior_rule,
         "axial_rule": vertebra.axial_rule,
@@ -122,3 +113,33 @@ def vertebra_row(scan: Scan, roi: Roi, slice_mm: float) -> dict[str, Any]:
         "slice_mm": round(slice_mm, 4),
         **body_row(roi.hu[shown], roi.body[shown], roi.spacing_mm),
     }
+
+
+def _place_columns(scan: Scan) -> dict[str, Any]:
+    """Columns of a vertebra's row that cohort.csv gives to all vertebrae of a scan."""
+    return {
+        "patient_id": scan.patient_id,
+        "scan_id": scan.scan_id,
+        "site": scan.site,
+        "split": scan.split,
+    }
+
+
+def _result_columns(scan: Scan, level: str) -> dict[str, Any]:
+    """Columns of a vertebra's row from its DXA result, and the patient's sex and age."""
+    result = scan.dxa.get(level)
+    return {
+        "device": result.device if result else None,
+        "bmd_g_cm2": result.bmd_g_cm2 if result else None,
+        "t_score": result.t_score if result else None,
+        "osteoporosis": result.osteoporosis if result else None,
+        "sex": scan.sex,
+        "age": scan.age,
+    }
+
+
+def relabelled(scan: Scan, report: Report) -> Report:
+    """A scan's report with the columns that come from the tables."""
+    rows = [row | _place_columns(scan) | _result_columns(scan, row["level"]) for row in report.rows]
+    excluded = [(case, scan.patient_id, reason) for case, _, reason in report.excluded]
+    return dataclasses.replace(report, rows=rows, excluded=excluded)

@@ -63,7 +63,8 @@ def read(args: argparse.Namespace) -> Cohort:
             continue
         pictures.append(Picture(len(pictures), row.case, str(args.pictures.parent / file), own))
     digest = hashlib.sha256(args.pictures.read_bytes()).hexdigest()
-    return Cohort(pictures, failures, [], [], digest)
+    sources = [Path(picture.file).name for picture in pictures]
+    return Cohort(pictures, failures, [], [], digest, sources=sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,9 @@ class Recipe:
         records = row_records(self.fields, {"picture": picture.astype(np.uint8)})
         counts = np.bincount(picture.ravel(), minlength=256).tolist()
         return Report([item.row], [], [], {"picture": counts}), [records]
+
+    def relabelled(self, item: Picture, report: Report) -> Report:
+        return dataclasses.replace(report, rows=[item.row for _ in report.rows])
 
     def finish(
         self,
