@@ -156,7 +156,8 @@ def _scan_doubts(scans: list[Scan]) -> dict[str, list[Doubt]]:
     """Doubts of scans whose rows contradict each other: scan_id -> doubts."""
     doubts: dict[str, list[Doubt]] = defaultdict(list)
     sexes: dict[str, dict[str, str]] = defaultdict(dict)
-    owners: dict[str, str] = {}
+    of_ct: dict[str, Scan] = {}
+    of_mask: dict[str, Scan] = {}
     for scan in scans:
         if scan.sex:
             sexes[scan.patient_id].setdefault(scan.sex, scan.scan_id)
@@ -166,10 +167,14 @@ def _scan_doubts(scans: list[Scan]) -> dict[str, list[Doubt]]:
             told = " and ".join(f"{sex} in scan {name}" for sex, name in own.items())
             reason = f"the sex of patient {scan.patient_id} is {told}."
             doubts[scan.scan_id].append((scan.scan_id, reason, "Correct the wrong row."))
-        first = owners.setdefault(scan.ct, scan.scan_id)
-        if first != scan.scan_id:
-            reason = f"the scan has the CT of scan {first}."
+        ct, mask = of_ct.setdefault(scan.ct, scan), of_mask.setdefault(scan.mask, scan)
+        # Two reconstructions of a patient may share a mask.
+        if ct is not scan:
+            reason = f"the scan has the CT of scan {ct.scan_id}."
             doubts[scan.scan_id].append((scan.scan_id, reason, "Name the CT of each scan."))
+        elif mask.patient_id != scan.patient_id:
+            reason = f"the scan has the mask of scan {mask.scan_id}, of another patient."
+            doubts[scan.scan_id].append((scan.scan_id, reason, "Name the mask of each scan."))
     return doubts
 
 

@@ -33,3 +33,9 @@ def known_spellings(name: str, devices: Iterable[str]) -> list[str]:
         if words & own or (len(squeezed) >= 4 and squeezed in plain):
             found.append(device)
     return found or difflib.get_close_matches(name, devices, 1, 0.75)
+
+
+def question(name: str, devices: Iterable[str]) -> str:
+    """The beginning of a remedy for an unknown device: whether a known one is meant, or ""."""
+    near = known_spellings(name, devices)
+    return f"Is it {' or '.join(near)}? Then write that. " if near else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.csv_input import Row, read_table, refuse_duplicates, unknown_columns
 from data_prep.findings import Findings
-from data_prep.vertebrae.device_spelling import known_spellings
+from data_prep.vertebrae.device_spelling import question
 from data_prep.vertebrae.dxa_columns import refuse_wrong_columns
 from data_prep.vertebrae.dxa_doubts import result_doubts
 from data_prep.vertebrae.exam_dates import FIRST_DXA, exam_date
@@ -177,9 +177,7 @@ def _device(row: Row, devices: DeviceTable) -> str:
     device = device_name(row.text("device") or UNKNOWN_DEVICE)
     if device in devices or device == UNKNOWN_DEVICE:
         return device
-    near = known_spellings(device, devices)
-    asked = f"Is it {' or '.join(near)}? Then write that. " if near else ""
-    known = ", ".join(devices)
+    asked, known = question(device, devices), ", ".join(devices)
     raise row.error("device", f"{asked}Known: {known}; empty for unknown; others by --devices.")
 
 

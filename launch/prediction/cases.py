@@ -10,11 +10,13 @@ from pathlib import Path
 
 from data_prep.csv_input import Row, read_table, refuse_duplicates
 from data_prep.vertebrae.cohort import EXCLUSIONS
+from data_prep.vertebrae.device_spelling import question
 from data_prep.vertebrae.label_schemes import find_scheme
 from data_prep.volumes import is_dicom
 from launch.prediction import segment
 from launch.prediction.flags import Flag
 from osteojax.data.devices import device_name
+from osteojax.data.vertebrae import UNKNOWN_DEVICE
 from osteojax.errors import CaseError, UserError
 
 REQUIRED = ("scan_id", "ct")
@@ -102,7 +104,7 @@ def table_cases(path: Path, request: Request) -> tuple[list[Case], list[CaseErro
 
 
 def _row_case(row: Row, folder: Path, request: Request) -> Case:
-    name, ct, mask = row.required("scan_id"), folder / row.required("ct"), row.text("mask")
+    name, ct, mask = row.identifier("scan_id"), folder / row.required("ct"), row.text("mask")
     if mask is None and not request.segment:
         raise CaseError(name, "no mask of its vertebrae.", segment.how_to(ct))
     scheme = row.text("label_scheme") or request.label_scheme
@@ -110,7 +112,8 @@ def _row_case(row: Row, folder: Path, request: Request) -> Case:
     _check_dicom(ct, name, request)
     device = device_name(row.text("device") or request.device)
     if device not in request.devices:
-        raise row.error("device", f"The model knows {', '.join(request.devices)}.")
+        asked = question(device, [name for name in request.devices if name != UNKNOWN_DEVICE])
+        raise row.error("device", f"{asked}The model knows {', '.join(request.devices)}.")
     stated = tuple(
         Flag("stated", f"{column.replace('_', ' ')}, says the table")
         for column in EXCLUSIONS

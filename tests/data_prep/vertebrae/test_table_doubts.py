@@ -19,7 +19,7 @@ from tests.data_prep.phantom import write_table
 
 SCAN = {"patient_id": "0012", "scan_id": "s1", "site": "A", "ct": "a.nii", "mask": "m.nii",
         "sex": "F"}  # fmt: skip
-OTHER = SCAN | {"patient_id": "p2", "scan_id": "s2", "ct": "b.nii"}
+OTHER = SCAN | {"patient_id": "p2", "scan_id": "s2", "ct": "b.nii", "mask": "n.nii"}
 RESULT = {"patient_id": "0012", "level": "L1", "device": "hologic", "bmd_g_cm2": "0.9"}
 
 
@@ -233,6 +233,14 @@ def test_a_patient_of_two_sexes_and_a_ct_of_two_scans_are_doubts(tmp_path):
         tmp_path, [*scans, OTHER | {"scan_id": "s4"}], [RESULT | {"patient_id": "p2"}], True
     )
     assert [(scan.index, scan.scan_id) for scan in cohort.items] == [(0, "s4")]
+
+
+def test_a_mask_of_two_patients_is_a_doubt(tmp_path):
+    scans = [SCAN, SCAN | {"scan_id": "s3", "ct": "c.nii"}, OTHER | {"mask": "m.nii"}]
+    cohort = read(tmp_path, scans, [RESULT])
+    assert [(case, reason) for case, reason, _ in cohort.doubts] == [
+        ("s2", "the scan has the mask of scan s1, of another patient."),
+    ]
 
 
 def test_columns_of_another_case_are_read(tmp_path):
