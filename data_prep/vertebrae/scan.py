@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from data_prep.recipe import Report
 from data_prep.vertebrae.body_numbers import body_row
 from data_prep.vertebrae.cohort import Scan
+from data_prep.vertebrae.mask_fit import check_fit, posterior_doubt
 from data_prep.vertebrae.pool import (
     RoiSettings,
     encode_vertebra,
@@ -41,7 +42,11 @@ def prepare_scan(
     report = Report([], [], [])
     rois: list[Roi] = []
     ct_image, class_mask = load_case(scan.ct, scan.mask, scan.label_scheme, scan.scan_id)
-    for vertebra in measure_vertebrae(class_mask, scan.scan_id):
+    doubts = check_fit(ct_image, class_mask, scan.scan_id)
+    vertebrae = measure_vertebrae(class_mask, scan.scan_id)
+    doubts += posterior_doubt(vertebrae)
+    report.doubts.extend((scan.scan_id, f"{reason}.", remedy) for reason, remedy in doubts)
+    for vertebra in vertebrae:
         case = f"{scan.scan_id}/{vertebra.level}"
         small = vertebra.mask_volume_mm3 < MIN_VOLUME_MM3
         if vertebra.truncated and (small or not settings.keep_truncated):

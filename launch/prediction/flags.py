@@ -7,6 +7,7 @@ import dataclasses
 MEANINGS = {
     "truncated": "Cut by the border of the CT",
     "header_axes": "Axes from the file's header",
+    "mask_fit": "Mask does not lie on the CT's bone",
     "not_bone": "Mean HU that no bone has",
     "metal": "Metal or cement suspected",
     "fracture_shape": "Fracture-like shape",

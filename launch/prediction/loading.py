@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import SimpleITK as sitk
 
+from data_prep.vertebrae.mask_fit import check_fit, posterior_doubt
 from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, extract_rois
 from data_prep.vertebrae.verify import load_case, vertebra_hu_fault
 from data_prep.volumes import itk_message
@@ -49,6 +50,7 @@ class LoadedCase:
       core_hu: f64[N], median HU of the trabecular cores.
       slices: i64[N], the CT's slice through each body's centre.
       flags: of each vertebra, from its voxels.
+      doubts: of the mask as a whole.
       contrast: of the CT.
       planes: for the page.
     """
@@ -60,6 +62,7 @@ class LoadedCase:
     core_hu: np.ndarray
     slices: np.ndarray
     flags: list[list[Flag]]
+    doubts: list[Flag]
     contrast: Contrast
     planes: Reformat
 
@@ -85,6 +88,7 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
         mask, scheme = case.folder / SEGMENTATION, segment.SCHEME
         segment.make_mask(case.ct, mask, case.name)
     ct_image, class_mask = load_case(case.ct, mask, scheme, case.name)
+    doubts = check_fit(ct_image, class_mask, case.name)
     rois = extract_rois(ct_image, class_mask, frame.grid, case.name)
     # The images of the bodies are not needed again, and workers send this through a pipe.
     vertebrae = [dataclasses.replace(roi.vertebra, body=None) for roi in rois]
@@ -102,6 +106,7 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
         core_hu=np.array([shape.core_hu for shape in shapes]),
         slices=_slices(ct_image, vertebrae),
         flags=[[*_geometry_flags(roi), *found] for roi, found in zip(rois, flags, strict=True)],
+        doubts=[Flag("mask_fit", reason) for reason, _ in doubts + posterior_doubt(vertebrae)],
         contrast=find_contrast(ct_image, class_mask, vertebrae),
         planes=_planes(ct_image, class_mask, vertebrae),
     )

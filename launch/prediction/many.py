@@ -106,7 +106,7 @@ class _Run:
 
     def _answer(self, loaded: LoadedCase, outputs: Outputs) -> AnsweredCase:
         table, flags = vertebra_table(self.model, loaded, outputs)
-        case_flags = [*loaded.contrast.flags(), *loaded.case.stated]
+        case_flags = [*loaded.doubts, *loaded.contrast.flags(), *loaded.case.stated]
         patient = decide(self.model, table, loaded.case.device, flags, case_flags)
         return AnsweredCase(
             case=loaded.case,

@@ -123,7 +123,7 @@ def test_bad_cases_are_told_and_the_others_go_on(tmp_path, capsys):
     vertebrae = pd.read_csv(out / "vertebrae.csv")
     assert sorted(set(vertebrae.scan_id)) == ["good0", "good1", "one_bright"]
     assert vertebrae.osteoporosis.tolist()[0] == 0
-    assert load_manifest(out).num_items == 4
+    assert load_manifest(out).num_items == 5
 
 
 def test_nothing_left_is_an_error_and_says_why(tmp_path, capsys):

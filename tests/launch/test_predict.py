@@ -10,6 +10,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
 from data_prep.workers import Crew, Task, WorkerDied, run_tasks
 from launch import cli
@@ -106,6 +107,21 @@ def test_lumbar_sample_in_another_orientation(
     assert "L2 cut by the border" in answer["patient"]["caution"]
     assert "contrast_unknown" not in answer["patient"]["flags"]  # a remark, no doubt
     assert any("could not be checked" in note for note in answer["patient"]["notes"])
+
+
+def test_a_mask_beside_the_bone_is_said_in_the_headline(
+    exported_model: Path, real_data: Path, tmp_path
+) -> None:
+    folder = real_data / "tptbox"
+    mask = sitk.ReadImage(str(folder / "sub-ct_seg-vert_label-22_msk.nii.gz"))
+    values = np.roll(sitk.GetArrayFromImage(mask), 6, axis=0)  # 9 mm from left to right
+    moved = sitk.GetImageFromArray(values)
+    moved.CopyInformation(mask)
+    sitk.WriteImage(moved, str(tmp_path / "moved.nii.gz"))
+    ct = folder / "sub-ct_label-22_ct.nii.gz"
+    _, answer = predict(exported_model, tmp_path, ct, tmp_path / "moved.nii.gz", "verse")
+    assert "the mask is shifted: its surface lies" in answer["patient"]["caution"]
+    assert "mask_fit" in answer["patient"]["flags"]
 
 
 def test_what_is_unlike_training_is_said(

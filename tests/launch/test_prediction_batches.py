@@ -38,7 +38,7 @@ def loaded(number: int, vertebrae: int) -> LoadedCase:
     body = np.zeros(hu.shape, bool)
     body[:, 0, 0, 0] = number % 2
     fields: dict[str, Any] = dict.fromkeys(
-        ("vertebrae", "core_hu", "slices", "flags", "contrast", "planes")
+        ("vertebrae", "core_hu", "slices", "flags", "doubts", "contrast", "planes")
     )
     return LoadedCase(case=case, hu=hu.astype(np.float32), body=body, **fields)
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_prep.vertebrae.scan import slice_mm
+from data_prep.vertebrae.cohort import Scan
+from data_prep.vertebrae.pool import RoiSettings
+from data_prep.vertebrae.scan import prepare_scan, slice_mm
+from data_prep.vertebrae.texture import TextureSettings
+from tests.data_prep.phantom import spine, write_scan
 
 
 @pytest.mark.parametrize(("slice_axis", "tilt_degrees"), [(0, 0), (1, 0), (2, 0), (2, 20), (0, 30)])
@@ -30,3 +34,24 @@ def test_a_thin_slice_is_not_taken_for_the_larger_in_plane_spacing():
     image = sitk.Image(4, 4, 4, sitk.sitkInt16)
     image.SetSpacing([0.9, 0.9, 0.5])
     assert slice_mm(image) == 0.5
+
+
+def test_a_mask_beside_the_bone_is_kept_and_doubted(tmp_path):
+    phantom = spine(("L1", "L2"), 3.0)
+    row = write_scan(tmp_path, "s", phantom)
+
+    def prepared(name: str):
+        scan = Scan(0, "p", "s", "A", "train", None, None, str(tmp_path / str(row["ct"])),
+                    str(tmp_path / name), "verse", {})  # fmt: skip
+        return prepare_scan(scan, RoiSettings(32, False, TextureSettings()), with_maps=False)[0]
+
+    assert prepared(str(row["mask"])).doubts == []
+    moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayFromImage(phantom.mask), -2, axis=1))
+    moved.CopyInformation(phantom.mask)
+    sitk.WriteImage(moved, str(tmp_path / "moved.nii.gz"))
+    report = prepared("moved.nii.gz")
+    assert len(report.rows) == 2
+    ((case, reason, _),) = report.doubts
+    assert case == "s"
+    assert reason.startswith("the mask is shifted")
+    assert reason.endswith("6 mm back.")
