@@ -10,7 +10,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, UID_dictionary
 
 from data_prep.dicom_slices import (
     COPY_AGAIN,
@@ -207,7 +207,8 @@ def _need_decoder(file: VolumeFile, slices: Sequence[Slice]) -> None:
         except NotImplementedError:
             available = False
         if not available:
+            name = syntax.name if syntax in UID_dictionary else "an unknown syntax"
             raise file.error(
-                f"has slices packed as {syntax.name}, for which no decoder is installed",
+                f"has slices packed as {name}, for which no decoder is installed",
                 f"Try `pip install {DECODERS}`, or export the series uncompressed.",
             )

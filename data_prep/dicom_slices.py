@@ -149,7 +149,7 @@ def _slice(path: Path, frame: int, data: Dataset, places: Sequence[Dataset]) -> 
             int(data.BitsAllocated),
             int(data.BitsStored),
             int(data.PixelRepresentation),
-            int(data.get("SamplesPerPixel") or 1),
+            int(data.SamplesPerPixel),
             str(data.get("PhotometricInterpretation") or ""),
         ),
     )
@@ -164,6 +164,8 @@ def _has_all_pixels(stream: Any, slices: Sequence[Slice]) -> bool:
     order = "<" if syntax.is_little_endian else ">"
     head = stream.read(12)
     if len(head) < 12 or struct.unpack(order + "HH", head[:4]) != (0x7FE0, 0x0010):
+        return False
+    if not syntax.is_implicit_VR and head[4:8] not in (b"OW\0\0", b"OB\0\0"):
         return False
     if syntax.is_encapsulated:
         return True

@@ -37,6 +37,8 @@ KINDS = {
 CHANNELS = {32: 2, 1792: 2, 128: 3, 2304: 4}
 """Complex numbers and colours."""
 LEAST_SLOPE = 1e-12
+LAST_CODE = 5
+"""Largest code of qform and sform that the format knows. Others mean nothing to nibabel."""
 CONVERT = "Convert it to NIfTI-1 (.nii.gz), for example with nibabel or SimpleITK."
 PAIR_ENDINGS = {"header": (".hdr", ".hdr.gz"), "voxels": (".img", ".img.gz")}
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -63,8 +65,9 @@ def read_nifti(file: VolumeFile) -> sitk.Image:
     with header_path.open("rb") as stream:
         source = open_bytes(stream)
         header = _Header(file, read_exactly(source, HEADER_BYTES), voxel_path is None)
+        affines = header.affines()
         place = itk_place(file, header.alone(), ".nii", header.sizes)
-        for affine in header.affines():
+        for affine in affines:
             check_place(file, place, affine, header.sizes)
         if voxel_path is None:
             return placed_image(file, header.voxels(source, HEADER_BYTES), place)
@@ -186,6 +189,8 @@ class _Header:
           CaseError: neither is valid, or they disagree.
         """
         qform_code, sform_code = self._numbers("h", 2, 252)
+        if not (0 <= qform_code <= LAST_CODE and 0 <= sform_code <= LAST_CODE):
+            raise EOFError(f"a header of qform_code {qform_code} and sform_code {sform_code}")
         found = []
         if qform_code > 0:
             found.append(LPS_FROM_RAS @ self._qform())

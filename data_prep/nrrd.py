@@ -133,7 +133,7 @@ def _header_lines(head: bytes) -> tuple[list[bytes], int]:
 
 
 def _fields(lines: list[bytes]) -> dict[str, str]:
-    """The fields, in lower case. Comments and the user's own keys (`key:=value`) are left out."""
+    """The fields. Comments and the user's own keys (`key:=value`) are left out."""
     fields: dict[str, str] = {}
     for line in lines[1:]:
         if line.startswith(b"#") or re.match(rb"[^:]*:=", line):
@@ -142,7 +142,7 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
             name, colon, value = line.decode("ascii").partition(": ")
         except UnicodeDecodeError:
             raise EOFError("a header with a line that is not text") from None
-        name = OTHER_NAMES.get(name.lower(), name.lower())
+        name = OTHER_NAMES.get(name, name)
         if not colon or (name not in NEEDED and name not in HARMLESS):
             raise EOFError(f"a header with the line {line[:40].decode('ascii', 'replace')!r}")
         if name in fields:

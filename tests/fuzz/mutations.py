@@ -1,10 +1,11 @@
-"""Damaged bytes, drawn by Hypothesis: overwritten, cut out, repeated, cut off."""
+"""Damaged bytes, drawn by Hypothesis or by NumPy: overwritten, cut out, repeated, cut off."""
 
 from __future__ import annotations
 
 import struct
 from typing import Any
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ TELLING = (
     b"\n", b",", b'"', b"-1", b"1e999", b"nan", b"../../x", b"\xc3", b"[]", b"{}", b"null",
 )  # fmt: skip
 """Values that often break readers."""
+
+KINDS = ("byte", "digit", "value", "cut", "insert", "end")
 
 
 def fuzz(examples: int) -> Any:
@@ -40,6 +43,37 @@ def damaged(draw: st.DrawFn, content: bytes, head: int | None = None) -> bytes:
             del changed[at : at + draw(st.integers(1, 12))]
         elif kind == "insert":
             changed[at:at] = draw(st.sampled_from(TELLING))
+        else:
+            del changed[at:]
+    return bytes(changed)
+
+
+def damage(content: bytes, seed: int, head: int) -> bytes:
+    """`content` after one to four changes: every other seed changes the first `head` bytes alone.
+
+    Like `damaged`, without Hypothesis, which takes longer than reading a small file.
+    """
+    rng = np.random.default_rng(seed)
+    changed = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        end = min(len(changed), head if seed % 2 else len(changed))
+        if end == 0:
+            break
+        at = int(rng.integers(end))
+        kind = rng.choice(
+            ["byte", "digit", "value", "cut", "insert", "end"], p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1]
+        )
+        value = TELLING[rng.integers(len(TELLING))]
+        if kind == "byte":
+            changed[at] = int(rng.integers(256))
+        elif kind == "digit":
+            changed[at] = int(rng.integers(ord("0"), ord("9") + 1))
+        elif kind == "value":
+            changed[at : at + len(value)] = value
+        elif kind == "cut":
+            del changed[at : at + int(rng.integers(1, 13))]
+        elif kind == "insert":
+            changed[at:at] = value
         else:
             del changed[at:]
     return bytes(changed)

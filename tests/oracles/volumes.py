@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -23,7 +24,9 @@ class Second:
 
 
 def second_reading(path: Path) -> Second:
-    """The file as an independent reader reads it, whatever it is called."""
+    """The file or series as an independent reader reads it, whatever it is called."""
+    if path.is_dir():
+        return by_pydicom(path)
     content = path.read_bytes()
     if content.startswith(b"NRRD"):
         return by_pynrrd(path)
@@ -81,7 +84,8 @@ def by_metaimage_page(path: Path) -> Second:
     fields: dict[str, str] = {}
     at = 0
     while "ElementDataFile" not in fields:
-        end = content.index(b"\n", at)
+        end = content.find(b"\n", at)
+        end = len(content) if end < 0 else end
         key, _, value = content[at:end].decode("latin-1").partition("=")
         fields[key.strip()] = value.strip()
         at = end + 1
@@ -110,6 +114,27 @@ def by_metaimage_page(path: Path) -> Second:
     steps = rows.T * numbers("ElementSpacing", "ElementSize")[:3]
     origin = numbers("Offset", "Position", "Origin")[:3]
     return Second(values.astype(np.float64), np.column_stack([steps, origin]))
+
+
+def by_pydicom(folder: Path) -> Second:
+    """A series of plain slices, sorted along their normal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        slices = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
+        planes = [
+            one.pixel_array * np.float64(one.get("RescaleSlope", 1))
+            + float(one.get("RescaleIntercept", 0))
+            for one in slices
+        ]
+    row, column = np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(row, column)
+    places = np.array([one.ImagePositionPatient for one in slices], float)
+    order = np.argsort(places @ normal)
+    first, last = places[order[0]], places[order[-1]]
+    height, width = (float(x) for x in slices[0].PixelSpacing)
+    step = normal * np.dot(last - first, normal) / (len(slices) - 1)
+    values = np.stack([planes[i] for i in order]).transpose(2, 1, 0)
+    return Second(values, np.column_stack([row * width, column * height, step, first]))
 
 
 def assert_same(image: sitk.Image, second: Second, corner_mm: float = 0.01) -> None:
