@@ -48,6 +48,14 @@ def names(text: str) -> frozenset[str]:
     return frozenset(name.strip() for name in text.split(",") if name.strip())
 
 
+def label_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of a mask, separated by commas, each once and in order."""
+    numbers = sorted({int(part) for part in text.split(",")})
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text}: numbers of labels, as 118,119; 0 is background")
+    return tuple(numbers)
+
+
 def fractions(text: str) -> tuple[float, float, float]:
     """Shares of train, valid and test."""
     values = tuple(float(part) for part in text.split(","))

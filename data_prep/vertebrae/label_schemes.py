@@ -9,6 +9,7 @@ cannot be (`level_order`). Both messages name the scheme that fits, if one does.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,15 @@ def find_scheme(name: str, case: str) -> LabelScheme:
     return SCHEMES[name]
 
 
-def read_class_mask(path: str | Path, scheme_name: str, case: str) -> sitk.Image:
+def read_class_mask(
+    path: str | Path, scheme_name: str, case: str, ignored: Sequence[int] = ()
+) -> sitk.Image:
     """Reads a mask as classes: uint8 image, 0 background, 1-18 for T1-T12, L1-L6.
 
     Args:
       path: a multilabel file, or a folder of one-vertebra masks (`vertebrae_L1.nii.gz`, ...) as
         TotalSegmentator writes; in a folder, levels come from file names instead of the scheme.
+      ignored: numbers of a multilabel file that are read as background.
 
     Raises:
       CaseError: the mask cannot be read, has numbers unknown to the scheme, has no vertebra, or
@@ -112,7 +116,7 @@ def read_class_mask(path: str | Path, scheme_name: str, case: str) -> sitk.Image
             raise CaseError(case, reason, "Correct the masks, or the orientation in their headers.")
         return classes
     image = read_volume(path, case, "mask")
-    numbers = _integers(image, case)
+    numbers = _without(_integers(image, case), ignored)
     scheme = find_scheme(scheme_name, case)
     present = _present(numbers, case)
     table = np.zeros(max(present, default=0) + 1, np.uint8)
@@ -155,7 +159,8 @@ def _check_scheme(mask: _Numbers, scheme_name: str, path: Path, case: str) -> No
             case,
             f"mask numbers {listed} are unknown to label scheme {scheme_name!r}.",
             _other_scheme(mask, scheme_name)
-            or f"Name the scheme the mask was written with ({', '.join(SCHEMES)}).",
+            or f"Name the scheme the mask was written with ({', '.join(SCHEMES)}), or leave out "
+            "what is no vertebra with --ignore-labels NUMBER,....",
         )
     known = SCHEMES[scheme_name].class_of_id
     remedy = "Segment the vertebrae, or name the right label scheme."
@@ -228,6 +233,16 @@ def _integers(image: sitk.Image, case: str) -> np.ndarray:
             )
         own[...] = rounded
     return numbers
+
+
+def _without(numbers: np.ndarray, ignored: Sequence[int]) -> np.ndarray:
+    """int[D, H, W] with 0 for the ignored numbers; the array itself where nothing is ignored."""
+    if not ignored:
+        return numbers
+    kept = numbers.copy()
+    for plane in kept:
+        plane[np.isin(plane, ignored)] = 0
+    return kept
 
 
 def _present(numbers: np.ndarray, case: str) -> list[int]:

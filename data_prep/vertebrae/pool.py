@@ -49,6 +49,7 @@ class RoiSettings:
       texture: settings of the maps.
       stored: members of the pool that are stored, `POOL` or `IMAGE_ONLY`.
       box: name of the box, a key of `boxes.BOXES`.
+      ignore_labels: numbers of masks that are read as background.
     """
 
     size: int
@@ -56,6 +57,7 @@ class RoiSettings:
     texture: TextureSettings
     stored: tuple[str, ...] = POOL
     box: str = CUBE
+    ignore_labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         levels = (HU_MAX - HU_MIN) / self.texture.bin_width

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
-from data_prep.arguments import fractions, names, positive
+from data_prep.arguments import fractions, label_numbers, names, positive
 from data_prep.recipe import Cohort, Report
 from data_prep.split import DEFAULT_FRACTIONS
 from data_prep.statistics import number_statistics, split_counts
@@ -41,6 +41,13 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--dxa", type=Path, help="table of DXA results (CSV)")
     parser.add_argument(
         "--label-scheme", choices=list(SCHEMES), default="verse", help="of masks whose row has none"
+    )
+    parser.add_argument(
+        "--ignore-labels",
+        type=label_numbers,
+        default=(),
+        metavar="NUMBER,...",
+        help="numbers of masks that are read as background, as 118,119",
     )
     parser.add_argument(
         "--store",
@@ -112,7 +119,7 @@ def recipe(args: argparse.Namespace) -> Recipe:
         # `osteojax simulate` writes this file beside its cohort; reports then say "simulated".
         "simulated": (args.cohort.parent / "simulation.json").is_file(),
     }
-    roi = RoiSettings(args.size, args.keep_truncated, texture, stored, args.box)
+    roi = RoiSettings(args.size, args.keep_truncated, texture, stored, args.box, args.ignore_labels)
     return Recipe(roi, read_devices(args.devices), reading)
 
 
@@ -171,6 +178,8 @@ class Recipe:
             },
             **self.reading,
         }
+        if self.roi.ignore_labels:  # folders of earlier versions have no such setting
+            fields["ignore_labels"] = list(self.roi.ignore_labels)
         return json.loads(json.dumps(fields))
 
     def prepare(self, item: Scan, complete: bool) -> tuple[Report, list[list[bytes]]]:

@@ -41,7 +41,9 @@ def prepare_scan(
     """
     report = Report([], [], [])
     rois: list[Roi] = []
-    ct_image, class_mask = load_case(scan.ct, scan.mask, scan.label_scheme, scan.scan_id)
+    ct_image, class_mask = load_case(
+        scan.ct, scan.mask, scan.label_scheme, scan.scan_id, settings.ignore_labels
+    )
     doubts = check_fit(ct_image, class_mask, scan.scan_id)
     vertebrae = measure_vertebrae(class_mask, scan.scan_id)
     doubts += posterior_doubt(vertebrae)

@@ -5,6 +5,7 @@ Every check runs before any work is spent on a case and reports a fault in one l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,16 @@ SLICE_PIXELS = 64
 
 
 def load_case(
-    ct_path: str | Path, mask_path: str | Path, scheme: str, case: str
+    ct_path: str | Path,
+    mask_path: str | Path,
+    scheme: str,
+    case: str,
+    ignored: Sequence[int] = (),
 ) -> tuple[sitk.Image, sitk.Image]:
     """Reads and checks one CT with its mask.
+
+    Args:
+      ignored: numbers of the mask that are read as background.
 
     Returns:
       (CT in HU, mask of classes 0-18 on the CT's own grid).
@@ -41,7 +49,7 @@ def load_case(
     ct_image = read_volume(ct_path, case, "CT")
     check_voxels(ct_image, case)
     check_slices(ct_image, case)
-    class_mask = align_mask(ct_image, read_class_mask(mask_path, scheme, case), case)
+    class_mask = align_mask(ct_image, read_class_mask(mask_path, scheme, case, ignored), case)
     check_hu(ct_image, class_mask, case)
     return ct_image, class_mask
 

@@ -28,6 +28,8 @@ def request_of(case: Case, fingerprint: str, request: Request) -> str:
     parts: list[Any] = [fingerprint, __version__, case.name, case.label_scheme, case.device, stated]
     parts += [request.dicom, request.attention, _stamp(case.ct)]
     parts += [_stamp(case.mask) if case.mask else None]
+    if case.ignored:  # answers of earlier versions were to requests without it
+        parts.append(list(case.ignored))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

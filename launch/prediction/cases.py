@@ -33,6 +33,7 @@ class Case:
       device: DXA scanner to predict for, by the model's name of it.
       folder: for the results.
       stated: flags from columns of the table (contrast, fracture, implant, poor_quality).
+      ignored: numbers of the mask that are read as background.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     device: str
     folder: Path
     stated: tuple[Flag, ...] = ()
+    ignored: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Request:
       dicom: whether to write DICOM objects, which needs a DICOM series.
       attention: whether to show Grad-CAM.
       out: folder for the results.
+      ignore_labels: numbers of masks that are read as background.
     """
 
     devices: Sequence[str]
@@ -65,6 +68,7 @@ class Request:
     dicom: bool
     attention: bool
     out: Path
+    ignore_labels: tuple[int, ...] = ()
 
 
 def is_table(path: str | Path) -> bool:
@@ -77,7 +81,10 @@ def one_case(ct: Path, request: Request) -> Case:
     if request.mask is None and not request.segment:
         raise CaseError(name, "no mask of its vertebrae.", segment.how_to(ct))
     _check_dicom(ct, name, request)
-    return Case(name, ct, request.mask, request.label_scheme, request.device, request.out)
+    return Case(
+        name, ct, request.mask, request.label_scheme, request.device, request.out,
+        ignored=request.ignore_labels,
+    )  # fmt: skip
 
 
 def table_cases(path: Path, request: Request) -> tuple[list[Case], list[CaseError]]:
@@ -120,7 +127,8 @@ def _row_case(row: Row, folder: Path, request: Request) -> Case:
         if row.flag(column)
     )
     out = request.out / folder_name(name)
-    return Case(name, ct, folder / mask if mask else None, scheme, device, out, stated)
+    path = folder / mask if mask else None
+    return Case(name, ct, path, scheme, device, out, stated, request.ignore_labels)
 
 
 def _check_dicom(ct: Path, name: str, request: Request) -> None:

@@ -87,7 +87,7 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
     if mask is None:
         mask, scheme = case.folder / SEGMENTATION, segment.SCHEME
         segment.make_mask(case.ct, mask, case.name)
-    ct_image, class_mask = load_case(case.ct, mask, scheme, case.name)
+    ct_image, class_mask = load_case(case.ct, mask, scheme, case.name, case.ignored)
     doubts = check_fit(ct_image, class_mask, case.name)
     rois = extract_rois(ct_image, class_mask, frame.grid, case.name)
     # The images of the bodies are not needed again, and workers send this through a pipe.

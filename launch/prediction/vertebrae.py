@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.arguments import label_numbers
 from data_prep.vertebrae.label_schemes import SCHEMES
 from osteojax.errors import UserError
 
@@ -32,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label-scheme", choices=list(SCHEMES), default="verse", help="of masks whose row has none"
+    )
+    parser.add_argument(
+        "--ignore-labels",
+        type=label_numbers,
+        default=(),
+        metavar="NUMBER,...",
+        help="numbers of masks that are read as background, as 118,119",
     )
     parser.add_argument(
         "--device", default="unknown", help="DXA device to predict for (default: %(default)s)"
@@ -74,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         dicom=args.dicom_out,
         attention=args.attention,
         out=args.out,
+        ignore_labels=args.ignore_labels,
     )
     many = cases.is_table(args.ct)
     found, failures = (
