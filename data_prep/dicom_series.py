@@ -50,8 +50,22 @@ def has_dicom_magic(head: bytes) -> bool:
     return head[128:132] == b"DICM"
 
 
+def is_list(path: Path) -> bool:
+    """Whether a path is a list of a series' files: text, one path a line (`osteojax cohort`)."""
+    return path.suffix.lower() == ".txt" and path.is_file()
+
+
+def listed_files(path: Path) -> list[Path]:
+    """The files that a list names; relative ones are relative to the list's folder."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [path.parent / line for line in lines if line.strip()]
+
+
 def is_dicom(path: Path) -> bool:
-    """Whether a file, or any file of a folder, has DICOM's magic bytes. Reads 132 bytes of each."""
+    """Whether a file, or any file of a folder or list, has DICOM's magic bytes. Reads 132 bytes of
+    each."""
+    if is_list(path):
+        return any(entry.is_file() and _claims_to_be_a_slice(entry) for entry in listed_files(path))
     if path.is_dir():
         return any(entry.is_file() and _claims_to_be_a_slice(entry) for entry in path.iterdir())
     with path.open("rb") as stream:
@@ -60,13 +74,13 @@ def is_dicom(path: Path) -> bool:
 
 def series_files(path: Path) -> list[Path]:
     """The DICOM files of a CT that `read_volume` reads, in the order of its slices."""
-    if not path.is_dir():
+    if not path.is_dir() and not is_list(path):
         return [path]
     return [one.path for one in _ordered(VolumeFile(path, path.name, "CT"))]
 
 
 def read_series(file: VolumeFile) -> sitk.Image:
-    """Reads the one DICOM series of a folder.
+    """Reads the one DICOM series of a folder, or the one whose files a list names.
 
     Objects without pixels (structure sets, reports) and hidden files are left aside.
 
@@ -110,15 +124,14 @@ def read_frames(file: VolumeFile) -> sitk.Image:
 
 
 def _ordered(file: VolumeFile) -> list[Slice]:
-    """The slices of the folder's series, from the first place to the last."""
-    folder, slices, broken = file.path, [], 0
-    for entry in sorted(folder.iterdir()):
-        if entry.is_file() and _claims_to_be_a_slice(entry):
-            found = slices_of(entry)
-            if found is None:
-                broken += 1
-            else:
-                slices += found
+    """The slices of the series, from the first place to the last."""
+    slices, broken = [], 0
+    for entry in _entries(file):
+        found = slices_of(entry)
+        if found is None:
+            broken += 1
+        else:
+            slices += found
     if broken:
         # File names of exported series are often UIDs, which identify images: report the count.
         count = f"{broken} of {broken + len(slices)}"
@@ -133,6 +146,18 @@ def _ordered(file: VolumeFile) -> list[Slice]:
     if len(slices) < 2:
         raise file.error("holds one slice, not a volume")
     return check_slices(file, slices)
+
+
+def _entries(file: VolumeFile) -> list[Path]:
+    """The files of a folder that seem to be slices, or those of a list, whatever they are."""
+    if not is_list(file.path):
+        entries = sorted(file.path.iterdir())
+        return [entry for entry in entries if entry.is_file() and _claims_to_be_a_slice(entry)]
+    named = listed_files(file.path)
+    if absent := sum(not entry.is_file() for entry in named):
+        remedy = "Bring them back, or make the table of the cohort again."
+        raise file.error(f"names {len(named)} files, of which {absent} do not exist", remedy)
+    return named
 
 
 def _claims_to_be_a_slice(path: Path) -> bool:

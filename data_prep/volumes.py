@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from data_prep.dicom_series import has_dicom_magic, is_dicom, read_frames, read_series, series_files
+from data_prep.dicom_series import (
+    has_dicom_magic,
+    is_dicom,
+    is_list,
+    read_frames,
+    read_series,
+    series_files,
+)
 from data_prep.metaimage import is_metaimage, read_metaimage
 from data_prep.nifti import PAIR_ENDINGS, is_nifti, read_nifti
 from data_prep.nrrd import is_nrrd, read_nrrd
@@ -28,7 +35,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK prints warnings of its 
 
 FORMATS = (
     "NIfTI-1 (.nii, .nii.gz, .hdr with .img), NRRD (.nrrd, .nhdr; raw or gzip), MetaImage (.mha, "
-    ".mhd) and DICOM (a folder with one series)"
+    ".mhd) and DICOM (a folder with one series, or a list of its files)"
 )
 SPACING_MM = (0.01, 100.0)
 """Smallest and largest accepted edge of a voxel."""
@@ -69,7 +76,7 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
 
 def _read(file: VolumeFile) -> sitk.Image:
     """By the format that the first bytes tell."""
-    if file.path.is_dir():
+    if file.path.is_dir() or is_list(file.path):
         return read_series(file)
     with file.path.open("rb") as stream:
         head = stream.read(512)

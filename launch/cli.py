@@ -20,6 +20,7 @@ from osteojax.errors import UserError
 
 VERBS = (
     "simulate",
+    "cohort",
     "prepare",
     "inspect",
     "train",

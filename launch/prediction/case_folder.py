@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_prep.dicom_series import is_list, listed_files
 from launch.prediction.answered_case import AnsweredCase
 from launch.prediction.cases import Case, Request
 from osteojax import __version__
@@ -34,9 +35,12 @@ def request_of(case: Case, fingerprint: str, request: Request) -> str:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Path, size and time of a file, or of a folder's files; empty if the path does not exist."""
+    """Path, size and time of a file, or of the files of a folder or list; empty if the path does
+    not exist."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
+        if is_list(path):
+            files += listed_files(path)
         found = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError:
         found = []

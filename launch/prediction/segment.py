@@ -9,8 +9,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
+import SimpleITK as sitk
+
+from data_prep.dicom_series import is_list
+from data_prep.volumes import read_volume
 from osteojax.data.vertebrae import LEVELS
 from osteojax.errors import CaseError, UserError
 from osteojax.files import atomic_path
@@ -30,6 +35,8 @@ def command(ct: Path, mask: Path) -> list[str]:
 
 def how_to(ct: Path) -> str:
     """Advice for a missing mask."""
+    if is_list(ct):
+        return f"Let predict make it with {PROGRAM} ({INSTALL}): --segment."
     call = shlex.join(command(ct, Path("mask.nii.gz")))
     return (
         f"Make one with {PROGRAM} ({INSTALL}): {call} ; then give --mask mask.nii.gz "
@@ -55,8 +62,12 @@ def make_mask(ct: Path, mask: Path, case: str) -> None:
     """
     if mask.exists():
         return
-    with atomic_path(mask) as temporary:
+    with tempfile.TemporaryDirectory() as folder, atomic_path(mask) as temporary:
         temporary.unlink()  # the program creates it
+        if is_list(ct):  # which the program does not know
+            whole = Path(folder) / "ct.nii.gz"
+            sitk.WriteImage(read_volume(ct, case), str(whole))
+            ct = whole
         call = command(ct, temporary)
         done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode or not temporary.is_file():
