@@ -74,10 +74,11 @@ class VolumeFile:
 
 def nan_error(case: str, what: str, count: int) -> CaseError:
     """The error for an image with NaN or infinity."""
+    outside = "outside the vertebrae use 0" if what == "mask" else "outside the scan use -1000 HU"
     return CaseError(
         case,
         f"the {what} holds {count:,} NaN or infinite voxels.",
-        "Export it again; outside the scan use -1000 HU.",
+        f"Export it again; {outside}.",
     )
 
 

@@ -102,6 +102,12 @@ def test_probabilities_and_interpolated_masks_are_refused(tmp_path, number):
         read_class_mask(path, "verse", "case")
 
 
+def test_nan_in_a_mask_is_refused(tmp_path):
+    path = write_mask(tmp_path / "mask.mha", [20, np.nan], np.float32)
+    with pytest.raises(CaseError, match=r"the mask holds 1 NaN.*outside the vertebrae use 0"):
+        read_class_mask(path, "verse", "case")
+
+
 def test_negative_and_huge_numbers_are_refused(tmp_path):
     path = write_mask(tmp_path / "mask.nii.gz", [20, -3], np.int16)
     with pytest.raises(CaseError, match="from -3 to 20"):
