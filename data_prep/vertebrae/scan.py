@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from data_prep.recipe import Report
 from data_prep.vertebrae.body_numbers import body_row
 from data_prep.vertebrae.cohort import Scan
+from data_prep.vertebrae.contrast import contrast_doubt, find_contrast
 from data_prep.vertebrae.mask_fit import check_fit, posterior_doubt
 from data_prep.vertebrae.pool import (
     RoiSettings,
@@ -26,6 +27,9 @@ from osteojax.data.vertebrae import POOL
 
 MIN_VOLUME_MM3 = 1000.0
 """Smallest volume of a label; a smaller one is a stray fragment (T1's body has 6,000 mm^3)."""
+
+THICK_MM = 5.0
+"""Distance of slices from which a CT is doubted: trabeculae are 0.6 to 1 mm apart."""
 
 
 def prepare_scan(
@@ -47,6 +51,8 @@ def prepare_scan(
     doubts = check_fit(ct_image, class_mask, scan.scan_id)
     vertebrae = measure_vertebrae(class_mask, scan.scan_id)
     doubts += posterior_doubt(vertebrae)
+    doubts += contrast_doubt(find_contrast(ct_image, class_mask, vertebrae))
+    doubts += thickness_doubt(slice_mm(ct_image))
     report.doubts.extend((scan.scan_id, f"{reason}.", remedy) for reason, remedy in doubts)
     for vertebra in vertebrae:
         case = f"{scan.scan_id}/{vertebra.level}"
@@ -102,6 +108,14 @@ def slice_mm(ct_image: sitk.Image) -> float:
     Slices of overlapping reconstructions are thicker than this; NIfTI has no slice thickness.
     """
     return float(ct_image.GetSpacing()[slice_axis(ct_image)])
+
+
+def thickness_doubt(slice_mm: float) -> list[tuple[str, str]]:
+    """(reason, remedy) where slices are too far apart to show texture."""
+    if slice_mm < THICK_MM - 0.01:  # headers are rounded
+        return []
+    reason = f"its slices are {slice_mm:.2g} mm apart: they show mean HU but no texture"
+    return [(reason, f"Use a reconstruction with slices under {THICK_MM:g} mm, if there is one.")]
 
 
 def vertebra_row(scan: Scan, roi: Roi, slice_mm: float) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from data_prep.vertebrae.contrast import Contrast
 from launch.prediction.cases import Case
-from launch.prediction.contrast import Contrast
 from launch.prediction.flags import Flag
 from osteojax.evaluation.report import patient_page
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from data_prep.vertebrae.contrast import Contrast, contrast_doubt
+
 MEANINGS = {
     "truncated": "Cut by the border of the CT",
     "header_axes": "Axes from the file's header",
     "mask_fit": "Mask does not lie on the CT's bone",
+    "thick_slices": "Slices 5 mm apart or more",
     "not_bone": "Mean HU that no bone has",
     "metal": "Metal or cement suspected",
     "fracture_shape": "Fracture-like shape",
@@ -36,6 +39,14 @@ class Flag:
 
     name: str
     text: str
+
+
+def contrast_flags(contrast: Contrast) -> list[Flag]:
+    """Flags of the case; empty if no agent is suspected."""
+    if contrast.suspected is None:
+        text = "contrast agent could not be checked for (no room before T10-L4 in the CT)"
+        return [Flag("contrast_unknown", text)]
+    return [Flag("contrast", reason) for reason, _ in contrast_doubt(contrast)]
 
 
 def doubts(flags: list[Flag]) -> list[Flag]:

@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import SimpleITK as sitk
 
+from data_prep.vertebrae.contrast import Contrast, find_contrast
 from data_prep.vertebrae.mask_fit import check_fit, posterior_doubt
 from data_prep.vertebrae.roi import Roi, Vertebra, extract_roi, extract_rois
+from data_prep.vertebrae.scan import slice_mm, thickness_doubt
 from data_prep.vertebrae.verify import load_case, vertebra_hu_fault
 from data_prep.volumes import itk_message
 from launch.prediction import segment
 from launch.prediction.cases import Case
-from launch.prediction.contrast import Contrast, find_contrast
 from launch.prediction.flags import Flag
 from launch.prediction.suspicions import suspicions
 from osteojax.data.boxes import BoxGrid, cube_grid
@@ -50,7 +51,7 @@ class LoadedCase:
       core_hu: f64[N], median HU of the trabecular cores.
       slices: i64[N], the CT's slice through each body's centre.
       flags: of each vertebra, from its voxels.
-      doubts: of the mask as a whole.
+      doubts: of the CT and the mask as a whole.
       contrast: of the CT.
       planes: for the page.
     """
@@ -106,7 +107,10 @@ def _load(case: Case, frame: Frame) -> LoadedCase:
         core_hu=np.array([shape.core_hu for shape in shapes]),
         slices=_slices(ct_image, vertebrae),
         flags=[[*_geometry_flags(roi), *found] for roi, found in zip(rois, flags, strict=True)],
-        doubts=[Flag("mask_fit", reason) for reason, _ in doubts + posterior_doubt(vertebrae)],
+        doubts=[
+            *(Flag("mask_fit", reason) for reason, _ in doubts + posterior_doubt(vertebrae)),
+            *(Flag("thick_slices", reason) for reason, _ in thickness_doubt(slice_mm(ct_image))),
+        ],
         contrast=find_contrast(ct_image, class_mask, vertebrae),
         planes=_planes(ct_image, class_mask, vertebrae),
     )

@@ -15,6 +15,7 @@ from launch.prediction.answered_case import AnsweredCase
 from launch.prediction.batches import Outputs, frame_of, predict_cases
 from launch.prediction.cases import Case, Request
 from launch.prediction.decision import decide, vertebra_table
+from launch.prediction.flags import contrast_flags
 from launch.prediction.loading import LoadedCase, load
 from osteojax.errors import CaseError
 from osteojax.evaluation.report.patient_page import Attention
@@ -106,7 +107,7 @@ class _Run:
 
     def _answer(self, loaded: LoadedCase, outputs: Outputs) -> AnsweredCase:
         table, flags = vertebra_table(self.model, loaded, outputs)
-        case_flags = [*loaded.doubts, *loaded.contrast.flags(), *loaded.case.stated]
+        case_flags = [*loaded.doubts, *contrast_flags(loaded.contrast), *loaded.case.stated]
         patient = decide(self.model, table, loaded.case.device, flags, case_flags)
         return AnsweredCase(
             case=loaded.case,

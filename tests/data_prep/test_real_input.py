@@ -213,6 +213,10 @@ def test_prepare_runs_through_all_of_it(real_data, tmp_path):
     out = tmp_path / "out"
     assert main(["prepare", "--cohort", str(table), "--out", str(out), *options]) == 0
     assert len(pd.read_csv(out / "failures.csv")) == 0
+    # Two rows have one CT, and the aorta of another is bright; nothing else is suspicious.
+    doubts = pd.read_csv(out / "doubts.csv")
+    assert doubts.case.tolist() == ["bodies", "dicom"]
+    assert doubts.reason[1].startswith("contrast agent suspected (vessels 1")
     found = pd.read_csv(out / "vertebrae.csv").groupby("scan_id")["level"].apply(list).to_dict()
     assert found == {
         "whole": ["T11", "T12", *LUMBAR],

@@ -12,9 +12,10 @@ import SimpleITK as sitk
 from data_prep.simulate.cohort_writer import to_image
 from data_prep.simulate.patients import Settings, draw_patient
 from data_prep.simulate.render import render
+from data_prep.vertebrae.contrast import Contrast, find_contrast
 from data_prep.vertebrae.roi import Roi, Vertebra, measure_vertebrae
 from data_prep.vertebrae.verify import load_case
-from launch.prediction.contrast import Contrast, find_contrast
+from launch.prediction.flags import contrast_flags
 from launch.prediction.suspicions import body_shape, suspicions
 from osteojax.data.boxes import cube_grid
 from tests.data_prep.phantom import class_mask, spine
@@ -39,7 +40,7 @@ def test_simulated_contrast_agent(contrast: bool, number: int) -> None:
     assert found.levels == 2
     # Blood is drawn at 44 HU, at 124 to 184 with agent.
     assert (30 < found.vessel_hu < 60) if not contrast else (115 < found.vessel_hu < 190)
-    assert [flag.name for flag in found.flags()] == (["contrast"] if contrast else [])
+    assert [flag.name for flag in contrast_flags(found)] == (["contrast"] if contrast else [])
 
 
 @pytest.mark.slow
@@ -68,7 +69,7 @@ def test_real_cts(real_data: Path, name: str) -> None:
     found = find_contrast(ct, mask, measure_vertebrae(mask, name))
     assert found.suspected is expected
     names = {None: ["contrast_unknown"], True: ["contrast"], False: []}[expected]
-    assert [flag.name for flag in found.flags()] == names
+    assert [flag.name for flag in contrast_flags(found)] == names
 
 
 def test_plaque_and_bowel_before_one_level_are_not_contrast_agent() -> None:

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from data_prep.vertebrae.cohort import Scan
 from data_prep.vertebrae.pool import RoiSettings
-from data_prep.vertebrae.scan import prepare_scan, slice_mm
+from data_prep.vertebrae.scan import prepare_scan, slice_mm, thickness_doubt
 from data_prep.vertebrae.texture import TextureSettings
 from tests.data_prep.phantom import spine, write_scan
 
@@ -34,6 +34,13 @@ def test_a_thin_slice_is_not_taken_for_the_larger_in_plane_spacing():
     image = sitk.Image(4, 4, 4, sitk.sitkInt16)
     image.SetSpacing([0.9, 0.9, 0.5])
     assert slice_mm(image) == 0.5
+
+
+@pytest.mark.parametrize(("slice_mm", "doubted"), [(0.7, False), (3.0, False), (4.9999998, True)])
+def test_thick_slices_are_doubted(slice_mm, doubted):
+    assert [reason for reason, _ in thickness_doubt(slice_mm)] == (
+        ["its slices are 5 mm apart: they show mean HU but no texture"] if doubted else []
+    )
 
 
 def test_a_mask_beside_the_bone_is_kept_and_doubted(tmp_path):

@@ -18,7 +18,6 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from data_prep.vertebrae.roi import Vertebra
-from launch.prediction.flags import Flag
 from osteojax.data.vertebrae import LEVELS
 
 CONTRAST_HU = 110.0
@@ -57,14 +56,14 @@ class Contrast:
     vessel_hu: float | None
     levels: int
 
-    def flags(self) -> list[Flag]:
-        """Flags of the case; empty if no agent is suspected."""
-        if self.suspected is None:
-            text = "contrast agent could not be checked for (no room before T10-L4 in the CT)"
-            return [Flag("contrast_unknown", text)]
-        if self.suspected:
-            return [Flag("contrast", f"contrast agent suspected (vessels {self.vessel_hu:.0f} HU)")]
+
+def contrast_doubt(contrast: Contrast) -> list[tuple[str, str]]:
+    """(reason, remedy) where contrast agent is suspected."""
+    if not contrast.suspected:
         return []
+    reason = f"contrast agent suspected (vessels {contrast.vessel_hu:.0f} HU)"
+    remedy = "Agent makes bone look denser: use a CT without, or say yes in the column contrast."
+    return [(reason, remedy)]
 
 
 def find_contrast(
