@@ -104,6 +104,11 @@ def traced_bytes(jaxpr: Any) -> Iterator[int]:
         ):
             for variable in equation.invars:
                 yield variable.aval.size * np.dtype(variable.aval.dtype).itemsize
+        if equation.primitive.name == "cond":  # one form for each platform, of which one runs
+            forms = {tuple(traced_bytes(branch.jaxpr)) for branch in equation.params["branches"]}
+            assert len({sum(form) for form in forms}) == 1
+            yield from forms.pop()
+            continue
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
