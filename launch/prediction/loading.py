@@ -19,7 +19,7 @@ from launch.prediction.flags import Flag
 from launch.prediction.suspicions import suspicions
 from osteojax.data.boxes import BoxGrid, cube_grid
 from osteojax.errors import CaseError
-from osteojax.evaluation.report.patient_page import PAGE_SPACING_MM, Reformat, reformat
+from osteojax.evaluation.report.planes import PAGE_SPACING_MM, Reformat, reformat
 
 SEGMENTATION = "segmentation.nii.gz"
 MARGIN_MM = 40.0
@@ -136,7 +136,7 @@ def _slices(ct_image: sitk.Image, vertebrae: list[Vertebra]) -> np.ndarray:
 
 
 def _planes(ct_image: sitk.Image, class_mask: sitk.Image, vertebrae: list[Vertebra]) -> Reformat:
-    """CT and mask along the patient's axes around the vertebrae, as two planes."""
+    """CT and mask along the patient's axes around the vertebrae, as planes."""
     centres_mm = np.stack([vertebra.centre_mm for vertebra in vertebrae])
     margin_mm = MARGIN_MM * np.array([1.5, 1.5, 1.0])
     low, high = centres_mm.min(axis=0) - margin_mm, centres_mm.max(axis=0) + margin_mm

@@ -12,64 +12,18 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec, SubplotSpec
 
 from osteojax.evaluation.columns import expert_columns
+from osteojax.evaluation.report.planes import Reformat
 from osteojax.files import atomic_path
 
-PAGE_SPACING_MM = 1.5
+AXIAL_PLANES = 4
 PROBABILITY_COLOURS = "viridis_r"
 CAUTION_COLOUR = "#B00020"
 EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-
-
-@dataclasses.dataclass(frozen=True)
-class Reformat:
-    """Sagittal and coronal images of the spine whose planes follow the vertebral centres.
-
-    Attributes:
-      sagittal_hu: f32[Z, Y], inferior to superior, anterior to posterior.
-      coronal_hu: f32[Z, X], inferior to superior, right to left.
-      sagittal_classes, coronal_classes: uint8, class 1-18 of the vertebra there, or 0.
-      spacing_mm: of both axes.
-    """
-
-    sagittal_hu: np.ndarray
-    coronal_hu: np.ndarray
-    sagittal_classes: np.ndarray
-    coronal_classes: np.ndarray
-    spacing_mm: float
-
-
-def reformat(
-    hu_ZYX: np.ndarray,
-    classes_ZYX: np.ndarray,
-    centres_index: np.ndarray,
-    spacing_mm: float = PAGE_SPACING_MM,
-) -> Reformat:
-    """Sagittal and coronal planes through the vertebral centres.
-
-    Args:
-      hu_ZYX, classes_ZYX: on an isotropic grid along superior, posterior, left.
-      centres_index: f64[N, 3], centres of the vertebrae as (z, y, x) indices.
-    """
-    depth = hu_ZYX.shape[0]
-    order = np.argsort(centres_index[:, 0])
-    heights = np.arange(depth)
-
-    def along(axis: int) -> np.ndarray:
-        path = np.interp(heights, centres_index[order, 0], centres_index[order, axis])
-        return np.clip(np.rint(path).astype(int), 0, hu_ZYX.shape[axis] - 1)
-
-    y, x = along(1), along(2)
-    return Reformat(
-        hu_ZYX[heights, :, x],
-        hu_ZYX[heights, y, :],
-        classes_ZYX[heights, :, x],
-        classes_ZYX[heights, y, :],
-        spacing_mm,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +53,17 @@ def draw(
 
     Args:
       planes: of the CT.
-      table: one row per vertebra from above: level, level_class, probability,
+      table: one row per vertebra from above: level, level_class, core_hu, probability,
         probability_calibrated (NaN where none was fitted), bmd_pred_g_cm2, bmd_low, bmd_high (NaN
         where no interval is known), expert_*, flags (text), doubtful (bool), decides (bool).
       answer: of the patient: verdict, caution, notes, threshold_vertebra.
       title: the user's name of the case; empty for a page without a name.
       attention: of some vertebrae, for a row of slices.
     """
-    figure = Figure(figsize=(13, 10.6 if attention else 8.6), layout="constrained")
+    shown = _axial_rows(table)
+    heights = (12.0, *([3.6] if shown else []), *([3.2] if attention else []), 1.6)
+    figure = Figure(figsize=(13, 8.6 / 13.6 * sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    heights = (12, 3.2, 1.6) if attention else (12, 1.6)
     sagittal, coronal = planes.sagittal_hu.shape[1], planes.coronal_hu.shape[1]
     widths = (  # both planes have the same scale
         5.0 * sagittal / (sagittal + coronal), 5.0 * coronal / (sagittal + coronal), 1.6, 1.6, 1.2
@@ -131,12 +86,15 @@ def draw(
         axis.set_ylim(len(table) - 0.5, -0.5)
         axis.spines[["top", "right"]].set_visible(False)
     bars[0].set_yticks(range(len(table)), [_row_name(row) for _, row in table.iterrows()])
+    bars[0].set_ylabel("level, and HU of its trabecular core", fontsize=9)
     for label, doubtful in zip(bars[0].get_yticklabels(), table["doubtful"], strict=True):
         label.set_color(CAUTION_COLOUR if doubtful else "black")
     for axis in bars[1:]:
         axis.set_yticks([])
+    if shown:
+        _axial(figure, grid[1, :], planes, table, shown, colours)
     if attention:
-        _attention(figure, grid[1, :], attention)
+        _attention(figure, grid[-2, :], attention)
     note = figure.add_subplot(grid[-1, :])
     note.axis("off")
     note.text(0, 1.0, _notes(table, answer), va="top", fontsize=8.5)
@@ -182,6 +140,30 @@ def _attention(figure: Figure, place: SubplotSpec, attention: Sequence[Attention
         axis.set_axis_off()
 
 
+def _axial_rows(table: pd.DataFrame) -> list[int]:
+    """The vertebrae whose axial planes are shown: those that decide, or else the first ones."""
+    deciding = np.flatnonzero(table["decides"])
+    return (deciding if len(deciding) else np.arange(len(table)))[:AXIAL_PLANES].tolist()
+
+
+def _axial(
+    figure: Figure, place: SubplotSpec, planes: Reformat, table: pd.DataFrame, shown: list[int],
+    colours: Colormap,
+) -> None:  # fmt: skip
+    """A row of axial planes with the outline of the mask."""
+    row = place.subgridspec(1, AXIAL_PLANES)
+    for place_in_row, i in enumerate(shown):
+        axis = figure.add_subplot(row[0, place_in_row])
+        plane, vertebra = planes.axial[i], table.iloc[i]
+        axis.imshow(plane.hu, cmap="gray", vmin=-200, vmax=700, interpolation="bilinear")
+        inside = plane.classes == vertebra["level_class"]
+        if inside.any():
+            colour = colours(vertebra["probability"])
+            axis.contour(inside.astype(float), levels=[0.5], colors=[colour], linewidths=1.6)
+        axis.set_title(f"{vertebra['level']}, axial (patient's right on the left)", fontsize=9)
+        axis.set_axis_off()
+
+
 def _plane(axis, hu, classes, table, colours, spacing_mm: float, title: str) -> None:
     height, width = hu.shape[0] * spacing_mm, hu.shape[1] * spacing_mm
     axis.imshow(
@@ -207,7 +189,8 @@ def _plane(axis, hu, classes, table, colours, spacing_mm: float, title: str) -> 
 
 
 def _row_name(row: pd.Series) -> str:
-    return row["level"] if row["decides"] else f"({row['level']})"
+    level = row["level"] if row["decides"] else f"({row['level']})"
+    return f"{level}\n{row['core_hu']:.0f} HU" if np.isfinite(row["core_hu"]) else level
 
 
 def _probabilities(axis, table: pd.DataFrame, colours, threshold: float) -> None:
