@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data_prep.correction import MOVED, finish_move, follow_tables
 from data_prep.folder import claim, lock, names, remove_leftovers, write_table
 from data_prep.parts import load_report, part_path, prepare_item, remove_parts, save_part
-from data_prep.recipe import Cohort, Doubt, Item, Recipe, Report
+from data_prep.recipe import FAIL, KEEP, Cohort, Doubt, Item, Recipe, Report
 from data_prep.shards import membership, merge_shard, shard_rows
 from data_prep.workers import (
     Crew,
@@ -39,10 +39,6 @@ from data_prep.workers import (
 from osteojax import __version__
 from osteojax.data.schema import Manifest
 from osteojax.errors import UserError
-
-KEEP, FAIL = DOUBTS = ("keep", "fail")
-"""What becomes of an item or a row that is suspicious: it is kept and listed in doubts.csv, or left
-out and listed in failures.csv."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +80,7 @@ def build(
       items_per_shard: number of items of a shard.
       workers: processes of this machine; 1 is this process.
       scheduler: address of a Dask scheduler whose workers are used instead.
-      doubts: one of `DOUBTS`: whether an item that has doubts is kept or fails.
+      doubts: one of `recipe.DOUBTS`: whether an item that has doubts is kept or fails.
 
     Raises:
       UserError: `out` belongs to another cohort or other settings, or has foreign files; another

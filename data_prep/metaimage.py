@@ -148,14 +148,7 @@ def _voxels(file: VolumeFile, name: str, length: int) -> tuple[Path, int]:
     """The file with the voxels, and where they begin in it."""
     if name.upper() == "LOCAL":
         return file.path, length
-    if name.upper().startswith("LIST") or "%" in name:
-        raise file.unreadable("voxels in several files", CONVERT)
-    path = file.path.parent / name
-    if not path.is_file():
-        raise file.error(
-            "names a file with its voxels that is not there", "Bring header and voxels together."
-        )
-    return path, 0
+    return file.voxel_file(name, CONVERT), 0
 
 
 def _check_packed_size(file: VolumeFile, fields: dict[str, str], found: int) -> None:

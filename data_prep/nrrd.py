@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -111,7 +110,7 @@ def read_nrrd(file: VolumeFile) -> sitk.Image:
             source = Unpacked(stream, parts=False) if packed else stream
             values = read_voxels(file, source, sizes, kind, 0 if packed else length)
             return placed_image(file, values, place)
-    with _data_file(file, fields["data file"]).open("rb") as stream:
+    with file.voxel_file(fields["data file"], CONVERT).open("rb") as stream:
         source = Unpacked(stream, parts=False) if packed else stream
         return placed_image(file, read_voxels(file, source, sizes, kind), place)
 
@@ -213,14 +212,3 @@ def _vector(text: str) -> list[float]:
     if not numbers or not np.isfinite(numbers).all():
         raise EOFError(f"a header with the vector {text[:40]!r}")
     return numbers
-
-
-def _data_file(file: VolumeFile, name: str) -> Path:
-    if name.upper().startswith("LIST") or "%" in name:
-        raise file.unreadable("voxels in several files", CONVERT)
-    path = file.path.parent / name
-    if not path.is_file():
-        raise file.error(
-            "names a file with its voxels that is not there", "Bring header and voxels together."
-        )
-    return path

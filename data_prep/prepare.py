@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from data_prep.arguments import positive
-from data_prep.build import DOUBTS, KEEP, Built, build
+from data_prep.build import Built, build
 from data_prep.kinds import DEFAULT_KIND, recipe_module
-from data_prep.recipe import Cohort, Recipe
+from data_prep.recipe import DOUBTS, KEEP, Cohort, Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,9 @@ from osteojax.errors import CaseError
 
 Doubt = tuple[str, str, str]
 """(case, reason, remedy) of what is kept although something in it is suspicious."""
+KEEP, FAIL = DOUBTS = ("keep", "fail")
+"""What becomes of an item or a row that is suspicious: it is kept and listed in doubts.csv, or left
+out and listed in failures.csv."""
 
 
 class Item(Protocol):

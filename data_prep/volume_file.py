@@ -64,6 +64,23 @@ class VolumeFile:
         """The error for content that is not understood."""
         return self.error(f"cannot be read ({why})", remedy)
 
+    def voxel_file(self, name: str, convert: str) -> Path:
+        """The one file beside a header that holds its voxels.
+
+        Args:
+          name: as the header gives it.
+          convert: remedy for voxels in several files.
+        """
+        if name.upper().startswith("LIST") or "%" in name:
+            raise self.unreadable("voxels in several files", convert)
+        path = self.path.parent / name
+        if not path.is_file():
+            raise self.error(
+                "names a file with its voxels that is not there",
+                "Bring header and voxels together.",
+            )
+        return path
+
     def check_shape(self, sizes: Sequence[int]) -> None:
         """Raises CaseError unless `sizes` are a volume's: three of at least 2, then ones only."""
         if len(sizes) < 3 or min(sizes[:3]) < 2 or max(sizes[3:], default=1) != 1:

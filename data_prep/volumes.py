@@ -68,7 +68,7 @@ def read_volume(path: str | Path, case: str, what: str = "CT") -> sitk.Image:
     except (RuntimeError, OSError, EOFError, MemoryError, zlib.error, struct.error) as error:
         raise file.unreadable(itk_message(error)) from error
     _check_geometry(file, image)
-    _check_finite(file, image)
+    check_finite(image, case, what)
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     return image
@@ -114,12 +114,13 @@ def _check_geometry(file: VolumeFile, image: sitk.Image) -> None:
         )
 
 
-def _check_finite(file: VolumeFile, image: sitk.Image) -> None:
+def check_finite(image: sitk.Image, case: str, what: str) -> None:
+    """Raises CaseError for NaN or infinity; plane by plane, without a copy of the volume."""
     values = sitk.GetArrayViewFromImage(image)
     if np.issubdtype(values.dtype, np.floating):
         bad = values.size - sum(int(np.count_nonzero(np.isfinite(plane))) for plane in values)
         if bad:
-            raise nan_error(file.case, file.what, bad)
+            raise nan_error(case, what, bad)
 
 
 def itk_message(error: Exception) -> str:

@@ -61,17 +61,13 @@ def _print_outcome(console: Console, built: Built, noun: str, out: Path) -> None
         highlight=False,
         soft_wrap=True,
     )
-    for case, reason, remedy in built.doubts[:10]:
-        print(f"doubt: {case}: {reason} {remedy}", file=sys.stderr)
-    if built.doubts:
-        print(
-            f"osteojax prepare: {len(built.doubts)} doubts, all listed in {out}/doubts.csv",
-            file=sys.stderr,
-        )
-    for case, reason, remedy in built.failures[:10]:
-        print(f"failed: {case}: {reason} {remedy}", file=sys.stderr)
-    if built.failures:
-        print(
-            f"osteojax prepare: {len(built.failures)} failures, all listed in {out}/failures.csv",
-            file=sys.stderr,
-        )
+    _print_listed("doubt", built.doubts, out / "doubts.csv")
+    _print_listed("failed", built.failures, out / "failures.csv")
+
+
+def _print_listed(word: str, rows: list[tuple[str, str, str]], path: Path) -> None:
+    """Prints the first rows of a list of (case, reason, remedy), and where all are."""
+    for case, reason, remedy in rows[:10]:
+        print(f"{word}: {case}: {reason} {remedy}", file=sys.stderr)
+    if rows:
+        print(f"osteojax prepare: {len(rows)} {path.stem}, all listed in {path}", file=sys.stderr)

@@ -58,16 +58,14 @@ class Checkpoints:
         step = int(state.step)
         if step in self._steps():
             return
-        self._bytes = sum(array.nbytes for array in jax.tree.leaves(state))
-        with self._on_disk():
+        with self._on_disk(state):
             self._latest.save_checkpointables_async(
                 step, {"state": state, "data": dict(position)}, force=True
             )
 
     def save_best(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Replaces the best step. `metrics` are kept with it."""
-        self._bytes = sum(array.nbytes for array in jax.tree.leaves(state))
-        with self._on_disk():
+        with self._on_disk(state):
             self._best.save_checkpointables(
                 int(state.step), {"state": state}, force=True, overwrite=True, metrics=metrics
             )
@@ -175,7 +173,10 @@ class Checkpoints:
             self._latest.close()
             self._best.close()
 
-    def _on_disk(self) -> contextlib.AbstractContextManager[None]:
+    def _on_disk(self, state: TrainState | None = None) -> contextlib.AbstractContextManager[None]:
+        """Says what is needed where the disk is full. state: that is saved; None is the last."""
+        if state is not None:
+            self._bytes = sum(array.nbytes for array in jax.tree.leaves(state))
         return checkpoint_on_disk(self._workdir, self._bytes)
 
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, private: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` if the block succeeds.
 
     The temporary name keeps the suffix (`.png`, `.nii.gz`), because writers choose by it.
+    private: whether only its owner can read the file, from its first byte on.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,15 +30,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.umask(umask)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide it from colleagues
+        if not private:
+            temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide it from colleagues
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
+def write_text(path: str | Path, text: str, private: bool = False) -> None:
+    """Writes `text` as UTF-8, atomically. private: as of `atomic_path`."""
+    with atomic_path(path, private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ def what_it_is(series: Series) -> str:
     """In words: "axial CT", "scout", "dose report", ..."""
     header = series.header
     modality = str(header.get("Modality") or "no modality")
-    image_type = [str(word).upper() for word in _values(header.get("ImageType"))]
+    image_type = _image_type(series)
     if "Rows" not in header:
         return "dose report" if modality in ("SR", "CT") else f"{modality}, no image"
     if modality != "CT":
@@ -45,9 +45,7 @@ def what_it_is(series: Series) -> str:
 
 def is_derived(series: Series) -> bool:
     """Whether its first value of ImageType says that it was computed from other images."""
-    return [str(word).upper() for word in _values(series.header.get("ImageType"))][:1] == [
-        "DERIVED"
-    ]
+    return _image_type(series)[:1] == ["DERIVED"]
 
 
 def is_sharp(kernel: str) -> bool:
@@ -86,6 +84,10 @@ def _rank(series: Series) -> tuple[float, bool, int, bool]:
     thickness = thickness_mm(series)
     rounded = float("inf") if thickness is None else round(thickness, 1)
     return rounded, is_sharp(kernel_of(series)), -series.frames, is_derived(series)
+
+
+def _image_type(series: Series) -> list[str]:
+    return [str(word).upper() for word in _values(series.header.get("ImageType"))]
 
 
 def _values(value: Any) -> list[Any]:

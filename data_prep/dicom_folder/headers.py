@@ -16,9 +16,9 @@ from data_prep.dicom_slices import silent_dicom
 
 KEYWORDS = (
     "AccessionNumber", "ConvolutionKernel", "ImageOrientationPatient", "ImagePositionPatient",
-    "ImageType", "InstanceNumber", "Modality", "NumberOfFrames", "PatientAge", "PatientBirthDate",
-    "PatientID", "IssuerOfPatientID", "PatientName", "PatientSex", "Rows", "SeriesInstanceUID",
-    "SeriesNumber", "SliceThickness", "StudyDate", "StudyInstanceUID",
+    "ImageType", "Modality", "NumberOfFrames", "PatientAge", "PatientBirthDate", "PatientID",
+    "IssuerOfPatientID", "PatientName", "PatientSex", "Rows", "SeriesInstanceUID",
+    "SliceThickness", "StudyDate", "StudyInstanceUID",
 )  # fmt: skip
 """All that is read of a header."""
 
@@ -64,7 +64,7 @@ class Series:
 
 @dataclasses.dataclass
 class Found:
-    """What a folder holds. other_files: without DICOM's magic bytes, or hidden. unreadable: DICOM
+    """What a folder holds. other_files: without DICOM's magic bytes, or DICOMDIR. unreadable: DICOM
     files whose header cannot be read."""
 
     series: list[Series]
@@ -81,6 +81,9 @@ def find_series(folder: Path, watch: Callable[[list[Path]], Any] = iter) -> Foun
     by_uid: dict[str, Series] = {}
     found = Found([])
     for path in watch(sorted(_files(folder))):
+        if path.name.upper() == "DICOMDIR":  # names all files again
+            found.other_files += 1
+            continue
         try:
             with silent_dicom():
                 data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
@@ -90,9 +93,6 @@ def find_series(folder: Path, watch: Callable[[list[Path]], Any] = iter) -> Foun
             continue
         except Exception:  # a damaged header can make the reader raise anything
             found.unreadable += 1
-            continue
-        if path.name.upper() == "DICOMDIR":
-            found.other_files += 1
             continue
         if "Modality" not in header and "Rows" not in header:  # pydicom reads what is left of it
             found.unreadable += 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from osteojax.errors import UserError
+from osteojax.files import write_text
 
 KEY_FILE = "pseudonyms.key"
 KEY_BYTES = 32
@@ -25,7 +25,7 @@ class Pseudonyms:
         """
         path = folder / KEY_FILE
         if not path.exists():
-            write_private(path, secrets.token_hex(KEY_BYTES) + "\n")
+            write_text(path, secrets.token_hex(KEY_BYTES) + "\n", private=True)
         text = path.read_text(encoding="ascii", errors="replace").strip()
         try:
             self._key = bytes.fromhex(text)
@@ -48,13 +48,3 @@ class Pseudonyms:
     def _digest(self, *parts: str) -> str:
         message = "\0".join(parts).encode()
         return hmac.new(self._key, message, hashlib.sha256).hexdigest()[:10]
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, replacing an earlier one in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(temporary, path)

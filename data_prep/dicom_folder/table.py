@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from data_prep.csv_text import read_text
 from data_prep.dicom_folder.choice import (
     is_derived,
     kernel_of,
@@ -19,9 +20,9 @@ from data_prep.dicom_folder.choice import (
     what_it_is,
 )
 from data_prep.dicom_folder.headers import Found, Series
-from data_prep.dicom_folder.pseudonyms import Pseudonyms, write_private
+from data_prep.dicom_folder.pseudonyms import Pseudonyms
 from osteojax.errors import UserError
-from osteojax.files import write_csv
+from osteojax.files import write_csv, write_text
 
 COHORT_COLUMNS = ("patient_id", "scan_id", "site", "ct", "mask", "sex", "age", "ct_date")
 SERIES_COLUMNS = (
@@ -76,7 +77,7 @@ def write_cohort(found: Found, out: Path, site: str, link: Path | None = None) -
         cohort.append(_cohort_row(names, scan, used, site))
         links.append(_link_row(cohort[-1], used))
         paths = "".join(f"{path.resolve()}\n" for path, _ in used.files)
-        write_private(out.parent / cohort[-1]["ct"], paths)
+        write_text(out.parent / cohort[-1]["ct"], paths, private=True)
     write_csv(out, _with_users_cells(pd.DataFrame(cohort, columns=COHORT_COLUMNS), out))
     write_csv(out.parent / "series.csv", pd.DataFrame(listed, columns=SERIES_COLUMNS))
     if link is not None:
@@ -84,7 +85,7 @@ def write_cohort(found: Found, out: Path, site: str, link: Path | None = None) -
         writer = csv.DictWriter(text, LINK_COLUMNS)
         writer.writeheader()
         writer.writerows(links)
-        write_private(link, text.getvalue())
+        write_text(link, text.getvalue(), private=True)
     return Written(cohort, listed, left_out)
 
 
@@ -93,7 +94,8 @@ def _with_users_cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     and columns of his own. `ct` is always the new one."""
     if not path.is_file():
         return table
-    earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
+    text = read_text(path, COHORT_COLUMNS)
+    earlier = pd.DataFrame([fields for _, fields in text.records], columns=text.columns, dtype=str)
     if "scan_id" not in earlier or earlier["scan_id"].duplicated().any():
         raise UserError(f"{path}: not a table of this command. Choose another --out.")
     mine = table.astype(str).set_index("scan_id")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from data_prep.csv_input import Row
 from data_prep.recipe import Doubt
-from data_prep.vertebrae.scanners import LEVEL_RATIOS, DeviceTable, t_score
+from data_prep.vertebrae.scanners import (
+    LEVEL_RATIOS,
+    T_SCORE_OSTEOPOROSIS,
+    DeviceTable,
+    t_score,
+)
 
 MARGIN_SD = 2.5
 """How far a T-score may lie from the one that BMD gives by the reference, in SD, because scanners
@@ -40,7 +45,7 @@ def result_doubts(
             reason = f"{where}: bmd_g_cm2 {bmd:g} would be a T-score of {by} by the references."
             remedy = "Check the value, its unit and the device."
             doubts.append((row.case, reason, remedy))
-    if given is False and score is not None and score <= -2.5 - SURE_SD:
+    if given is False and score is not None and score <= T_SCORE_OSTEOPOROSIS - SURE_SD:
         reason = f"{where}: osteoporosis is no, t_score {score:g} says yes. The column is used."
         doubts.append(
             (row.case, reason, "Compare both with the DXA report; correct the wrong one.")

@@ -18,12 +18,12 @@ from typing import Any
 
 from rich.table import Table
 
-from data_prep.arguments import fractions, label_numbers, names, positive
-from data_prep.recipe import Cohort, Report
+from data_prep.arguments import fractions, names, positive
+from data_prep.recipe import FAIL, Cohort, Report
 from data_prep.split import DEFAULT_FRACTIONS
 from data_prep.statistics import number_statistics, split_counts
 from data_prep.vertebrae.cohort import EXCLUSIONS, Scan, read_cohort
-from data_prep.vertebrae.label_schemes import SCHEMES
+from data_prep.vertebrae.mask_options import add_mask_options
 from data_prep.vertebrae.pool import SIZES, LateMaps, RoiSettings
 from data_prep.vertebrae.scan import prepare_scan, relabelled
 from data_prep.vertebrae.scanners import DeviceTable, read_devices
@@ -39,16 +39,7 @@ from osteojax.errors import UserError
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--cohort", type=Path, required=True, help="table of scans (CSV)")
     parser.add_argument("--dxa", type=Path, help="table of DXA results (CSV)")
-    parser.add_argument(
-        "--label-scheme", choices=list(SCHEMES), default="verse", help="of masks whose row has none"
-    )
-    parser.add_argument(
-        "--ignore-labels",
-        type=label_numbers,
-        default=(),
-        metavar="NUMBER,...",
-        help="numbers of masks that are read as background, as 118,119",
-    )
+    add_mask_options(parser)
     parser.add_argument(
         "--store",
         choices=("pool", "image"),
@@ -134,7 +125,7 @@ def read(args: argparse.Namespace) -> Cohort:
         args.split_fractions,
         args.seed,
         args.include,
-        args.doubts == "fail",
+        args.doubts == FAIL,
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks a CT and its mask: geometry, NaN, constant images, plausible HU, slice against slice.
+"""Checks a CT and its mask: geometry, constant images, plausible HU, slice against slice.
 
 Every check runs before any work is spent on a case and reports a fault in one line.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_prep.vertebrae.label_schemes import read_class_mask
-from data_prep.volumes import nan_error, read_volume
+from data_prep.volumes import read_volume
 from osteojax.errors import CaseError
 
 MAX_CORNER_ERROR = 0.2
@@ -47,20 +47,16 @@ def load_case(
       CaseError: the first fault found, with values and remedy.
     """
     ct_image = read_volume(ct_path, case, "CT")
-    check_voxels(ct_image, case)
+    check_varies(ct_image, case)
     check_slices(ct_image, case)
     class_mask = align_mask(ct_image, read_class_mask(mask_path, scheme, case, ignored), case)
     check_hu(ct_image, class_mask, case)
     return ct_image, class_mask
 
 
-def check_voxels(ct_image: sitk.Image, case: str) -> None:
-    """Raises CaseError for NaN, infinity or a constant image."""
+def check_varies(ct_image: sitk.Image, case: str) -> None:
+    """Raises CaseError for a constant image."""
     values = sitk.GetArrayViewFromImage(ct_image)
-    if np.issubdtype(values.dtype, np.floating):
-        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-        if bad:
-            raise nan_error(case, "CT", bad)
     if values.min() == values.max():
         raise CaseError(
             case, f"the CT is constant ({values.flat[0]:g}).", "Export the image again."

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.arguments import label_numbers
-from data_prep.vertebrae.label_schemes import SCHEMES
+from data_prep.vertebrae.mask_options import add_mask_options
 from osteojax.errors import UserError
+from osteojax.evaluation.report.scans_page import ANSWERS
 
 SHOWN_PATIENTS, SHOWN_FAILURES = 40, 10
 
@@ -31,16 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mask.add_argument(
         "--segment", action="store_true", help="make missing masks with TotalSegmentator"
     )
-    parser.add_argument(
-        "--label-scheme", choices=list(SCHEMES), default="verse", help="of masks whose row has none"
-    )
-    parser.add_argument(
-        "--ignore-labels",
-        type=label_numbers,
-        default=(),
-        metavar="NUMBER,...",
-        help="numbers of masks that are read as background, as 118,119",
-    )
+    add_mask_options(parser)
     parser.add_argument(
         "--device", default="unknown", help="DXA device to predict for (default: %(default)s)"
     )
@@ -149,7 +140,6 @@ def _print_vertebrae(content: dict[str, Any]) -> None:
 def _print_patients(answers: list[dict[str, Any]]) -> None:
     """Prints a table with a row per CT."""
     shown = Table("scan", "device", "probability", "osteoporosis", "caution")
-    words = {None: "undecided", True: "suspected", False: "not suspected"}
     for content in answers[:SHOWN_PATIENTS]:
         patient = content["patient"]
         probability = patient["probability"]
@@ -157,7 +147,7 @@ def _print_patients(answers: list[dict[str, Any]]) -> None:
             content["case"],
             content["device"],
             "" if probability is None else f"{probability:.3f}",
-            words[patient["osteoporosis_pred"]],
+            ANSWERS[patient["osteoporosis_pred"]],
             patient["caution"],
         )
     console = Console()
@@ -166,7 +156,7 @@ def _print_patients(answers: list[dict[str, Any]]) -> None:
         console.print(f"... and {len(answers) - SHOWN_PATIENTS} more", highlight=False)
     counts = {
         word: sum(a["patient"]["osteoporosis_pred"] is value for a in answers)
-        for value, word in words.items()
+        for value, word in ANSWERS.items()
     }
     console.print(
         f"{len(answers)} CTs: " + ", ".join(f"{n} {word}" for word, n in counts.items()),

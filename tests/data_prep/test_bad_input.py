@@ -20,6 +20,7 @@ import data_prep.build
 import data_prep.parts
 import data_prep.shards
 from osteojax.data.manifest import load_manifest
+from tests.data_prep.interrupted import Killed, killed_at
 from tests.data_prep.phantom import spine, write_scan, write_table
 from tests.data_prep.prepared import arguments, contents, prepare
 
@@ -189,10 +190,6 @@ def test_a_full_disk_is_one_line_and_the_rerun_completes(
     assert contents(out) == contents(prepared)
 
 
-class Killed(BaseException):
-    """Stops the program where nothing but the operating system would."""
-
-
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
@@ -208,18 +205,8 @@ def test_stopped_anywhere_the_rerun_gives_the_same_bytes(
     cohort_folder, prepared, tmp_path, monkeypatch, module, name, call
 ):
     out = tmp_path / "out"
-    original, calls = getattr(module, name), []
-
-    def stop(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == call:
-            raise Killed
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, stop)
-        with pytest.raises(Killed):
-            prepare(cohort_folder, out)
+    with killed_at(monkeypatch, module, name, call):
+        prepare(cohort_folder, out)
     assert not (out / "manifest.json").exists()
     (out / "shards").mkdir(exist_ok=True)
     (out / "shards" / ".tmp-half.array_record").write_bytes(b"half a shard")  # as kill -9 leaves it

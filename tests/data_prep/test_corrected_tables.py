@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 
-import data_prep.build
 from osteojax.data.cohort import PreparedCohort
+from tests.data_prep.interrupted import noted_cases
 from tests.data_prep.phantom import write_table
 from tests.data_prep.prepared import contents, prepare
 
@@ -25,15 +25,7 @@ def change(path, row: int, **values: str) -> None:
 @pytest.fixture
 def done(monkeypatch) -> list[str]:
     """Scans that were read, in order."""
-    cases: list[str] = []
-    original = data_prep.build.prepare_item
-
-    def noted(recipe, item, *rest):
-        cases.append(item.case)
-        return original(recipe, item, *rest)
-
-    monkeypatch.setattr(data_prep.build, "prepare_item", noted)
-    return cases
+    return noted_cases(monkeypatch)
 
 
 def test_only_the_scan_of_the_wrong_row_is_read_again(

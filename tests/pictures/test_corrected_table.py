@@ -12,6 +12,7 @@ import pytest
 import data_prep.build
 import data_prep.correction
 from launch.cli import main
+from tests.data_prep.interrupted import killed_at, noted_cases
 from tests.data_prep.prepared import contents
 from tests.pictures import commands
 
@@ -19,15 +20,7 @@ from tests.pictures import commands
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cases that were prepared, in order."""
-    cases: list[str] = []
-    original = data_prep.build.prepare_item
-
-    def noted(recipe, item, *rest):
-        cases.append(item.case)
-        return original(recipe, item, *rest)
-
-    monkeypatch.setattr(data_prep.build, "prepare_item", noted)
-    return cases
+    return noted_cases(monkeypatch)
 
 
 def with_typing_errors(folder: Path, place: Path, cases: tuple[str, ...]) -> pd.DataFrame:
@@ -85,10 +78,6 @@ def test_a_row_that_had_failed_may_go(folder, tmp_path, done):
     assert contents(out) == contents(tmp_path / "fresh")
 
 
-class Killed(BaseException):
-    """Stops the program where nothing but the operating system would."""
-
-
 @pytest.mark.parametrize(
     ("name", "call"),
     [
@@ -107,18 +96,8 @@ def test_stopped_anywhere_the_rerun_gives_the_same_bytes(
     with_typing_errors(folder, copy, (names[0],))
     assert main(commands.prepare(copy, out)) == 1
     shutil.copy(folder / "pictures.csv", copy)
-    original, calls = getattr(data_prep.correction, name), []
-
-    def stop(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == call:
-            raise Killed
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(data_prep.correction, name, stop)
-        with pytest.raises(Killed):
-            main(commands.prepare(copy, out))
+    with killed_at(monkeypatch, data_prep.correction, name, call):
+        main(commands.prepare(copy, out))
     assert main(commands.prepare(copy, out)) == 0
     assert contents(out) == contents(prepared)
 

@@ -119,14 +119,11 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     require_both_classes(labels)
     scores, labels = logit(probabilities), np.asarray(labels, np.float64)
 
-    def cross_entropy(log_temperature: float) -> float:
-        scaled = scores * np.exp(-log_temperature)
-        return float(np.mean(np.logaddexp(0, scaled) - labels * scaled))
+    def at(log_temperature: float) -> float:
+        return _cross_entropy(labels, scores * np.exp(-log_temperature))
 
     bounds = (-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE)
-    best = optimize.minimize_scalar(
-        cross_entropy, bounds=bounds, method="bounded", options={"xatol": 1e-8}
-    )
+    best = optimize.minimize_scalar(at, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     if abs(best.x) > _MAX_LOG_TEMPERATURE - 1e-3:
         raise Undefined(
             "no temperature between 1/20 and 20 fits: validation is separated entirely, or ranked "
@@ -189,9 +186,12 @@ def _folds_of_patients(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
 
 def _losses(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
     """Mean log loss and Brier score."""
-    scores = logit(probabilities)
-    log_loss = np.mean(np.logaddexp(0, scores) - np.asarray(labels, np.float64) * scores)
-    return float(log_loss), float(np.mean((probabilities - labels) ** 2))
+    return _cross_entropy(labels, logit(probabilities)), brier(labels, probabilities)
+
+
+def _cross_entropy(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean of -log P(label), where the scores are logits."""
+    return float(np.mean(np.logaddexp(0, scores) - labels * scores))
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:

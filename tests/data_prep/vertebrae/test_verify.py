@@ -10,9 +10,10 @@ from data_prep.vertebrae.verify import (
     align_mask,
     check_hu,
     check_slices,
-    check_voxels,
+    check_varies,
     load_case,
 )
+from data_prep.volumes import check_finite
 from osteojax.errors import CaseError
 from tests.data_prep.phantom import class_mask, spine, write_scan
 
@@ -74,16 +75,17 @@ def changed(image, function):
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda v: np.where(v > 100, np.nan, v), "NaN or infinite"),
-        (lambda v: np.where(v > 100, np.inf, v), "NaN or infinite"),
-        (lambda v: np.full_like(v, 7.0), r"constant \(7\)"),
-    ],
+    "function",
+    [lambda v: np.where(v > 100, np.nan, v), lambda v: np.where(v > 100, np.inf, v)],
 )
-def test_unusable_voxels(phantom, function, message):
-    with pytest.raises(CaseError, match=message):
-        check_voxels(changed(phantom.ct, function), "case")
+def test_voxels_that_are_no_numbers(phantom, function):
+    with pytest.raises(CaseError, match="NaN or infinite"):
+        check_finite(changed(phantom.ct, function), "case", "CT")
+
+
+def test_a_constant_image(phantom):
+    with pytest.raises(CaseError, match=r"constant \(7\)"):
+        check_varies(changed(phantom.ct, lambda v: np.full_like(v, 7.0)), "case")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,8 @@ def test_slices_of_padding_are_not_in_another_unit(phantom):
 @pytest.mark.parametrize("bone_hu", [60.0, 180.0, 400.0])
 def test_plausible_bone_passes(bone_hu):
     phantom = spine(("L1",), spacing_mm=3.0, bone_hu=bone_hu)
-    check_voxels(phantom.ct, "case")
+    check_finite(phantom.ct, "case", "CT")
+    check_varies(phantom.ct, "case")
     check_hu(phantom.ct, class_mask(phantom.mask), "case")
 
 
