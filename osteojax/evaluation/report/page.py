@@ -35,10 +35,10 @@ _CAPTIONS = {
     "roc": "ROC curves per vertebra and per patient, with the AUROC and, in brackets, its 95% "
     "interval from the variance of DeLong, with the vertebrae of one patient taken together "
     "(Obuchowski). It differs a little from the bootstrap's interval in the tables above.",
-    "calibration": "Share of positive cases against predicted probability, internal test, before "
-    "and after temperature scaling with the temperature fitted on validation.",
-    "decision": "Decision curve of the temperature-scaled probability, internal test: net benefit "
-    "against the risk from which a patient would be sent to DXA.",
+    "calibration": "Share of positive cases against predicted probability, internal test, as "
+    "predicted and, where a temperature helped held-out validation patients, after scaling by it.",
+    "decision": "Decision curve, internal test: net benefit against the risk from which a patient "
+    "would be sent to DXA. The probability is scaled by the temperature, where one is kept.",
     "bmd": "Predicted against measured areal bone mineral density by DXA device, and the "
     "difference against the mean (dashed: bias and limits of agreement of all vertebrae; "
     "coloured: bias by device).",
